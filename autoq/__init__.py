@@ -1,0 +1,1 @@
+"""autoq decides, layer by layer, in which number format a language model is stored and run."""

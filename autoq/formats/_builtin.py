@@ -1,0 +1,89 @@
+"""The formats that come with autoq."""
+
+from __future__ import annotations
+
+from autoq.formats._format import (
+    NONE,
+    ActivationScheme,
+    CalibrationAlgorithm,
+    FormatName,
+    QuantFormat,
+    WeightElement,
+)
+from autoq.registry import Registry
+
+FORMATS: Registry[QuantFormat] = Registry("format")
+
+_NO_FORMAT = QuantFormat(
+    name=NONE,
+    summary="unquantised: the weights as the model stores them, counted at 16 bits",
+    weight_element=None,
+    weight_bits=16,
+    weight_block_size=None,
+    block_scale_bits=0,
+    tensor_scale_bits=0,
+    activation=ActivationScheme.NONE,
+    calibration=CalibrationAlgorithm.NONE,
+    peer_bits=16.0,
+    portable=True,
+    loads_in="everywhere",
+)
+
+_FP8 = QuantFormat(
+    name=FormatName("fp8"),
+    summary="E4M3 weights and activations, one scale per tensor, activations static",
+    weight_element=WeightElement.E4M3,
+    weight_bits=8,
+    weight_block_size=None,
+    block_scale_bits=0,
+    tensor_scale_bits=64,  # weight scale and input scale, float32
+    activation=ActivationScheme.FP8_STATIC_TENSOR,
+    calibration=CalibrationAlgorithm.MAX,
+    peer_bits=8.0,
+    portable=True,
+    loads_in="vLLM, SGLang and TensorRT-LLM on compute capability 8.9 and newer; transformers",
+)
+
+_NVFP4 = QuantFormat(
+    name=FormatName("nvfp4"),
+    summary="E2M1 weights and activations, an E4M3 scale per 16, a float32 scale per tensor",
+    weight_element=WeightElement.E2M1,
+    weight_bits=4,
+    weight_block_size=16,
+    block_scale_bits=8,
+    tensor_scale_bits=64,  # second-level weight scale and input scale, float32
+    activation=ActivationScheme.NVFP4_DYNAMIC,
+    calibration=CalibrationAlgorithm.MAX,
+    peer_bits=4.5,
+    portable=True,
+    loads_in=(
+        "vLLM, SGLang and TensorRT-LLM, natively on compute capability 10.0 and newer and "
+        "weight-only before; transformers"
+    ),
+)
+
+_W4A8_AWQ = QuantFormat(
+    name=FormatName("w4a8_awq"),
+    summary="INT4 weights in groups of 128 with AWQ scales, E4M3 activations",
+    weight_element=WeightElement.INT4,
+    weight_bits=4,
+    weight_block_size=128,
+    block_scale_bits=32,  # float32 group scales, as the ModelOpt container writes them
+    tensor_scale_bits=64,  # second-level weight scale and input scale, float32
+    activation=ActivationScheme.FP8_STATIC_TENSOR,
+    calibration=CalibrationAlgorithm.AWQ_LITE,
+    peer_bits=4.0,
+    portable=False,
+    loads_in=(
+        "the modelopt container in TensorRT-LLM on compute capability 8.9 and 9.0 only; the "
+        "compressed-tensors container in vLLM on 9.0 only, and in transformers"
+    ),
+)
+
+for _format in (_FP8, _NVFP4, _W4A8_AWQ, _NO_FORMAT):
+    FORMATS.register(_format.name, _format)
+
+
+def portable_formats() -> tuple[FormatName, ...]:
+    """The quantised formats that every engine loads: what a search offers when told nothing."""
+    return tuple(entry.name for entry in FORMATS.values() if entry.portable and entry.name != NONE)

@@ -1,0 +1,102 @@
+"""What a number format is: element types, block shape, scales, bits, and where it loads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NewType
+
+FormatName = NewType("FormatName", str)
+
+NONE = FormatName("none")
+"""The name of the format that leaves a layer as it is."""
+
+
+class WeightElement(StrEnum):
+    """How one weight is coded."""
+
+    E4M3 = "e4m3"
+    E2M1 = "e2m1"
+    INT4 = "int4"
+
+
+class ActivationScheme(StrEnum):
+    """How a layer's input is quantised at run time."""
+
+    NONE = "none"
+    FP8_STATIC_TENSOR = "fp8_static_tensor"
+    """E4M3 with one calibrated scale for the tensor."""
+    NVFP4_DYNAMIC = "nvfp4_dynamic"
+    """E2M1, a dynamic E4M3 scale per 16 values under a calibrated float32 scale."""
+
+
+class CalibrationAlgorithm(StrEnum):
+    """How a format's scales are found."""
+
+    NONE = "none"
+    MAX = "max"
+    AWQ_LITE = "awq_lite"
+
+
+@dataclass(frozen=True, slots=True)
+class StorageBits:
+    """What one weight matrix takes in a checkpoint, in bits."""
+
+    weight_bits: int  # the packed codes
+    block_scale_bits: int  # scales that grow with the matrix
+    tensor_scale_bits: int  # per-tensor scalars, the activation scale among them
+
+    @property
+    def effective_bits(self) -> int:
+        """Codes and block scales: what budgets count."""
+        return self.weight_bits + self.block_scale_bits
+
+    @property
+    def stored_bits(self) -> int:
+        """Everything that is written for the matrix."""
+        return self.effective_bits + self.tensor_scale_bits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantFormat:
+    """How one layer's weights and activations are represented.
+
+    Weights are matrices [out_features, in_features]; blocks run along in_features.
+    """
+
+    name: FormatName
+    summary: str
+    weight_element: WeightElement | None
+    weight_bits: int  # bits of one code
+    weight_block_size: int | None  # weights along in_features that share a block scale
+    block_scale_bits: int  # bits of one block scale
+    tensor_scale_bits: int  # bits of all per-tensor scalars of one matrix
+    activation: ActivationScheme
+    calibration: CalibrationAlgorithm
+    peer_bits: float  # what ModelOpt's auto_quantize charges per weight
+    portable: bool  # loads in every engine: part of the default set
+    loads_in: str  # one sentence: which engines load its export, on which hardware
+
+    def storage_bits(self, out_features: int, in_features: int) -> StorageBits:
+        """Bits of one [out_features, in_features] matrix in this format.
+
+        Args:
+            out_features: rows of the matrix.
+            in_features: columns; must be a multiple of `weight_block_size`.
+        """
+        weights = out_features * in_features
+        blocks = weights // self.weight_block_size if self.weight_block_size else 0
+        return StorageBits(
+            weight_bits=weights * self.weight_bits,
+            block_scale_bits=blocks * self.block_scale_bits,
+            tensor_scale_bits=self.tensor_scale_bits,
+        )
+
+    def refusal(self, out_features: int, in_features: int) -> str | None:
+        """Why a matrix of this shape cannot take the format, or None if it can."""
+        block = self.weight_block_size
+        if block and in_features % block:
+            return f"{self.name} needs in_features divisible by {block}, got {in_features}"
+        if self.weight_element is WeightElement.INT4 and out_features % 2:
+            return f"{self.name} packs two rows per byte and needs even out_features, got {out_features}"
+        return None

@@ -1,0 +1,44 @@
+"""What calibration gives a layer, and what quantising its weight gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from autoq.formats import FormatName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerCalibration:
+    """The calibrated parameters of one weight slot in one format.
+
+    With an AWQ scale p the layer computes (x * p) @ (W / p).T; p holds powers of two only, so
+    that folding it anywhere is exact in floating point. `weight_amax` and `input_amax` are those
+    of W / p and x * p.
+    """
+
+    weight_amax: float  # shared over the fusion set; the format's top scale derives from it
+    input_amax: float  # shared over the fusion or input set
+    pre_quant_scale: Tensor | None = None  # float32 [in_features], powers of two; None: all ones
+    folds_into: str | None = None  # path of the norm that can absorb pre_quant_scale exactly
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizedWeight:
+    """Codes and scales of one weight matrix, in no container's packing.
+
+    `tensors` by format:
+        fp8: "codes" float8_e4m3fn [N, K], "scale" float32 [].
+        nvfp4: "codes" uint8 [N, K/2] (even column in the low nibble), "block_scale"
+            float8_e4m3fn [N, K/16], "global_scale" float32 [].
+        w4a8_awq: "codes" int8 [N, K] in -8..7, "group_scale" float32 [N, K/128] (rounded to the
+            model's dtype), "tensor_scale" float32 [] (amax of codes*group_scale over the fusion
+            set / 448).
+    """
+
+    format: FormatName
+    tensors: Mapping[str, Tensor]
+    shape: tuple[int, int]
+    metadata: Mapping[str, str] = field(default_factory=dict)
