@@ -145,7 +145,7 @@ class _WordMaker:
         return opening + choice(_CODAS)
 
 
-def zipf_weights(count: int, offset: float = 2.0) -> list[float]:
+def zipf_weights(count: int, offset: float = 4.0) -> list[float]:
     """Weights that fall off like one over the rank."""
     return [1.0 / (rank + offset) for rank in range(count)]
 
@@ -168,7 +168,7 @@ def _favouring(words: tuple[str, ...], generator: random.Random, share: float) -
 def _verb_preferences(
     nouns: tuple[str, ...], verbs: tuple[str, ...], generator: random.Random
 ) -> dict[str, Weighted]:
-    return {noun: _favouring(verbs, generator, share=0.8) for noun in nouns}
+    return {noun: _favouring(verbs, generator, share=0.7) for noun in nouns}
 
 
 def _assign(
@@ -265,7 +265,9 @@ def world() -> World:
     goods = maker.make(GOOD_COUNT, 1)
     colours = maker.make(COLOUR_COUNT, 1)
     topics = tuple(
-        Topic(*(_favouring(words, generator, 0.8) for words in (nouns, adjectives, people, places)))
+        Topic(
+            *(_favouring(words, generator, 0.65) for words in (nouns, adjectives, people, places))
+        )
         for _ in range(TOPIC_COUNT)
     )
     place_relations = _place_relations(places, regions, goods, generator)
