@@ -1,0 +1,62 @@
+# Every target sets up what it needs. PYTHON chooses the interpreter (3.11 or newer); pip's own
+# configuration and its PIP_* variables are respected.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TEST_WORKERS ?= 2
+DEMO := demo
+
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: venv demo test test-slow lint format types layers benchmark clean
+.DEFAULT_GOAL := test
+
+venv: $(INSTALLED)
+
+# The stamp makes pip run only when what it would install has changed.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "autoq needs Python 3.11 or newer, got $$($(PYTHON) -V); set PYTHON=..." >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing autoq and its tools into $(VENV) (minutes on the first run)"
+	$(BIN)/python -m pip install --quiet -e ".[dev]" -c constraints.txt
+	@touch $@
+
+demo: $(INSTALLED)
+	mkdir -p $(DEMO)
+	$(BIN)/autoq search "$$($(BIN)/python -c 'from autoq.bundled import model_path; print(model_path())')" \
+	  --bits 5.0 --compare-uniform --store sqlite:///$(DEMO)/autoq.db \
+	  --export $(DEMO)/checkpoint --report $(DEMO)/report.html --overwrite
+	@echo "report:     $(DEMO)/report.html"
+	@echo "checkpoint: $(DEMO)/checkpoint"
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) -m "not slow and not gpu"
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+# import-linter does not follow the links in autoq/ and passes over folders without __init__.py
+# (kernels/ must not have one), so it reads a copy that has real folders and that file.
+layers: $(INSTALLED)
+	@set -eu; copy=$$(mktemp -d); trap 'rm -rf "$$copy"' EXIT; \
+	  cp -RL autoq "$$copy/autoq"; : > "$$copy/autoq/kernels/__init__.py"; \
+	  config="$$PWD/pyproject.toml"; lint="$$PWD/$(BIN)/lint-imports"; \
+	  cd "$$copy"; PYTHONPATH="$$copy" "$$lint" --config "$$config" --no-cache
+
+clean:
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache \
+	  .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
