@@ -1,5 +1,22 @@
 """Quantising a layer's weight and input, and running a model with an assignment in place."""
 
 from autoq.layers._types import LayerCalibration, QuantizedWeight
+from autoq.layers.quantize import (
+    Container,
+    dequantize_weight,
+    fake_quantize_input,
+    fake_quantize_weight,
+    quantize_weight,
+    slot_weight,
+)
 
-__all__ = ["LayerCalibration", "QuantizedWeight"]
+__all__ = [
+    "Container",
+    "LayerCalibration",
+    "QuantizedWeight",
+    "dequantize_weight",
+    "fake_quantize_input",
+    "fake_quantize_weight",
+    "quantize_weight",
+    "slot_weight",
+]

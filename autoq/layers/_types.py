@@ -17,6 +17,10 @@ class LayerCalibration:
     With an AWQ scale p the layer computes (x * p) @ (W / p).T; p holds powers of two only, so
     that folding it anywhere is exact in floating point. `weight_amax` and `input_amax` are those
     of W / p and x * p.
+
+    For INT4 weights `weight_amax` is the largest |code * group scale| over the fusion set, not the
+    largest |W / p|: the second-level scale, weight_amax / 448, must cover what the codes stand
+    for.
     """
 
     weight_amax: float  # shared over the fusion set; the format's top scale derives from it

@@ -1,0 +1,80 @@
+"""What the numeric operations demand of their operands, checked once at the edge."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from autoq.errors import InputError
+
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+SMALLEST_SCALE = 2.0**-100
+"""No scale is smaller. An E4M3 block scale goes down to 2**-9, so products of two scales stay
+normal float32 numbers, which every device treats alike; weights that small do not occur."""
+
+
+def require_dtype(name: str, tensor: Tensor, *allowed: torch.dtype) -> None:
+    """Refuse a tensor of another dtype than `allowed`."""
+    if tensor.dtype not in allowed:
+        known = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+        got = str(tensor.dtype).removeprefix("torch.")
+        raise InputError(f"{name} must be {known}, got {got}; convert it first")
+
+
+def require_float(name: str, tensor: Tensor) -> None:
+    """Refuse what is not a float32, bfloat16 or float16 tensor of at least one dimension."""
+    require_dtype(name, tensor, *FLOAT_DTYPES)
+    if tensor.ndim == 0:
+        raise InputError(f"{name} must have at least one dimension, got a scalar; give it one")
+
+
+def require_matrix(name: str, tensor: Tensor) -> None:
+    """Refuse what does not have two dimensions."""
+    if tensor.ndim != 2:
+        raise InputError(f"{name} must be a matrix, got shape {tuple(tensor.shape)}; reshape it")
+
+
+def require_multiple(name: str, size: int, block: int) -> None:
+    """Refuse a size that blocks of `block` do not fill."""
+    if size % block:
+        raise InputError(f"{name} must be a multiple of {block}, got {size}; pad it or use fp8")
+
+
+def require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse a tensor of another shape."""
+    if tuple(tensor.shape) != shape:
+        raise InputError(
+            f"{name} must have shape {shape}, got {tuple(tensor.shape)}; "
+            "take the pair that one call of quantize returned"
+        )
+
+
+def require_scale(name: str, scale: Tensor) -> None:
+    """Refuse what is not a float32 scalar; on the CPU also one that no scale function returns.
+
+    On other devices the value is not read, because that would wait for the device.
+    """
+    require_dtype(name, scale, torch.float32)
+    require_shape(name, scale, ())
+    if scale.device.type == "cpu":
+        value = scale.item()
+        if not SMALLEST_SCALE <= value < math.inf:
+            raise InputError(f"{name} must be finite and at least 2**-100, got {value}; check amax")
+
+
+def checked_amax(amax: float | Tensor) -> Tensor:
+    """`amax` as a float32 scalar tensor.
+
+    Raises:
+        InputError: it is not one number, negative, NaN or infinite.
+    """
+    scalar = torch.as_tensor(amax, dtype=torch.float32)
+    if scalar.numel() != 1:
+        raise InputError(f"amax must be one number, got shape {tuple(scalar.shape)}; reduce it")
+    value = scalar.item()
+    if not 0.0 <= value < math.inf:
+        raise InputError(f"amax must be finite and not negative, got {value}; check the tensor")
+    return scalar.reshape(())

@@ -1,0 +1,78 @@
+"""Float32 arithmetic on large tensors, a cache-sized piece at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from autoq.kernels._checks import SMALLEST_SCALE
+
+# Measured optimum with a level-2 cache of 2 MiB: smaller pieces pay for more calls, larger ones
+# for memory traffic.
+_ELEMENTS_PER_THREAD = 2**17
+
+Body = Callable[[Tensor, Tensor, Tensor, slice], None]
+"""(source, values, scratch, rows): compute the result of `source` into `values`.
+
+All are float32 [rows, width]; `source` may be the same tensor as `values`, so it is lost with the
+first write there; `scratch` holds anything. `rows` says which rows of the operand they are.
+"""
+
+
+def divide(dividend: Tensor, divisor: float) -> Tensor:
+    """`dividend / divisor`, correctly rounded on every device.
+
+    On accelerators torch multiplies by the reciprocal of a divisor that is a host number.
+    """
+    return dividend / torch.tensor(divisor, dtype=dividend.dtype, device=dividend.device)
+
+
+def scale_from_amax(amax: Tensor, largest: float) -> Tensor:
+    """The scale that maps `amax` onto `largest`: their quotient; 1 where amax is 0."""
+    scale = divide(amax, largest).clamp_(min=SMALLEST_SCALE)
+    return torch.where(amax == 0, 1.0, scale)
+
+
+def map_rows(x: Tensor, width: int, body: Body) -> Tensor:
+    """Apply `body` to the rows of `x` seen as [-1, width], in float32, piece by piece.
+
+    Args:
+        x: any floating dtype, any strides; it is left as it is.
+        width: elements in a row; divides the size of `x`.
+        body: what to do with each piece.
+
+    Returns:
+        The results, contiguous, in the shape and dtype of `x`, detached from any graph.
+    """
+    rows = x.detach().reshape(-1, width) if x.numel() else x.detach().new_empty(0, width)
+    out = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
+    step = _rows_per_piece(rows)
+    scratch = torch.empty(min(step, len(rows)), width, dtype=torch.float32, device=x.device)
+    own = None if x.dtype == torch.float32 else torch.empty_like(scratch)
+    for start in range(0, len(rows), step):
+        piece = slice(start, min(start + step, len(rows)))
+        count = piece.stop - piece.start
+        if own is None:
+            body(rows[piece], out[piece], scratch[:count], piece)
+        else:
+            values = own[:count].copy_(rows[piece])
+            body(values, values, scratch[:count], piece)
+            out[piece].copy_(values)
+    return out.view(x.shape)
+
+
+def _rows_per_piece(rows: Tensor) -> int:
+    if rows.device.type != "cpu":
+        return max(1, len(rows))
+    return max(1, _ELEMENTS_PER_THREAD * torch.get_num_threads() // rows.shape[1])
+
+
+def exponent_part_(values: Tensor, out: Tensor) -> Tensor:
+    """Write the largest power of two that is not above |value| to `out`; all are float32.
+
+    Subnormal numbers give 0; infinity and NaN give infinity.
+    """
+    torch.bitwise_and(values.view(torch.int32), 0x7F800000, out=out.view(torch.int32))
+    return out

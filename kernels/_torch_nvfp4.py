@@ -1,0 +1,98 @@
+"""NVFP4 in vectorised torch, on any device; operands were checked by `autoq.kernels.nvfp4`."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from autoq.kernels._chunks import exponent_part_, map_rows
+from autoq.kernels._torch_fp8 import round_e4m3_
+
+BLOCK = 16
+_LARGEST_ELEMENT = 6.0
+_SMALLEST_BLOCK_SCALE = 2.0**-9
+_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+
+
+def _below(value: float) -> float:
+    """The float32 before `value`."""
+    return torch.nextafter(torch.tensor(value), torch.tensor(-math.inf)).item()
+
+
+# A code is the number of thresholds strictly below the magnitude; ties that go up therefore sit
+# on the float32 before them.
+_THRESHOLDS = (0.25, _below(0.75), 1.25, _below(1.75), 2.5, _below(3.5), 5.0)
+
+
+def quantize(x: Tensor, global_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Packed codes and block scales."""
+    blocks = x.float().reshape(-1, BLOCK)
+    amax = blocks.abs().amax(-1, keepdim=True)
+    scale = _block_scale(amax, global_scale)
+    scale.masked_fill_(amax / (_LARGEST_ELEMENT * global_scale) == 0, 1.0)
+    values = blocks / (scale * global_scale)
+    thresholds = torch.tensor(_THRESHOLDS, device=x.device)
+    codes = torch.bucketize(values.abs(), thresholds, out_int32=True).to(torch.uint8)
+    codes.bitwise_or_((values < 0).to(torch.uint8) << 3)
+    packed = codes[:, 0::2] | codes[:, 1::2] << 4
+    *leading, columns = x.shape
+    return (
+        packed.reshape(*leading, columns // 2),
+        scale.to(torch.float8_e4m3fn).reshape(*leading, columns // BLOCK),
+    )
+
+
+def dequantize(
+    packed: Tensor, block_scale: Tensor, global_scale: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Values e2m1 * (block scale * global scale)."""
+    table = torch.tensor([*_MAGNITUDES, *(-value for value in _MAGNITUDES)], device=packed.device)
+    codes = torch.stack((packed & 0xF, packed >> 4), dim=-1)
+    values = table[codes.int()].reshape(*block_scale.shape, BLOCK)
+    step = block_scale.float() * global_scale
+    return values.mul_(step[..., None]).flatten(-2).to(dtype)
+
+
+def fake_quantize(x: Tensor, global_scale: Tensor) -> Tensor:
+    """Quantise and dequantise without storing codes."""
+
+    def body(source: Tensor, values: Tensor, scratch: Tensor, _: slice) -> None:
+        amax = _block_amax(torch.abs(source, out=scratch))
+        # A block without a scale is zeros, or rounds to zeros, under any.
+        step = _block_scale(amax, global_scale).mul_(global_scale)
+        torch.div(source, step, out=values)
+        # Exact: no step is near the subnormal numbers.
+        _round_twice_e2m1_(values, scratch).mul_(step.mul_(0.5))
+
+    return map_rows(x, BLOCK, body)
+
+
+def _block_amax(magnitudes: Tensor) -> Tensor:
+    """Row maxima [rows, 1] of a contiguous [rows, 16] tensor."""
+    if magnitudes.device.type != "cpu":
+        return magnitudes.amax(-1, keepdim=True)
+    # The pooling kernel is twice as fast as amax on rows this short.
+    return functional.max_pool1d(magnitudes.view(1, 1, -1), BLOCK).view(-1, 1)
+
+
+def _block_scale(amax: Tensor, global_scale: Tensor) -> Tensor:
+    """E4M3 scales, as float32 numbers, of blocks with the float32 maxima `amax`."""
+    scale = (amax / (_LARGEST_ELEMENT * global_scale)).clamp_(min=_SMALLEST_BLOCK_SCALE)
+    return round_e4m3_(scale, torch.empty_like(scale))
+
+
+def _round_twice_e2m1_(values: Tensor, scratch: Tensor) -> Tensor:
+    """Replace float32 `values` by twice what E2M1 makes of them; negative zero becomes zero.
+
+    The E2M1 step under |value| is half of its power of two, between 0.5 and 2. Doubling the
+    values instead of halving the powers saves a pass: adding to zero is needed in any case, to
+    turn -0.0 into 0.0, while a negative value that rounds to zero has to stay negative.
+    """
+    power = exponent_part_(values, scratch).clamp_(1.0, 4.0)
+    zero = values.new_zeros(())
+    torch.add(zero, values, alpha=2, out=values)
+    largest = 2 * _LARGEST_ELEMENT
+    return values.div_(power).round_().mul_(power).clamp_(-largest, largest)
