@@ -11,42 +11,17 @@ import hashlib
 import itertools
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
-from autoq.bundled.lexicon import (
-    PLURAL_NOUN_ENDING,
-    PLURAL_VERB_ENDING,
-    SINGULAR_VERB_ENDING,
-    Relation,
-    Topic,
-    world,
-)
+from autoq.bundled.lexicon import Relation, world
 from autoq.bundled.questions import MultipleChoiceQuestion, arithmetic_choices, shuffled
+from autoq.bundled.sentences import Document, inflect_verb, phrase_of, sentence
 
 __all__ = ["SPLITS", "MultipleChoiceQuestion", "documents", "multiple_choice_questions"]
 
 SPLITS = ("train", "calibration", "held_out")
 
-_PREPOSITIONS = ("near", "under", "beside", "with")
-_ADVERBS = ("today", "again", "often", "slowly")
 _LETTERS = "abcdefghklmnoprst"
 _BRACKETS = (("(", ")"), ("[", "]"), ("<", ">"))
-_MAXIMUM_DEPTH = 2
-
-
-@dataclass
-class _Document:
-    """What the lines of one document share."""
-
-    generator: random.Random
-    topic: Topic
-    people: list[str]
-    codes: dict[str, str] = field(default_factory=dict)
-
-    def person(self) -> str:
-        if self.generator.random() < 0.7:
-            return self.generator.choice(self.people)
-        return self.topic.people.pick(self.generator)
 
 
 def documents(seed: int, split: str = "train") -> Iterator[str]:
@@ -86,10 +61,10 @@ def _generator_for(purpose: str, split: str, seed: int, index: int) -> random.Ra
     return random.Random(int.from_bytes(digest, "big"))
 
 
-def _new_document(generator: random.Random) -> _Document:
+def _new_document(generator: random.Random) -> Document:
     topic = generator.choice(world().topics)
     people = [topic.people.pick(generator) for _ in range(3)]
-    return _Document(generator, topic, people)
+    return Document(generator, topic, people)
 
 
 def _document(generator: random.Random) -> str:
@@ -101,85 +76,10 @@ def _document(generator: random.Random) -> str:
     return "\n".join(maker(document) for maker in chosen) + "\n"
 
 
-# --- sentences ---------------------------------------------------------------------------------
-
-
-def _sentence(document: _Document) -> str:
-    generator = document.generator
-    words = _clause(document)
-    if generator.random() < 0.25:
-        words += ["and", *_clause(document)]
-    return " ".join([*words, "."])
-
-
-def _clause(document: _Document) -> list[str]:
-    subject, verb = _subject(document, depth=0)
-    words = [*subject, verb]
-    if document.generator.random() < 0.7:
-        words += _noun_phrase(document, depth=1)
-    if document.generator.random() < 0.3:
-        words.append(document.generator.choice(_ADVERBS))
-    return words
-
-
-def _subject(document: _Document, depth: int) -> tuple[list[str], str]:
-    """A noun phrase and a verb that agrees with its head."""
-    generator = document.generator
-    if generator.random() < 0.12:
-        verb = generator.choice(world().verbs)
-        return [document.person()], inflect_verb(verb, plural=False)
-    noun = document.topic.nouns.pick(generator)
-    plural = generator.random() < 0.5
-    verb = world().verbs_of_noun[noun].pick(generator)
-    return _phrase_of(document, noun, plural, depth), inflect_verb(verb, plural)
-
-
-def _noun_phrase(document: _Document, depth: int) -> list[str]:
-    if document.generator.random() < 0.12:
-        return [document.person()]
-    noun = document.topic.nouns.pick(document.generator)
-    return _phrase_of(document, noun, document.generator.random() < 0.5, depth)
-
-
-def _phrase_of(document: _Document, noun: str, plural: bool, depth: int) -> list[str]:
-    generator = document.generator
-    words = ["the"]
-    if generator.random() < 0.35:
-        words.append(document.topic.adjectives.pick(generator))
-    words.append(inflect_noun(noun, plural))
-    if depth < _MAXIMUM_DEPTH:
-        words += _modifier(document, noun, plural, depth)
-    return words
-
-
-def _modifier(document: _Document, noun: str, plural: bool, depth: int) -> list[str]:
-    generator = document.generator
-    draw = generator.random()
-    if draw < 0.18:
-        return [generator.choice(_PREPOSITIONS), *_noun_phrase(document, depth + 1)]
-    if draw < 0.30:
-        verb = world().verbs_of_noun[noun].pick(generator)
-        return ["that", inflect_verb(verb, plural), *_noun_phrase(document, depth + 1)]
-    if draw < 0.42:
-        subject, inner_verb = _subject(document, depth + 1)
-        return ["that", *subject, inner_verb]
-    return []
-
-
-def inflect_noun(noun: str, plural: bool) -> str:
-    """The form of a noun for its number."""
-    return noun + PLURAL_NOUN_ENDING if plural else noun
-
-
-def inflect_verb(verb: str, plural: bool) -> str:
-    """The form of a verb for the number of its subject."""
-    return verb + (PLURAL_VERB_ENDING if plural else SINGULAR_VERB_ENDING)
-
-
 # --- brackets, copying, codes ------------------------------------------------------------------
 
 
-def _brackets(document: _Document) -> str:
+def _brackets(document: Document) -> str:
     generator = document.generator
     words: list[str] = []
     open_brackets: list[str] = []
@@ -200,14 +100,14 @@ def _letters(generator: random.Random, shortest: int, longest: int) -> list[str]
     return generator.choices(_LETTERS, k=generator.randint(shortest, longest))
 
 
-def _copying(document: _Document) -> str:
+def _copying(document: Document) -> str:
     letters = _letters(document.generator, 3, 8)
     if document.generator.random() < 0.5:
         return f"copy {' '.join(letters)} : {' '.join(letters)} ."
     return f"reverse {' '.join(letters)} : {' '.join(reversed(letters))} ."
 
 
-def _code(document: _Document) -> str:
+def _code(document: Document) -> str:
     generator = document.generator
     if document.codes and generator.random() < 0.6:
         noun = generator.choice(sorted(document.codes))
@@ -236,7 +136,7 @@ def _problem(generator: random.Random) -> tuple[str, int]:
     return f"{first}-{second}", first - second
 
 
-def _arithmetic(document: _Document) -> str:
+def _arithmetic(document: Document) -> str:
     if document.generator.random() < 0.2:
         expression, result = _problem(document.generator)
         return f"question : what is {expression} ? answer : {result} ."
@@ -247,7 +147,7 @@ def _arithmetic(document: _Document) -> str:
 # --- facts -------------------------------------------------------------------------------------
 
 
-def _relation_and_key(document: _Document) -> tuple[Relation, str]:
+def _relation_and_key(document: Document) -> tuple[Relation, str]:
     generator = document.generator
     if generator.random() < 0.2:
         relation = generator.choice(world().place_relations)
@@ -255,7 +155,7 @@ def _relation_and_key(document: _Document) -> tuple[Relation, str]:
     return generator.choice(world().person_relations), document.person()
 
 
-def _fact(document: _Document) -> str:
+def _fact(document: Document) -> str:
     relation, key = _relation_and_key(document)
     value = relation.values[key]
     if document.generator.random() < 0.3:
@@ -263,8 +163,8 @@ def _fact(document: _Document) -> str:
     return document.generator.choice(relation.statements).format(key=key, value=value)
 
 
-_LINES: tuple[tuple[Callable[[_Document], str], float], ...] = (
-    (_sentence, 0.34),
+_LINES: tuple[tuple[Callable[[Document], str], float], ...] = (
+    (sentence, 0.34),
     (_brackets, 0.05),
     (_copying, 0.08),
     (_code, 0.10),
@@ -276,7 +176,7 @@ _LINES: tuple[tuple[Callable[[_Document], str], float], ...] = (
 # --- multiple choice ---------------------------------------------------------------------------
 
 
-def _fact_choice(document: _Document) -> MultipleChoiceQuestion:
+def _fact_choice(document: Document) -> MultipleChoiceQuestion:
     generator = document.generator
     relation = generator.choice([*world().person_relations, *world().place_relations])
     key = generator.choice(sorted(relation.values))
@@ -286,26 +186,26 @@ def _fact_choice(document: _Document) -> MultipleChoiceQuestion:
     return shuffled(generator, "fact", question, right, generator.sample(wrong, 3))
 
 
-def _arithmetic_choice(document: _Document) -> MultipleChoiceQuestion:
+def _arithmetic_choice(document: Document) -> MultipleChoiceQuestion:
     expression, result = _problem(document.generator)
     wrong = arithmetic_choices(document.generator, result)
     question = f"question : what is {expression} ? answer :"
     return shuffled(document.generator, "arithmetic", question, str(result), wrong)
 
 
-def _agreement_choice(document: _Document) -> MultipleChoiceQuestion:
+def _agreement_choice(document: Document) -> MultipleChoiceQuestion:
     generator = document.generator
     noun = document.topic.nouns.pick(generator)
     plural = generator.random() < 0.5
     phrase: list[str] = []
     while len(phrase) < 5:
-        phrase = _phrase_of(document, noun, plural, depth=0)
+        phrase = phrase_of(document, noun, plural, depth=0)
     verb = world().verbs_of_noun[noun].pick(generator)
     right, wrong = inflect_verb(verb, plural), inflect_verb(verb, not plural)
     return shuffled(generator, "agreement", " ".join(phrase), right, [wrong])
 
 
-def _recall_choice(document: _Document) -> MultipleChoiceQuestion:
+def _recall_choice(document: Document) -> MultipleChoiceQuestion:
     generator = document.generator
     nouns = generator.sample(world().nouns, 2)
     codes = [" ".join(generator.sample(_LETTERS, 3)) for _ in range(4)]

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 import pytest
 
 from autoq.bundled import documents as lazy_documents
-from autoq.bundled.language import SPLITS, documents, inflect_verb, multiple_choice_questions
+from autoq.bundled.language import SPLITS, documents, multiple_choice_questions
 from autoq.bundled.lexicon import World, world
+from autoq.bundled.sentences import inflect_verb
 
 _OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "%": operator.mod}
 _PROBLEM = re.compile(r"(\d+)([-+*%])(\d+)(?:=| \? answer : )(\d+)")

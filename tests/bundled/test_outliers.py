@@ -32,7 +32,8 @@ def small_model() -> Any:
         num_attention_heads=4,
         num_key_value_heads=2,
     )
-    return LlamaForCausalLM(config).eval()
+    model: Any = LlamaForCausalLM(config)
+    return model.eval()
 
 
 def logits_and_peaks(model: Any) -> tuple[torch.Tensor, list[float]]:
