@@ -10,6 +10,12 @@ from autoq.models._types import (
     SlotName,
     WeightSlot,
 )
+from autoq.models.checkpointing import checkpointed_blocks
+from autoq.models.discovery import discover
+from autoq.models.families import checkpoint_module_name, expert_tensor_names
+from autoq.models.forward import forward_logits, is_causal, output_kind
+from autoq.models.loading import load_model, load_tokenizer, model_fingerprint
+from autoq.models.weights import check_finite, fingerprint_of_module, weight_view
 
 __all__ = [
     "Assignment",
@@ -20,4 +26,17 @@ __all__ = [
     "SlotKind",
     "SlotName",
     "WeightSlot",
+    "check_finite",
+    "checkpoint_module_name",
+    "checkpointed_blocks",
+    "discover",
+    "expert_tensor_names",
+    "fingerprint_of_module",
+    "forward_logits",
+    "is_causal",
+    "load_model",
+    "load_tokenizer",
+    "model_fingerprint",
+    "output_kind",
+    "weight_view",
 ]

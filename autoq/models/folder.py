@@ -1,0 +1,152 @@
+"""Checks of a model folder that need no model: files, headers, formats."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from autoq.errors import ModelError
+
+INDEX_NAME = "model.safetensors.index.json"
+_OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.gguf")
+_LENGTH_BYTES = 8  # a safetensors file starts with its header's length, little-endian
+
+
+def check_model_folder(folder: Path) -> Mapping[str, Any]:
+    """Check that the folder holds an unquantised model in whole safetensors files.
+
+    Returns:
+        The content of config.json.
+    Raises:
+        ModelError: it does not; the message says what is wrong and what to do.
+    """
+    config = read_config(folder)
+    _refuse_quantised(folder, config)
+    for shard in shard_paths(folder):
+        _check_shard(shard)
+    return config
+
+
+def read_config(folder: Path) -> Mapping[str, Any]:
+    """The content of the folder's config.json.
+
+    Raises:
+        ModelError: no folder, no config.json, or no JSON object in it.
+    """
+    if not folder.exists():
+        raise ModelError(f"a model is a folder, and {folder} does not exist; check the path")
+    if not folder.is_dir():
+        raise ModelError(f"a model is a folder, and {folder} is a file; give the folder it lies in")
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(
+            f"a model folder has a config.json, and {folder} has none; "
+            "give the folder that save_pretrained wrote"
+        )
+    return _read_json_object(path)
+
+
+def shard_paths(folder: Path) -> list[Path]:
+    """The safetensors files that hold the folder's weights, sorted by name.
+
+    Raises:
+        ModelError: there are none, or the index names one that is missing.
+    """
+    index = folder / INDEX_NAME
+    if index.is_file():
+        return _indexed_shards(folder, index)
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return [single]
+    raise ModelError(_no_weights(folder))
+
+
+def _indexed_shards(folder: Path, index: Path) -> list[Path]:
+    weight_map = _read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{index} must map weights to files in `weight_map`; fetch it again")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if Path(name).name != name:
+            raise ModelError(f"{index} must name files of its own folder, got {name!r}")
+        if not (folder / name).is_file():
+            raise ModelError(f"{index} names {name}, and that file is missing; fetch it again")
+    return [folder / name for name in names]
+
+
+def _no_weights(folder: Path) -> str:
+    others = sorted(file.name for pattern in _OTHER_WEIGHTS for file in folder.glob(pattern))
+    if others:
+        return (
+            f"weights must be safetensors, and {folder} has {others[0]}, which is not safetensors; "
+            "convert it with save_pretrained on a machine where you trust the file"
+        )
+    strays = sorted(file.name for file in folder.glob("*.safetensors"))
+    if strays:
+        return (
+            f"weights lie in model.safetensors or are listed in {INDEX_NAME}, and {folder} has "
+            f"only {strays[0]}; fetch the index, or rename the file"
+        )
+    return f"{folder} has a config.json without weights (no model.safetensors); fetch the weights"
+
+
+def _refuse_quantised(folder: Path, config: Mapping[str, Any]) -> None:
+    method = config.get("quantization_config")
+    if method is None and not (folder / "hf_quant_config.json").is_file():
+        return
+    name = method.get("quant_method") if isinstance(method, dict) else None
+    raise ModelError(
+        f"the model to search must not be quantised, and {folder} is already"
+        f"{f' ({name})' if name else ''}; give the folder it was made from"
+    )
+
+
+def _check_shard(path: Path) -> None:
+    size = path.stat().st_size
+    header, data_start = _shard_header(path, size)
+    ends = [
+        entry["data_offsets"][1]
+        for name, entry in header.items()
+        if name != "__metadata__" and isinstance(entry, dict) and "data_offsets" in entry
+    ]
+    expected = data_start + max(ends, default=0)
+    if size != expected:
+        state = "truncated" if size < expected else "damaged"
+        raise ModelError(
+            f"{path} is {state}: its header announces {expected} bytes, the file has {size}; "
+            "fetch it again"
+        )
+
+
+def _shard_header(path: Path, size: int) -> tuple[dict[str, Any], int]:
+    """The header, and where in the file the data start."""
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+        if size < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
+            raise ModelError(
+                f"{path} is truncated or not safetensors: a header of {length} bytes does not fit "
+                f"its {size} bytes; fetch it again"
+            )
+        try:
+            header = json.loads(stream.read(length))
+        except ValueError as error:
+            raise ModelError(
+                f"{path} is not safetensors: its header is no JSON; fetch it again"
+            ) from error
+    if not isinstance(header, dict):
+        raise ModelError(f"{path} is not safetensors: its header is no JSON object; fetch it again")
+    return header, _LENGTH_BYTES + length
+
+
+def _read_json_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{path} must be JSON, and is not: {error}; fetch it again") from error
+    if not isinstance(content, dict):
+        raise ModelError(
+            f"{path} must hold a JSON object, and holds a {type(content).__name__}; fetch it again"
+        )
+    return content

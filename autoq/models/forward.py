@@ -1,0 +1,90 @@
+"""One way to call every kind of model, and what its output means."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from autoq.errors import ModelError
+
+OutputKind = Literal["logits", "hidden"]
+
+
+def forward_logits(model: nn.Module, input_ids: Tensor) -> Tensor:
+    """Run the model on token ids.
+
+    Causal and masked models see `input_ids` as they are; encoder-decoder models get them on both
+    sides, on the decoder's shifted right by its start token, so position t predicts token t.
+
+    Args:
+        model: a transformers model.
+        input_ids: int64 [batch, tokens], on the model's device.
+    Returns:
+        Logits [batch, tokens, vocabulary], or for models without an output head the last hidden
+        state [batch, tokens, hidden]; in the model's dtype.
+    Raises:
+        ModelError: the model gives neither for every token.
+    """
+    arguments: dict[str, Any] = {"input_ids": input_ids}
+    if _is_encoder_decoder(model):
+        arguments["decoder_input_ids"] = _shift_right(model, input_ids)
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        arguments["use_cache"] = False
+    return _token_output(model, model(**arguments))
+
+
+def output_kind(model: nn.Module) -> OutputKind:
+    """Whether `forward_logits` gives logits or hidden states."""
+    return "hidden" if _output_head(model) is None else "logits"
+
+
+def is_causal(model: nn.Module) -> bool:
+    """Whether the logits at a position predict the next token, as perplexity needs."""
+    if _is_encoder_decoder(model) or output_kind(model) == "hidden":
+        return False
+    name = type(model).__name__
+    return name in _causal_class_names() or name.endswith(("ForCausalLM", "LMHeadModel"))
+
+
+def _causal_class_names() -> frozenset[str]:
+    from transformers.models.auto import modeling_auto
+
+    return frozenset(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+
+
+def _output_head(model: nn.Module) -> nn.Module | None:
+    getter = getattr(model, "get_output_embeddings", None)
+    head = getter() if getter is not None else None
+    return head if isinstance(head, nn.Module) else None
+
+
+def _is_encoder_decoder(model: nn.Module) -> bool:
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def _shift_right(model: nn.Module, input_ids: Tensor) -> Tensor:
+    config: Any = model.config
+    start = getattr(config, "decoder_start_token_id", None)
+    if start is None:
+        start = config.pad_token_id
+    if start is None:
+        raise ModelError(
+            "an encoder-decoder model needs decoder_start_token_id or pad_token_id in config.json, "
+            f"and {type(model).__name__} has neither; add one"
+        )
+    first = torch.full_like(input_ids[:, :1], int(start))
+    return torch.cat([first, input_ids[:, :-1]], dim=1)
+
+
+def _token_output(model: nn.Module, output: Any) -> Tensor:
+    for name in ("logits", "last_hidden_state"):
+        values = getattr(output, name, None)
+        if isinstance(values, Tensor) and values.ndim == 3:
+            return values
+    raise ModelError(
+        "a model must give logits or hidden states for every token, and "
+        f"{type(model).__name__} does not; choose a language model or its base model"
+    )

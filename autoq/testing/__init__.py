@@ -1,0 +1,1 @@
+"""Helpers for tests of autoq and of packages that extend it."""

@@ -1,0 +1,208 @@
+"""Tiny models of every supported architecture, built in code, with weights fixed by a seed.
+
+Hidden size 128 and intermediate size 256 let every format apply; two layers let depth matter.
+Weights are drawn so that activations stay of order one and logits differ between tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from autoq.models.loading import quiet_transformers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+VOCABULARY_SIZE = 288
+MAXIMUM_POSITIONS = 256
+
+_PAD, _BOS, _EOS = 0, 1, 2
+_SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
+
+_TOKENS = {
+    "vocab_size": VOCABULARY_SIZE,
+    "pad_token_id": _PAD,
+    "bos_token_id": _BOS,
+    "eos_token_id": _EOS,
+}
+_ENCODER = {
+    **_TOKENS,
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": MAXIMUM_POSITIONS,
+}
+_DECODER = {**_ENCODER, "intermediate_size": 256, "num_key_value_heads": 2}
+
+# architecture name -> (model class, configuration class, configuration)
+_RECIPES: Mapping[str, tuple[str, str, Mapping[str, Any]]] = MappingProxyType(
+    {
+        "llama": ("LlamaForCausalLM", "LlamaConfig", _DECODER),
+        "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", _DECODER),
+        "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", {**_DECODER, "head_dim": 32}),
+        "mistral": ("MistralForCausalLM", "MistralConfig", {**_DECODER, "head_dim": 32}),
+        "gemma3": (
+            "Gemma3ForCausalLM",
+            "Gemma3TextConfig",
+            {**_DECODER, "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 64},
+        ),
+        "phi3": ("Phi3ForCausalLM", "Phi3Config", _DECODER),
+        "gpt2": (
+            "GPT2LMHeadModel",
+            "GPT2Config",
+            {
+                **_TOKENS,
+                "n_positions": MAXIMUM_POSITIONS,
+                "n_embd": 128,
+                "n_layer": 2,
+                "n_head": 4,
+                "n_inner": 256,
+            },
+        ),
+        "opt": (
+            "OPTForCausalLM",
+            "OPTConfig",
+            {**_ENCODER, "ffn_dim": 256, "word_embed_proj_dim": 128},
+        ),
+        "mixtral": (
+            "MixtralForCausalLM",
+            "MixtralConfig",
+            {**_DECODER, "head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2},
+        ),
+        "qwen3_moe": (
+            "Qwen3MoeForCausalLM",
+            "Qwen3MoeConfig",
+            {
+                **_DECODER,
+                "head_dim": 32,
+                "num_experts": 4,
+                "num_experts_per_tok": 2,
+                "moe_intermediate_size": 256,
+                "norm_topk_prob": True,
+            },
+        ),
+        "bert": ("BertForMaskedLM", "BertConfig", {**_ENCODER, "intermediate_size": 256}),
+        "t5": (
+            "T5ForConditionalGeneration",
+            "T5Config",
+            {
+                **_TOKENS,
+                "d_model": 128,
+                "d_kv": 32,
+                "d_ff": 256,
+                "num_layers": 2,
+                "num_heads": 4,
+                "feed_forward_proj": "gated-gelu",
+                "decoder_start_token_id": _PAD,
+            },
+        ),
+    }
+)
+
+# Heads tied to the embedding see it through these models' own scaling (Gemma multiplies embeddings,
+# T5 divides logits); with other spreads they would copy their input, or predict nothing at all.
+_TOKEN_EMBEDDING_SPREAD = MappingProxyType({"gemma3": 0.06, "t5": 0.7})
+_DEFAULT_EMBEDDING_SPREAD = 0.18
+
+TINY_ARCHITECTURES: tuple[str, ...] = tuple(_RECIPES)
+"""The names that `make_tiny_model` and `write_tiny_model` know."""
+
+
+def make_tiny_model(name: str, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
+    """Build a tiny model in eval mode on the CPU; equal arguments give equal weights.
+
+    Args:
+        name: one of `TINY_ARCHITECTURES`.
+        seed: chooses the weights.
+        dtype: dtype of the parameters; the same float32 draw is rounded to it.
+    """
+    import transformers
+
+    class_name, config_name, settings = _RECIPES[name]
+    config = getattr(transformers, config_name)(**settings, experts_implementation="eager")
+    with torch.random.fork_rng(devices=[]):
+        model: Any = getattr(transformers, class_name)(config)
+    _draw_weights(model, seed, _TOKEN_EMBEDDING_SPREAD.get(name, _DEFAULT_EMBEDDING_SPREAD))
+    for parameter in model.parameters():
+        # Buffers stay as they are: loading keeps the frequencies of rotary embeddings in float32.
+        parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
+    built: nn.Module = model.eval()
+    return built
+
+
+def write_tiny_model(name: str, folder: Path | str, seed: int = 0) -> Path:
+    """Save a tiny bfloat16 model and its byte-level tokenizer into `folder`; returns the folder."""
+    target = Path(folder)
+    model: Any = make_tiny_model(name, seed)
+    with quiet_transformers():
+        model.save_pretrained(target)
+    make_byte_tokenizer().save_pretrained(target)
+    return target
+
+
+def make_byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer with one token per byte after four special tokens: 260 ids, nothing unknown."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    symbols = [*_SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE(vocab={s: i for i, s in enumerate(symbols)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer_class: Any = PreTrainedTokenizerFast  # its constructor is not annotated
+    built: PreTrainedTokenizerFast = tokenizer_class(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        model_max_length=MAXIMUM_POSITIONS,
+        clean_up_tokenization_spaces=False,
+    )
+    return built
+
+
+@torch.no_grad()
+def _draw_weights(model: nn.Module, seed: int, embedding_spread: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    drawn: set[int] = set()  # a tied head must not redraw the embedding
+    for module in model.modules():
+        for parameter_name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in drawn:
+                continue
+            drawn.add(id(parameter))
+            centre, spread = _distribution(module, parameter_name, parameter, embedding_spread)
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
+            parameter.copy_(centre + spread * noise)
+
+
+def _distribution(
+    module: nn.Module, name: str, parameter: nn.Parameter, embedding_spread: float
+) -> tuple[float, float]:
+    """Mean and standard deviation to draw a parameter from."""
+    if parameter.ndim == 1:
+        # Gemma stores norm weights as an offset from one.
+        is_scale = name == "weight" and not type(module).__name__.startswith("Gemma")
+        return (1.0 if is_scale else 0.0), 0.1
+    if isinstance(module, nn.Embedding):
+        is_of_tokens = module.num_embeddings == VOCABULARY_SIZE
+        # Positions and segments whisper, or all tokens would look alike.
+        return 0.0, embedding_spread if is_of_tokens else embedding_spread / 4
+    stored_in_out = type(module).__name__ == "Conv1D"
+    in_features = parameter.shape[0] if stored_in_out else parameter.shape[-1]
+    return 0.0, _gain(module, parameter) / math.sqrt(in_features)
+
+
+def _gain(module: nn.Module, parameter: nn.Parameter) -> float:
+    """Heads and routers speak louder, so that their choices are clear."""
+    is_head = isinstance(module, nn.Linear) and parameter.shape[0] == VOCABULARY_SIZE
+    is_router = parameter.ndim == 2 and type(module).__name__.endswith("Router")
+    return 2.0 if is_head or is_router else 1.0

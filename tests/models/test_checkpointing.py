@@ -1,0 +1,119 @@
+import pytest
+import torch
+from torch import nn
+
+from autoq.models import checkpointed_blocks, discover, forward_logits
+from autoq.testing.tiny_models import TINY_ARCHITECTURES, make_tiny_model
+
+
+def input_gradient(model, ids):
+    """Gradient of a loss with respect to the outputs of the token embedding."""
+    outputs = []
+    table = model.get_input_embeddings().weight
+    hooks = [
+        module.register_forward_hook(lambda m, i, out: outputs.append(out.requires_grad_()))
+        for module in model.modules()
+        if isinstance(module, nn.Embedding) and module.weight is table
+    ]
+    try:
+        loss = forward_logits(model, ids).float().log_softmax(-1)[..., 7].sum()
+        return torch.autograd.grad(loss, outputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def frozen(name):
+    return make_tiny_model(name, dtype=torch.float32).requires_grad_(False)
+
+
+def token_ids():
+    return torch.randint(4, 260, (2, 32), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("name", TINY_ARCHITECTURES)
+def test_gradients_are_those_without_checkpointing(name, train):
+    model = frozen(name)
+    blocks = discover(model).blocks
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for attribute in ("dropout", "attention_dropout"):
+            if isinstance(getattr(module, attribute, None), float):
+                setattr(module, attribute, 0.0)
+    model.train(train)
+    expected = input_gradient(model, token_ids())
+    with checkpointed_blocks(model, blocks):
+        found = input_gradient(model, token_ids())
+    assert len(found) == len(expected) == (2 if name == "t5" else 1)
+    for a, b in zip(found, expected, strict=True):
+        assert a.abs().sum() > 0
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_dropout_in_train_mode_draws_alike_in_both_passes():
+    block = nn.Sequential(nn.Linear(64, 64), nn.Dropout(0.5)).train()
+    model = nn.ModuleDict({"block": block})
+    inputs = torch.randn(8, 64, requires_grad=True)
+    torch.manual_seed(0)
+    expected = torch.autograd.grad(block(inputs).square().sum(), inputs)[0]
+    with checkpointed_blocks(model, ["block"]):
+        torch.manual_seed(0)
+        loss = block(inputs).square().sum()
+        torch.rand(10)
+        found = torch.autograd.grad(loss, inputs)[0]
+    assert torch.equal(found, expected)
+
+
+def count_calls(model, path):
+    calls = []
+    module = model.get_submodule(path)
+    original = module.forward
+    module.forward = lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs)
+    return calls
+
+
+def test_blocks_run_again_in_backward_and_only_with_gradients():
+    model = frozen("llama")
+    calls = count_calls(model, "model.layers.1.mlp.down_proj")
+    with checkpointed_blocks(model, discover(model).blocks):
+        with torch.no_grad():
+            forward_logits(model, token_ids())
+        assert len(calls) == 1
+        input_gradient(model, token_ids())
+    assert len(calls) == 3
+    input_gradient(model, token_ids())
+    assert len(calls) == 4
+
+
+def test_forward_is_restored_after_an_error():
+    model = frozen("llama")
+    layers = model.model.layers
+    own = layers[1].forward
+    layers[1].forward = own
+    with pytest.raises(ZeroDivisionError), checkpointed_blocks(model, discover(model).blocks):
+        assert layers[0].forward is not None and "forward" in vars(layers[0])
+        raise ZeroDivisionError
+    assert "forward" not in vars(layers[0])
+    assert vars(layers[1])["forward"] is own
+
+
+def test_saved_memory():
+    """Between blocks only their inputs are kept: far fewer tensors are saved for backward."""
+    model = frozen("llama")
+
+    def saved_bytes():
+        sizes = {}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: sizes.__setitem__(t.data_ptr(), t.numel() * t.element_size()) or t,
+            lambda t: t,
+        ):
+            embeddings = model.get_input_embeddings()(token_ids()).requires_grad_()
+            output = model(inputs_embeds=embeddings, use_cache=False).logits
+        assert output.requires_grad
+        return sum(sizes.values())
+
+    without = saved_bytes()
+    with checkpointed_blocks(model, discover(model).blocks):
+        assert saved_bytes() < without / 2

@@ -1,0 +1,95 @@
+import pytest
+import torch
+from torch import nn
+
+from autoq.errors import ModelError
+from autoq.models import forward_logits, is_causal, output_kind
+from autoq.testing.tiny_models import TINY_ARCHITECTURES, VOCABULARY_SIZE, make_tiny_model
+
+NOT_CAUSAL = ("bert", "t5")
+
+
+def token_ids(seed=0, tokens=24):
+    return torch.randint(4, 260, (2, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", TINY_ARCHITECTURES)
+@torch.no_grad()
+def test_logits_are_useful(name):
+    """Finite, different between tokens, neither flat nor all on one token."""
+    logits = forward_logits(make_tiny_model(name), token_ids()).float()
+    assert logits.shape == (2, 24, VOCABULARY_SIZE)
+    assert torch.isfinite(logits).all()
+    assert logits.argmax(-1).unique().numel() >= 10
+    entropy = torch.distributions.Categorical(logits=logits).entropy().mean()
+    assert 1.0 < entropy < 5.5
+
+
+@pytest.mark.parametrize("name", TINY_ARCHITECTURES)
+@torch.no_grad()
+def test_causal_means_later_tokens_do_not_matter(name):
+    model = make_tiny_model(name, dtype=torch.float32)
+    ids = token_ids()
+    changed = ids.clone()
+    changed[:, -1] = (changed[:, -1] + 1) % 256
+    same = torch.allclose(
+        forward_logits(model, ids)[:, :-1], forward_logits(model, changed)[:, :-1], atol=1e-5
+    )
+    assert is_causal(model) == same == (name not in NOT_CAUSAL)
+    assert output_kind(model) == "logits"
+
+
+@torch.no_grad()
+def test_decoder_sees_the_tokens_shifted_right():
+    model = make_tiny_model("t5")
+    ids = token_ids()
+    shifted = torch.cat([torch.zeros(2, 1, dtype=torch.int64), ids[:, :-1]], dim=1)
+    expected = model(input_ids=ids, decoder_input_ids=shifted).logits
+    assert torch.equal(forward_logits(model, ids), expected)
+
+
+@torch.no_grad()
+def test_model_without_head_gives_hidden_states():
+    model = make_tiny_model("llama").model
+    assert output_kind(model) == "hidden"
+    assert not is_causal(model)
+    assert forward_logits(model, token_ids()).shape == (2, 24, 128)
+
+
+def test_models_without_token_output_are_refused():
+    import transformers
+
+    config = make_tiny_model("bert").config
+    model = transformers.BertForSequenceClassification(config)
+    with pytest.raises(ModelError, match="BertForSequenceClassification does not; choose"):
+        forward_logits(model, token_ids())
+
+
+@pytest.mark.parametrize("name", TINY_ARCHITECTURES)
+def test_gradient_reaches_every_weight(name):
+    model = make_tiny_model(name)
+    forward_logits(model, token_ids(tokens=64)).float().logsumexp(-1).sum().backward()
+    silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()]
+    assert [n for n in silent if "position" not in n and "token_type" not in n] == []
+
+
+@pytest.mark.parametrize("name", TINY_ARCHITECTURES)
+def test_equal_seeds_give_equal_weights(name):
+    first, second, other = (make_tiny_model(name, seed=seed) for seed in (3, 3, 4))
+    pairs = list(zip(first.parameters(), second.parameters(), other.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b, _ in pairs)
+    assert not any(torch.equal(a, c) for a, _, c in pairs)
+
+
+def test_making_a_model_leaves_the_global_random_state():
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    make_tiny_model("llama")
+    assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("name", TINY_ARCHITECTURES)
+def test_every_format_fits_every_linear(name):
+    linears = [m for m in make_tiny_model(name).modules() if isinstance(m, nn.Linear)]
+    assert all(linear.in_features % 128 == 0 for linear in linears)
