@@ -1,0 +1,100 @@
+"""From sensitivity, costs and a budget to a plan, with the proof of how good it is."""
+
+from __future__ import annotations
+
+from autoq.errors import InputError
+from autoq.formats import FormatName
+from autoq.models import Assignment
+from autoq.search._problem import Problem
+from autoq.search._types import CostTable, Plan, SensitivityTable
+from autoq.search.costs import effective_bits
+
+
+def solve(
+    sensitivity: SensitivityTable,
+    costs: CostTable,
+    budget_bits: float,
+    *,
+    time_limit_seconds: float = 60.0,
+) -> Plan:
+    """The assignment of least predicted loss whose effective bits stay within the budget.
+
+    Exact up to floating point unless the time runs out; then the plan is the best one found, with
+    its true bound and gap. Among formats of equal loss a group takes the one with fewer bits, and
+    the plan does not depend on the order of groups or formats in the tables.
+
+    Args:
+        sensitivity: scores; cells that are NaN may not be taken.
+        costs: costs and allowed formats of the same groups.
+        budget_bits: effective bits per weight, mean over all groups. A plan exceeds it only where
+            the floor, copied from four printed decimals, was asked for.
+        time_limit_seconds: for HiGHS alone.
+    Raises:
+        BudgetInfeasibleError: the budget is below the floor or above the ceiling.
+        InputError: the tables do not belong together, a score is infinite, or a group has no
+            usable format.
+    """
+    problem = Problem(sensitivity=sensitivity, costs=costs)
+    capacity = problem.capacity(budget_bits)
+    return problem.solve(capacity, budget_bits, time_limit_seconds=time_limit_seconds)
+
+
+def plan_from_assignment(
+    sensitivity: SensitivityTable,
+    costs: CostTable,
+    assignment: Assignment,
+    budget_bits: float | None = None,
+) -> Plan:
+    """The plan of a given assignment, for comparison with a searched one.
+
+    Args:
+        sensitivity: scores, as for `solve`.
+        costs: costs, as for `solve`.
+        assignment: a usable format for every group.
+        budget_bits: budget that the bound refers to; the bits of the assignment when None. The
+            bound is that of the linear relaxation, which needs no search.
+    Raises:
+        InputError: the assignment misses a group, takes a format that its group may not, or goes
+            over the budget.
+    """
+    problem = Problem(sensitivity=sensitivity, costs=costs)
+    taken = effective_bits(costs, assignment)
+    budget = taken if budget_bits is None else budget_bits
+    if taken > budget:
+        raise InputError(
+            f"an assignment must stay within its budget, got {taken:.4f} effective bits for a "
+            f"budget of {budget:g}; raise the budget or take smaller formats"
+        )
+    return problem.plan_of(assignment, budget)
+
+
+def uniform_plan(sensitivity: SensitivityTable, costs: CostTable, format_name: FormatName) -> Plan:
+    """Every group in one format, or where it may not take it, in the nearest one it may take.
+
+    Nearest is the usable format with the fewest effective bits that are no fewer than those of
+    `format_name`; failing that, the one with the most bits.
+
+    Raises:
+        InputError: the format is not in the table, or the tables cannot be used.
+    """
+    if format_name not in costs.formats:
+        raise InputError(
+            f"a uniform plan must take a format of the search ({', '.join(costs.formats)}), got "
+            f"{format_name!r}; add it to --formats"
+        )
+    problem = Problem(sensitivity=sensitivity, costs=costs)
+    wanted = costs.formats.index(format_name)
+    assignment = {
+        group: costs.formats[problem.nearest_usable(row, wanted)]
+        for row, group in enumerate(costs.groups)
+    }
+    return problem.plan_of(assignment, effective_bits(costs, assignment))
+
+
+def reachable_bits(sensitivity: SensitivityTable, costs: CostTable) -> tuple[float, float]:
+    """Floor and ceiling of the budget: every group in its smallest, and in its largest format.
+
+    Raises:
+        InputError: the tables cannot be used, as for `solve`.
+    """
+    return Problem(sensitivity=sensitivity, costs=costs).reachable_bits
