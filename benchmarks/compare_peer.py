@@ -115,27 +115,32 @@ def _write_tokens(arguments: argparse.Namespace, folder: Path) -> None:
     """The sequences that autoq chooses, for the peer to use the same."""
     import numpy as np
 
-    from autoq.data import load_token_sequences
+    from autoq.data import Split, load_token_sequences
     from autoq.models.loading import load_tokenizer
 
     tokenizer = None if arguments.tokens else load_tokenizer(Path(arguments.model))
-    counts = {"calibration": arguments.sequences, "held_out": arguments.held_out_sequences}
+    configuration = json.loads((Path(arguments.model) / "config.json").read_text())
+    vocabulary_size = configuration["vocab_size"]
+    counts: dict[Split, int] = {
+        "calibration": arguments.sequences,
+        "held_out": arguments.held_out_sequences,
+    }
     for split, sequences in counts.items():
         data = load_token_sequences(
             arguments.tokens,
             tokenizer=tokenizer,
             sequence_length=arguments.sequence_length,
             sequences=sequences,
+            vocab_size=vocabulary_size,
             split=split,
             seed=SEED,
-            vocab_size=None,
         )
         np.save(folder / f"{split}.npy", data.ids)
 
 
 def _search_seconds(result: dict[str, Any]) -> float:
     """Calibration, scoring and solving, without imports and loading."""
-    return sum(result["stage_seconds"].values())
+    return float(sum(result["stage_seconds"].values()))
 
 
 def _cost_table(peer: list[dict[str, Any]], own: list[dict[str, Any]]) -> str:
