@@ -46,7 +46,9 @@ def map_rows(x: Tensor, width: int, body: Body) -> Tensor:
     Returns:
         The results, contiguous, in the shape and dtype of `x`, detached from any graph.
     """
-    rows = x.detach().reshape(-1, width) if x.numel() else x.detach().new_empty(0, width)
+    if not x.numel():
+        return x.detach().clone()
+    rows = x.detach().reshape(-1, width)
     out = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
     step = _rows_per_piece(rows)
     scratch = torch.empty(min(step, len(rows)), width, dtype=torch.float32, device=x.device)

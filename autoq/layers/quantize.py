@@ -41,15 +41,14 @@ def slot_weight(model: nn.Module, slot: WeightSlot) -> Tensor:
         ModelError: the model has no such parameter, or it has another shape.
     """
     try:
-        parameter = getattr(model.get_submodule(slot.module), slot.parameter)
-    except AttributeError as error:
+        matrix: Tensor = getattr(model.get_submodule(slot.module), slot.parameter).detach()
+        if slot.kind is SlotKind.EXPERT:
+            matrix = matrix[slot.expert]
+    except (AttributeError, IndexError) as error:
         raise ModelError(
             f"the model has no weight {slot.name}: {error}; discover it anew"
         ) from None
-    matrix: Tensor = parameter.detach()
-    if slot.kind is SlotKind.EXPERT:
-        matrix = matrix[slot.expert]
-    elif slot.kind is SlotKind.CONV1D:
+    if slot.kind is SlotKind.CONV1D:
         matrix = matrix.t()
     expected = (slot.out_features, slot.in_features)
     if tuple(matrix.shape) != expected:

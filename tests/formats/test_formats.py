@@ -1,0 +1,132 @@
+"""The formats' vocabulary: bits worked out by hand, refusals, names."""
+
+import dataclasses
+
+import pytest
+
+from autoq.errors import UnknownNameError
+from autoq.formats import (
+    FORMATS,
+    NONE,
+    ActivationScheme,
+    CalibrationAlgorithm,
+    QuantFormat,
+    StorageBits,
+    portable_formats,
+)
+from autoq.registry import Registry
+
+# A matrix of 4 rows and 256 columns: 1024 weights, 64 blocks of 16, 8 groups of 128.
+BITS = {
+    "none": StorageBits(weight_bits=16 * 1024, block_scale_bits=0, tensor_scale_bits=0),
+    "fp8": StorageBits(weight_bits=8 * 1024, block_scale_bits=0, tensor_scale_bits=64),
+    "nvfp4": StorageBits(weight_bits=4 * 1024, block_scale_bits=64 * 8, tensor_scale_bits=64),
+    "w4a8_awq": StorageBits(weight_bits=4 * 1024, block_scale_bits=8 * 32, tensor_scale_bits=64),
+}
+EFFECTIVE_BITS_PER_WEIGHT = {"none": 16.0, "fp8": 8.0, "nvfp4": 4.5, "w4a8_awq": 4.25}
+PEER_BITS_PER_WEIGHT = {"none": 16.0, "fp8": 8.0, "nvfp4": 4.5, "w4a8_awq": 4.0}
+
+every_format = pytest.mark.parametrize("name", sorted(FORMATS))
+
+
+def test_every_registered_format_has_its_bits_worked_out_here():
+    assert set(FORMATS) == set(BITS) == set(EFFECTIVE_BITS_PER_WEIGHT) == set(PEER_BITS_PER_WEIGHT)
+
+
+@every_format
+def test_storage_bits_by_hand(name):
+    bits = FORMATS[name].storage_bits(4, 256)
+    assert bits == BITS[name]
+    assert bits.effective_bits == EFFECTIVE_BITS_PER_WEIGHT[name] * 1024
+    assert bits.stored_bits == bits.effective_bits + BITS[name].tensor_scale_bits
+    assert FORMATS[name].peer_bits == PEER_BITS_PER_WEIGHT[name]
+
+
+@every_format
+def test_bits_are_whole_numbers_and_add_up_over_rows(name):
+    fmt = FORMATS[name]
+    whole, part = fmt.storage_bits(6, 384), fmt.storage_bits(2, 384)
+    assert isinstance(whole.stored_bits, int)
+    assert whole.effective_bits == 3 * part.effective_bits
+    assert whole.tensor_scale_bits == part.tensor_scale_bits
+
+
+@every_format
+def test_every_format_takes_a_matrix_that_fits_all_blocks(name):
+    assert FORMATS[name].refusal(2, 128) is None
+
+
+@every_format
+def test_records_are_consistent(name):
+    fmt = FORMATS[name]
+    assert fmt.name == name
+    assert fmt.summary and fmt.loads_in
+    assert (fmt.weight_block_size is None) == (fmt.block_scale_bits == 0)
+    unquantized = name == NONE
+    assert (fmt.weight_element is None) == unquantized
+    assert (fmt.activation is ActivationScheme.NONE) == unquantized
+    assert (fmt.calibration is CalibrationAlgorithm.NONE) == unquantized
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        fmt.weight_bits = 3
+
+
+REFUSED = [
+    pytest.param("nvfp4", 4, 24, "nvfp4 needs in_features divisible by 16, got 24", id="nvfp4"),
+    pytest.param("w4a8_awq", 4, 64, "w4a8_awq needs in_features divisible by 128, got 64", id="k"),
+    pytest.param(
+        "w4a8_awq",
+        3,
+        128,
+        "w4a8_awq packs two rows per byte and needs even out_features, got 3",
+        id="n",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "rows", "columns", "message"), REFUSED)
+def test_refusals(name, rows, columns, message):
+    assert FORMATS[name].refusal(rows, columns) == message
+
+
+@pytest.mark.parametrize(("name", "rows", "columns"), [("fp8", 3, 7), ("none", 1, 1)])
+def test_formats_without_blocks_take_every_shape(name, rows, columns):
+    assert FORMATS[name].refusal(rows, columns) is None
+
+
+def test_nvfp4_takes_an_odd_number_of_rows():
+    assert FORMATS["nvfp4"].refusal(3, 16) is None
+
+
+def test_the_portable_set_is_what_every_engine_loads():
+    assert portable_formats() == ("fp8", "nvfp4")
+    assert "TensorRT-LLM on compute capability 8.9 and 9.0 only" in FORMATS["w4a8_awq"].loads_in
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("nvfp", r"no format named 'nvfp' \(did you mean nvfp4.*\); known: fp8, none, nvfp4, w4a8"),
+        ("w4a8", r"no format named 'w4a8' \(did you mean w4a8_awq"),
+        ("zzz", r"^no format named 'zzz'; known: "),
+    ],
+)
+def test_wrong_names_are_answered_with_near_misses(wrong, message):
+    with pytest.raises(UnknownNameError, match=message):
+        FORMATS[wrong]
+
+
+def test_lookup_protocol_of_the_registry():
+    registry: Registry[int] = Registry("thing")
+    assert registry.register("one", 1) == 1
+    assert "one" in registry and "two" not in registry and len(registry) == 1
+    assert dict(registry) == {"one": 1}
+    with pytest.raises(ValueError, match="a thing named 'one' is registered already"):
+        registry.register("one", 2)
+    assert registry["one"] == 1
+
+
+def test_a_format_of_ones_own_needs_only_its_record():
+    fmt = dataclasses.replace(FORMATS["nvfp4"], name="nvfp4_wide", weight_block_size=32)
+    assert isinstance(fmt, QuantFormat)
+    assert fmt.storage_bits(1, 64).effective_bits == 64 * 4 + 2 * 8
+    assert fmt.refusal(1, 48) == "nvfp4_wide needs in_features divisible by 32, got 48"

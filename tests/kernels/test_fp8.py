@@ -1,0 +1,286 @@
+"""FP8 E4M3: the reference against hand-computed values, the fast path against the reference."""
+
+import math
+import struct
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from autoq.errors import InputError
+from autoq.kernels import _reference_fp8 as reference
+from autoq.kernels import fp8
+from autoq.kernels._chunks import map_rows
+from autoq.kernels._torch_fp8 import round_e4m3_
+
+ONE = torch.tensor(1.0)
+FEW = settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+# value -> byte, worked out by hand: ties go to the even code, above 448 saturates.
+ENCODED = [
+    (448.0, 0x7E),
+    (464.0, 0x7E),
+    (500.0, 0x7E),
+    (3.4e38, 0x7E),
+    (math.inf, 0x7E),
+    (-math.inf, 0xFE),
+    (432.0, 0x7E),  # tie between 416 and 448
+    (400.0, 0x7C),  # tie between 384 and 416
+    (2.0**-9, 0x01),
+    (2.0**-10, 0x00),  # tie
+    (1.5 * 2.0**-10, 0x01),
+    (1.5 * 2.0**-9, 0x02),  # tie
+    (2.5 * 2.0**-9, 0x02),  # tie
+    (2.0**-149, 0x00),
+    (0.015625, 0x08),
+    (0.0, 0x00),
+    (-0.0, 0x80),
+    (-(2.0**-11), 0x80),
+    (1.0, 0x38),
+    (1.0625, 0x38),  # tie
+    (1.125, 0x39),
+    (1.1875, 0x3A),  # tie
+    (-0.3, 0xAA),
+    (17.0, 0x58),  # tie
+]
+
+
+def _hostile_values(dtype: torch.dtype) -> torch.Tensor:
+    """[8, 96]: every scale of magnitude, ties, zeros of both signs, saturation."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(8, 96, generator=generator)
+    x[1] *= 1e-3
+    x[2] *= 1e3
+    x[3] = torch.arange(96) * 2.0**-10
+    x[4] = -torch.arange(96) * 0.0625 - 1
+    x[5] = 0.0
+    x[6, ::2] = -0.0
+    x[7] *= torch.exp2(torch.arange(96) / 4 - 16)
+    return x.to(dtype)
+
+
+@pytest.mark.parametrize(("value", "code"), ENCODED, ids=[str(value) for value, _ in ENCODED])
+def test_reference_and_fast_path_encode_by_hand_values(value, code):
+    assert reference.encode_value(value) == code
+    assert fp8.quantize(torch.tensor([value]), ONE).view(torch.uint8).item() == code
+
+
+def test_reference_decodes_landmarks():
+    landmarks = {0x00: 0.0, 0x01: 2**-9, 0x07: 7 * 2**-9, 0x08: 2**-6, 0x38: 1.0, 0x7E: 448.0}
+    assert {code: reference.decode_byte(code) for code in landmarks} == landmarks
+    assert reference.decode_byte(0xAA) == -0.3125
+    assert math.copysign(1, reference.decode_byte(0x80)) == -1
+    assert math.isnan(reference.decode_byte(0x7F)) and math.isnan(reference.decode_byte(0xFF))
+
+
+def test_every_code_decodes_as_in_the_reference_and_encodes_back(assert_same_bits):
+    codes = torch.arange(256, dtype=torch.uint8)
+    codes = codes[(codes & 0x7F) != 0x7F].view(torch.float8_e4m3fn)
+    values = fp8.dequantize(codes, ONE)
+    assert len(codes) == 254
+    assert_same_bits(values, reference.dequantize(codes, ONE))
+    assert_same_bits(fp8.quantize(values, ONE), codes)
+    assert_same_bits(fp8.fake_quantize(values, ONE), values)
+
+
+def test_every_midpoint_between_codes_goes_to_the_even_one():
+    magnitudes = torch.tensor([reference.decode_byte(code) for code in range(0x7F)])
+    midpoints = (magnitudes[:-1] + magnitudes[1:]) / 2
+    codes = fp8.quantize(midpoints, ONE).view(torch.uint8)
+    assert (codes % 2 == 0).all()
+    assert torch.equal(fp8.fake_quantize(midpoints, ONE), magnitudes[codes.long()])
+
+
+def test_rounding_in_place_equals_the_cast_for_every_bfloat16(assert_same_bits):
+    values = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16).float()
+    values = values[~values.isnan()]
+    cast = values.clamp(-448, 448).to(torch.float8_e4m3fn).float()
+    assert_same_bits(round_e4m3_(values.clone(), torch.empty_like(values)), cast)
+
+
+def test_nan_stays_nan():
+    x = torch.tensor([math.nan, 1.0])
+    assert fp8.quantize(x, ONE).view(torch.uint8).tolist() == [0x7F, 0x38]
+    assert fp8.fake_quantize(x, ONE).isnan().tolist() == [True, False]
+    assert fp8.fake_quantize_per_token(x).isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("amax", "scale"),
+    [(448.0, 1.0), (0.0, 1.0), (3.5, 2.0**-7), (1e-45, 2.0**-100), (448 * 2.0**-100, 2.0**-100)],
+)
+def test_tensor_scale(amax, scale):
+    for given_amax in (amax, torch.tensor(amax), torch.tensor([amax])):
+        result = fp8.tensor_scale(given_amax)
+        assert (result.item(), result.dtype, result.shape) == (scale, torch.float32, ())
+    assert reference.tensor_scale(amax).item() == scale
+
+
+def test_tensor_scale_divides_in_float32():
+    # A double division rounded to float32 gives the neighbour for some of these.
+    for amax in torch.rand(200, generator=torch.Generator().manual_seed(0)).tolist():
+        expected = (torch.tensor(amax) / torch.tensor(448.0)).item()
+        assert fp8.tensor_scale(amax).item() == expected
+
+
+@pytest.mark.parametrize("amax", [-1.0, math.nan, math.inf])
+def test_tensor_scale_refuses(amax):
+    message = f"amax must be finite and not negative, got {amax}"
+    with pytest.raises(InputError, match=message):
+        fp8.tensor_scale(amax)
+
+
+def test_tensor_scale_refuses_several_numbers():
+    with pytest.raises(InputError, match=r"amax must be one number, got shape \(2,\)"):
+        fp8.tensor_scale(torch.ones(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("amax", [0.37, 448.0, 3e-5, 1e6], ids=str)
+def test_fast_path_equals_reference(dtype, amax, assert_same_bits):
+    x, scale = _hostile_values(dtype), fp8.tensor_scale(amax)
+    codes = reference.quantize(x, scale)
+    assert_same_bits(fp8.quantize(x, scale), codes)
+    assert_same_bits(fp8.dequantize(codes, scale, dtype), reference.dequantize(codes, scale, dtype))
+    assert_same_bits(fp8.fake_quantize(x, scale), reference.fake_quantize(x, scale))
+    assert_same_bits(fp8.fake_quantize_per_token(x), reference.fake_quantize_per_token(x))
+
+
+@pytest.mark.parametrize("magnitude", [1e-37, 1e-30, 1e30, 3e38], ids=str)
+def test_tiny_and_huge_values_stay_finite_and_close(magnitude, assert_same_bits):
+    x = torch.tensor([[1.0, -0.5, 0.0, 0.25]]) * magnitude
+    scale = fp8.tensor_scale(x.abs().max())
+    result = fp8.fake_quantize(x, scale)
+    assert_same_bits(result, reference.fake_quantize(x, scale))
+    assert result.isfinite().all()
+    if magnitude >= 448 * 2.0**-100:
+        torch.testing.assert_close(result, x, rtol=2**-4, atol=0)
+
+
+def test_per_token_scales_rows_apart():
+    x = torch.tensor([[448.0, 1.0], [0.448, 0.001], [0.0, 0.0]])
+    assert torch.equal(fp8.fake_quantize_per_token(x), x)
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (2, 3, 5), (0, 7), (4, 0), (1, 1, 1)], ids=str)
+def test_odd_shapes(shape):
+    x = torch.ones(shape)
+    for result in (fp8.fake_quantize(x, ONE), fp8.fake_quantize_per_token(x)):
+        assert torch.equal(result, x)
+
+
+def test_strided_operands_in_many_pieces(assert_same_bits):
+    x = torch.randn(130, 4099, generator=torch.Generator().manual_seed(1))
+    scale = fp8.tensor_scale(2.0)
+    naive = fp8.dequantize(fp8.quantize(x, scale), scale)
+    assert_same_bits(fp8.fake_quantize(x, scale), naive)
+    assert_same_bits(fp8.fake_quantize(x.t(), scale), naive.t())
+    assert_same_bits(
+        fp8.fake_quantize(x.bfloat16()[:, ::3], scale),
+        fp8.fake_quantize(x.bfloat16(), scale)[:, ::3],
+    )
+
+
+def test_pieces_cover_every_row_once():
+    seen = []
+
+    def body(source, values, scratch, rows):
+        seen.append((rows.start, rows.stop))
+        values.copy_(source)
+
+    x = torch.rand(5, 2**17, 2).bfloat16()
+    assert torch.equal(map_rows(x, 2**16, body), x)
+    assert [start for start, _ in seen] == [0, *(stop for _, stop in seen[:-1])]
+    assert len(seen) > 1 and seen[-1][1] == 20
+
+
+def test_fake_quantize_leaves_its_operand_and_the_graph_alone():
+    x = torch.randn(4, 8, requires_grad=True)
+    before = x.detach().clone()
+    assert not fp8.fake_quantize(x, ONE).requires_grad
+    assert not fp8.fake_quantize_per_token(x).requires_grad
+    assert not fp8.quantize(x, ONE).requires_grad
+    assert torch.equal(x, before)
+
+
+REFUSED = [
+    pytest.param(
+        lambda: fp8.quantize(torch.ones(2, dtype=torch.float64), ONE),
+        "x must be float32 or bfloat16 or float16, got float64",
+        id="float64",
+    ),
+    pytest.param(
+        lambda: fp8.fake_quantize(torch.ones(2, dtype=torch.int8), ONE),
+        "x must be .* got int8",
+        id="integers",
+    ),
+    pytest.param(
+        lambda: fp8.fake_quantize_per_token(torch.tensor(1.0)),
+        "x must have at least one dimension",
+        id="scalar",
+    ),
+    pytest.param(
+        lambda: fp8.quantize(torch.ones(2), torch.ones(2)),
+        r"scale must have shape \(\), got \(2,\)",
+        id="vector_scale",
+    ),
+    pytest.param(
+        lambda: fp8.quantize(torch.ones(2), ONE.bfloat16()),
+        "scale must be float32, got bfloat16",
+        id="scale_dtype",
+    ),
+    *(
+        pytest.param(
+            lambda value=value: fp8.fake_quantize(torch.ones(2), torch.tensor(value)),
+            "scale must be finite and at least 2",
+            id=f"scale_{value}",
+        )
+        for value in (0.0, -1.0, math.nan, math.inf, 2.0**-101)
+    ),
+    pytest.param(
+        lambda: fp8.dequantize(torch.ones(2), ONE),
+        "codes must be float8_e4m3fn, got float32",
+        id="codes_dtype",
+    ),
+    pytest.param(
+        lambda: fp8.dequantize(torch.ones(2).to(torch.float8_e4m3fn), ONE, torch.int32),
+        "the result must be .* got int32",
+        id="result_dtype",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), REFUSED)
+def test_refusals_say_rule_and_value(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+def _float32(bits: int) -> float:
+    return struct.unpack("<f", struct.pack("<I", bits))[0]
+
+
+any_finite = st.integers(0, 2**32 - 1).map(_float32).filter(math.isfinite)
+some_scale = st.floats(2.0**-99, 2.0**60, width=32)
+
+
+@FEW
+@given(st.lists(any_finite, min_size=1, max_size=24), some_scale)
+def test_any_float32_equals_reference(values, scale):
+    x, scale = torch.tensor(values), torch.tensor(scale)
+    assert torch.equal(
+        fp8.fake_quantize(x, scale).view(torch.int32),
+        reference.fake_quantize(x, scale).view(torch.int32),
+    )
+
+
+@FEW
+@given(st.lists(any_finite, min_size=1, max_size=24), some_scale)
+def test_sign_symmetry_and_idempotence(values, scale):
+    x, scale = torch.tensor(values), torch.tensor(scale)
+    once = fp8.fake_quantize(x, scale)
+    assert torch.equal(fp8.fake_quantize(-x, scale), -once)
+    assert torch.equal(fp8.fake_quantize(once, scale), once)

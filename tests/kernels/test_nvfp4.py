@@ -1,0 +1,341 @@
+"""NVFP4: the reference against hand-computed values, the fast path against the reference."""
+
+import math
+import struct
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from autoq.errors import InputError
+from autoq.kernels import _reference_nvfp4 as reference
+from autoq.kernels import nvfp4
+
+ONE = torch.tensor(1.0)
+FEW = settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+# magnitude -> (code, value): every code, every tie, both neighbours of every tie.
+ROUNDED = [
+    (0.0, 0, 0.0),
+    (0.1, 0, 0.0),
+    (0.25, 0, 0.0),
+    (0.2500001, 1, 0.5),
+    (0.5, 1, 0.5),
+    (0.7499999, 1, 0.5),
+    (0.75, 2, 1.0),
+    (1.0, 2, 1.0),
+    (1.25, 2, 1.0),
+    (1.2500001, 3, 1.5),
+    (1.5, 3, 1.5),
+    (1.7499999, 3, 1.5),
+    (1.75, 4, 2.0),
+    (2.0, 4, 2.0),
+    (2.5, 4, 2.0),
+    (2.5000002, 5, 3.0),
+    (3.0, 5, 3.0),
+    (3.4999998, 5, 3.0),
+    (3.5, 6, 4.0),
+    (4.0, 6, 4.0),
+    (5.0, 6, 4.0),
+    (5.0000005, 7, 6.0),
+    (6.0, 7, 6.0),
+    (7.0, 7, 6.0),
+    (9.0, 7, 6.0),
+    (1e30, 7, 6.0),
+    (math.inf, 7, 6.0),
+]
+
+
+def _codes(packed: torch.Tensor) -> list[int]:
+    return torch.stack((packed & 0xF, packed >> 4), dim=-1).flatten().tolist()
+
+
+def _golden_row() -> torch.Tensor:
+    first = [0.5, -0.25, 0.125, 1, -1.5, 0.75, 0, 2, 0.30078125, -0.6015625, 0.8984375, -1.203125]
+    first += [1.6015625, -1.8984375, 0.050048828125, -0.010009765625]
+    second = [0.01 * i * (-1) ** i for i in range(16)]
+    return torch.tensor([first + second], dtype=torch.bfloat16)
+
+
+def _hostile_values(dtype: torch.dtype) -> torch.Tensor:
+    """[8, 96]: blocks of every magnitude, ties, zero blocks, zeros of both signs, subnormals."""
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(8, 96, generator=generator)
+    x[1] *= torch.exp2(-torch.arange(6.0).repeat_interleave(16) * 3)
+    x[2] *= 1e3
+    x[3] = (torch.arange(96) % 16 - 8) * 0.25
+    x[3, ::16] = 6.0
+    x[4, :32] = 0.0
+    x[5, ::2] = -0.0
+    x[6] *= 1e-39
+    x[7, 16:32] *= 1e-12
+    return x.to(dtype)
+
+
+@pytest.mark.parametrize(("magnitude", "code", "value"), ROUNDED, ids=[str(r[0]) for r in ROUNDED])
+def test_reference_and_fast_paths_round_by_hand_values(magnitude, code, value):
+    assert reference.encode_value(magnitude) == code
+    assert reference.encode_value(-magnitude) == (code + 8 if magnitude else 0)
+    # The 6 in front makes the block scale 1 unless the value is larger still.
+    if magnitude <= 6.0:
+        block = torch.tensor([6.0, magnitude, -magnitude] + [0.0] * 13)
+        packed, scale = nvfp4.quantize(block, ONE)
+        assert scale.view(torch.uint8).tolist() == [0x38]
+        assert _codes(packed)[:3] == [7, code, code + 8 if magnitude else 0]
+        assert nvfp4.fake_quantize(block, ONE)[:3].tolist() == [6.0, value, -value]
+
+
+@pytest.mark.parametrize("magnitude", [6.0, 7.0, 9.0, 1e30, math.inf], ids=str)
+def test_beyond_the_largest_block_scale_values_saturate(magnitude):
+    global_scale = torch.tensor(1 / 512)  # so the block scale, at most 448, cannot reach
+    block = torch.tensor([magnitude, -magnitude] + [0.0] * 14)
+    packed, scale = nvfp4.quantize(block, global_scale)
+    assert scale.view(torch.uint8).tolist() == [0x7E]
+    assert _codes(packed)[:2] == [7, 15]
+    assert nvfp4.fake_quantize(block, global_scale)[:2].tolist() == [5.25, -5.25]
+
+
+def test_every_code_decodes_by_hand():
+    packed = torch.tensor([[0x10, 0x32, 0x54, 0x76, 0x98, 0xBA, 0xDC, 0xFE]], dtype=torch.uint8)
+    scale = torch.tensor([[2.0]]).to(torch.float8_e4m3fn)
+    magnitudes = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+    values = nvfp4.dequantize(packed, scale, torch.tensor(0.25))
+    assert values.tolist() == [[0.5 * m for m in magnitudes] + [-0.5 * m for m in magnitudes]]
+    assert values.signbit().tolist() == [[False] * 8 + [True] * 8]
+
+
+def test_golden_bytes(assert_same_bits):
+    row = _golden_row()
+    global_scale = nvfp4.global_scale(row.abs().max())
+    assert global_scale.view(torch.int32).item() == 0x3A430C31
+    for quantize in (nvfp4.quantize, reference.quantize):
+        packed, scale = quantize(row, global_scale)
+        assert scale.view(torch.uint8).tolist() == [[0x7E, 0x60]]
+        expected = "A3514E70C2E5F68090B2C3D5E5E6F7F7"
+        assert bytes(packed.flatten().tolist()).hex().upper() == expected
+    assert_same_bits(
+        nvfp4.fake_quantize(row, global_scale), reference.fake_quantize(row, global_scale)
+    )
+
+
+def test_negative_zero_becomes_zero_and_small_negatives_negative_zero(assert_same_bits):
+    block = torch.tensor([6.0, -0.0, -0.1, 0.1] + [0.0] * 12)
+    packed, _ = nvfp4.quantize(block, ONE)
+    assert _codes(packed)[:4] == [7, 0, 8, 0]
+    expected = torch.tensor([6.0, 0.0, -0.0, 0.0] + [0.0] * 12)
+    assert_same_bits(nvfp4.fake_quantize(block, ONE), expected)
+
+
+def test_zero_block_and_zero_tensor():
+    x = torch.zeros(2, 32)
+    global_scale = nvfp4.global_scale(0.0)
+    assert global_scale.item() == 1.0
+    packed, scale = nvfp4.quantize(x, global_scale)
+    assert packed.eq(0).all() and scale.view(torch.uint8).eq(0x38).all()
+    assert torch.equal(nvfp4.fake_quantize(x, global_scale), x)
+
+
+def test_block_scale_is_rounded_to_subnormals_and_never_below_the_smallest():
+    def scale_byte(amax: float) -> int:
+        block = torch.tensor([amax] + [0.0] * 15)
+        return nvfp4.quantize(block, ONE)[1].view(torch.uint8).item()
+
+    smallest = 2.0**-9
+    assert scale_byte(6 * smallest) == 0x01
+    assert scale_byte(6 * smallest * 1.5) == 0x02  # tie to even
+    assert scale_byte(6 * smallest * 2.5) == 0x02  # tie to even
+    assert scale_byte(6 * smallest * 0.3) == 0x01  # would round to zero
+    assert scale_byte(1e-30) == 0x01
+    assert scale_byte(0.0) == 0x38
+
+
+@pytest.mark.parametrize(
+    ("amax", "scale"), [(2688.0, 1.0), (0.0, 1.0), (5.25, 2.0**-9), (1e-40, 2.0**-100)]
+)
+def test_global_scale(amax, scale):
+    for given_amax in (amax, torch.tensor(amax)):
+        result = nvfp4.global_scale(given_amax)
+        assert (result.item(), result.dtype, result.shape) == (scale, torch.float32, ())
+    assert reference.global_scale(amax).item() == scale
+
+
+@pytest.mark.parametrize("amax", [-1.0, math.nan, math.inf])
+def test_global_scale_refuses(amax):
+    with pytest.raises(InputError, match=f"amax must be finite and not negative, got {amax}"):
+        nvfp4.global_scale(amax)
+
+
+def test_nan_spoils_its_block_only():
+    x = torch.ones(2, 32)
+    x[0, 3] = math.nan
+    result = nvfp4.fake_quantize(x, torch.tensor(0.01))
+    spoiled = result.isnan()
+    assert spoiled[0, :16].all() and spoiled.sum() == 16
+    packed, scale = nvfp4.quantize(x, torch.tensor(0.01))
+    again = nvfp4.dequantize(packed, scale, torch.tensor(0.01))
+    assert torch.equal(again.isnan(), spoiled)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("amax", [0.37, 4.0, 2688.0, 3e-5, 1e6, 0.0], ids=str)
+def test_fast_paths_equal_reference(dtype, amax, assert_same_bits):
+    x, global_scale = _hostile_values(dtype), nvfp4.global_scale(amax)
+    packed, scale = reference.quantize(x, global_scale)
+    for actual, expected in zip(nvfp4.quantize(x, global_scale), (packed, scale), strict=True):
+        assert_same_bits(actual, expected)
+    values = reference.dequantize(packed, scale, global_scale, dtype)
+    assert_same_bits(nvfp4.dequantize(packed, scale, global_scale, dtype), values)
+    assert_same_bits(nvfp4.fake_quantize(x, global_scale), values)
+
+
+@pytest.mark.parametrize("magnitude", [1e-37, 1e-31, 1e-20, 1e20, 3e38], ids=str)
+def test_tiny_and_huge_values_stay_finite_and_close(magnitude, assert_same_bits):
+    x = torch.tensor([1.0, -0.5, 0.0, 0.25] * 8) * magnitude
+    global_scale = nvfp4.global_scale(x.abs().max())
+    result = nvfp4.fake_quantize(x, global_scale)
+    assert_same_bits(result, reference.fake_quantize(x, global_scale))
+    assert result.isfinite().all()
+    if magnitude >= 2688 * 2.0**-100:
+        torch.testing.assert_close(result, x, rtol=0.2, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(16,), (1, 16), (2, 3, 48), (0, 32), (5, 0)], ids=str)
+def test_odd_shapes(shape):
+    x = torch.full(shape, 1.5)
+    packed, scale = nvfp4.quantize(x, ONE)
+    assert packed.shape == (*shape[:-1], shape[-1] // 2)
+    assert scale.shape == (*shape[:-1], shape[-1] // 16)
+    assert torch.equal(nvfp4.dequantize(packed, scale, ONE), x)
+    assert torch.equal(nvfp4.fake_quantize(x, ONE), x)
+
+
+def test_strided_operands_in_many_pieces(assert_same_bits):
+    x = torch.randn(1056, 1040, generator=torch.Generator().manual_seed(1))
+    global_scale = nvfp4.global_scale(3.0)
+    for operand in (x, x.t(), x.bfloat16(), x.bfloat16().t()):
+        packed, scale = nvfp4.quantize(operand, global_scale)
+        stored = nvfp4.dequantize(packed, scale, global_scale, operand.dtype)
+        assert_same_bits(nvfp4.fake_quantize(operand, global_scale), stored)
+
+
+def test_fake_quantize_leaves_its_operand_and_the_graph_alone():
+    x = torch.randn(4, 32, requires_grad=True)
+    before = x.detach().clone()
+    assert not nvfp4.fake_quantize(x, ONE).requires_grad
+    assert torch.equal(x, before)
+
+
+def _packed(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.uint8)
+
+
+def _scales(*shape: int) -> torch.Tensor:
+    return torch.ones(shape).to(torch.float8_e4m3fn)
+
+
+REFUSED = [
+    pytest.param(
+        lambda: nvfp4.quantize(torch.ones(2, 24), ONE),
+        "the last dimension of x must be a multiple of 16, got 24",
+        id="ragged_block",
+    ),
+    pytest.param(
+        lambda: nvfp4.fake_quantize(torch.ones(2, 8), ONE),
+        "the last dimension of x must be a multiple of 16, got 8",
+        id="half_a_block",
+    ),
+    pytest.param(
+        lambda: nvfp4.fake_quantize(torch.ones(16, dtype=torch.float64), ONE),
+        "x must be .* got float64",
+        id="float64",
+    ),
+    pytest.param(
+        lambda: nvfp4.fake_quantize(torch.ones(16), torch.tensor(0.0)),
+        "global_scale must be finite and at least 2.*got 0.0",
+        id="zero_scale",
+    ),
+    pytest.param(
+        lambda: nvfp4.dequantize(_packed(2, 8), _scales(2, 2), ONE),
+        r"block_scale must have shape \(2, 1\), got \(2, 2\)",
+        id="scale_shape",
+    ),
+    pytest.param(
+        lambda: nvfp4.dequantize(_packed(2, 8), torch.ones(2, 1), ONE),
+        "block_scale must be float8_e4m3fn, got float32",
+        id="scale_dtype",
+    ),
+    pytest.param(
+        lambda: nvfp4.dequantize(torch.ones(2, 8), _scales(2, 1), ONE),
+        "packed must be uint8, got float32",
+        id="packed_dtype",
+    ),
+    pytest.param(
+        lambda: nvfp4.dequantize(_packed(2, 7), _scales(2, 1), ONE),
+        "the last dimension of packed must be a multiple of 8, got 7",
+        id="packed_shape",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), REFUSED)
+def test_refusals_say_rule_and_value(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+def test_packing_agrees_with_compressed_tensors():
+    helpers = pytest.importorskip("compressed_tensors.compressors.nvfp4.helpers")
+    x = torch.randn(8, 64, generator=torch.Generator().manual_seed(2))
+    global_scale = nvfp4.global_scale(x.abs().max())
+    packed, scale = nvfp4.quantize(x, global_scale)
+    step = (scale.float() * global_scale).repeat_interleave(16, dim=1)
+    elements = nvfp4.dequantize(packed, torch.ones_like(scale), ONE)
+    assert torch.equal(helpers.pack_fp4_to_uint8(elements), packed)
+    unpacked = helpers.unpack_fp4_from_uint8(packed, 8, 64, dtype=torch.float32)
+    assert torch.equal(unpacked * step, nvfp4.dequantize(packed, scale, global_scale))
+
+
+def _float32(bits: int) -> float:
+    return struct.unpack("<f", struct.pack("<I", bits))[0]
+
+
+any_finite = st.integers(0, 2**32 - 1).map(_float32).filter(math.isfinite)
+near_one = st.floats(-8.0, 8.0, width=32)
+blocks = st.lists(st.one_of(any_finite, near_one), min_size=16, max_size=16)
+some_scale = st.floats(2.0**-99, 2.0**60, width=32)
+
+
+@FEW
+@given(blocks, some_scale)
+def test_any_float32_block_equals_reference(block, scale):
+    x, scale = torch.tensor(block), torch.tensor(scale)
+    packed, block_scale = nvfp4.quantize(x, scale)
+    expected_packed, expected_scale = reference.quantize(x, scale)
+    assert torch.equal(packed, expected_packed)
+    assert torch.equal(block_scale.view(torch.uint8), expected_scale.view(torch.uint8))
+    assert torch.equal(
+        nvfp4.fake_quantize(x, scale).view(torch.int32),
+        reference.fake_quantize(x, scale).view(torch.int32),
+    )
+
+
+@FEW
+@given(st.lists(near_one, min_size=32, max_size=32), st.floats(2.0**-12, 1.0, width=32))
+def test_sign_symmetry(values, scale):
+    x, scale = torch.tensor(values), torch.tensor(scale)
+    assert torch.equal(nvfp4.fake_quantize(-x, scale), -nvfp4.fake_quantize(x, scale))
+
+
+@FEW
+@given(st.binary(min_size=16, max_size=16))
+def test_packed_bytes_survive_a_round_trip(data):
+    # Every block holds a 6, so that quantising finds the scale 1 again; code 8, -0.0, becomes 0.
+    packed = torch.tensor(list(data), dtype=torch.uint8).reshape(2, 8)
+    packed[:, 0] = 0x7F
+    values = nvfp4.dequantize(packed, _scales(2, 1), ONE)
+    again, scale = nvfp4.quantize(values, ONE)
+    assert scale.view(torch.uint8).tolist() == [[0x38], [0x38]]
+    assert _codes(again) == [0 if code == 8 else code for code in _codes(packed)]

@@ -1,0 +1,357 @@
+"""Layers: every format's weight and input, in both containers' numerics."""
+
+import dataclasses
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from autoq.errors import InputError, ModelError, UnknownNameError
+from autoq.formats import FORMATS
+from autoq.kernels import fp8, int4, nvfp4
+from autoq.layers import (
+    Container,
+    LayerCalibration,
+    QuantizedWeight,
+    dequantize_weight,
+    fake_quantize_input,
+    fake_quantize_weight,
+    quantize_weight,
+    slot_weight,
+)
+from autoq.models import SlotKind, WeightSlot
+
+QUANTIZED = sorted(set(FORMATS) - {"none"})
+TENSORS = {
+    "fp8": {"codes": (torch.float8_e4m3fn, (6, 256)), "scale": (torch.float32, ())},
+    "nvfp4": {
+        "codes": (torch.uint8, (6, 128)),
+        "block_scale": (torch.float8_e4m3fn, (6, 16)),
+        "global_scale": (torch.float32, ()),
+    },
+    "w4a8_awq": {
+        "codes": (torch.int8, (6, 256)),
+        "group_scale": (torch.float32, (6, 2)),
+        "tensor_scale": (torch.float32, ()),
+    },
+}
+every_format = pytest.mark.parametrize("name", QUANTIZED)
+every_container = pytest.mark.parametrize("container", list(Container))
+every_dtype = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str
+)
+
+
+def _weight(dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    weight = torch.randn(6, 256, generator=torch.Generator().manual_seed(0))
+    weight[1] = 0.0
+    weight[2, ::2] = -0.0
+    weight[3] *= 1e-3
+    return weight.to(dtype)
+
+
+def _powers() -> torch.Tensor:
+    exponents = torch.randint(-3, 4, (256,), generator=torch.Generator().manual_seed(1))
+    return torch.exp2(exponents.float())
+
+
+def _calibration(**changes: object) -> LayerCalibration:
+    return dataclasses.replace(LayerCalibration(weight_amax=3.5, input_amax=2.5), **changes)
+
+
+def _same_bits(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Also tells 0.0 from -0.0, which torch.equal does not."""
+    same_signs = torch.equal(actual.signbit(), expected.signbit())
+    return actual.dtype == expected.dtype and torch.equal(actual, expected) and same_signs
+
+
+def test_every_registered_format_is_covered_here():
+    assert set(QUANTIZED) == set(TENSORS)
+
+
+@every_format
+def test_quantized_tensors_have_the_documented_names_dtypes_and_shapes(name):
+    quantized = quantize_weight(
+        _weight(), FORMATS[name], _calibration(), scale_dtype=torch.bfloat16
+    )
+    actual = {key: (value.dtype, tuple(value.shape)) for key, value in quantized.tensors.items()}
+    assert actual == TENSORS[name]
+    assert (quantized.format, quantized.shape) == (name, (6, 256))
+
+
+@every_format
+@every_container
+@every_dtype
+@pytest.mark.parametrize("smoothed", [False, True], ids=["plain", "smoothed"])
+def test_fake_weight_is_the_stored_weight_bit_for_bit(name, container, dtype, smoothed):
+    calibration = _calibration(pre_quant_scale=_powers() if smoothed else None)
+    weight, fmt = _weight(dtype), FORMATS[name]
+    fake = fake_quantize_weight(
+        weight, fmt, calibration, scale_dtype=torch.bfloat16, container=container
+    )
+    stored = quantize_weight(weight, fmt, calibration, scale_dtype=torch.bfloat16)
+    assert _same_bits(fake, dequantize_weight(stored, container=container, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("name", "error"), [("fp8", 2**-4), ("nvfp4", 0.25), ("w4a8_awq", 1 / 14 + 2**-4)]
+)
+@every_container
+def test_error_is_bounded_by_the_format(name, error, container):
+    weight = _weight(torch.float32)
+    calibration = _calibration(weight_amax=weight.abs().max().item())
+    quantized = quantize_weight(weight, FORMATS[name], calibration, scale_dtype=torch.float32)
+    values = dequantize_weight(quantized, container=container)
+    assert (values - weight).abs().max() <= error * weight.abs().max()
+    assert not torch.equal(values, weight)
+
+
+@every_format
+def test_the_weight_is_divided_by_the_input_scale(name):
+    weight, powers = _weight(torch.float32), _powers()
+    plain = quantize_weight(
+        weight / powers, FORMATS[name], _calibration(), scale_dtype=torch.float32
+    )
+    smoothed = quantize_weight(
+        weight,
+        FORMATS[name],
+        _calibration(pre_quant_scale=powers),
+        scale_dtype=torch.float32,
+    )
+    for key, tensor in plain.tensors.items():
+        assert torch.equal(tensor.float(), smoothed.tensors[key].float())
+
+
+@every_format
+def test_the_calibrated_amax_sets_the_top_scale(name):
+    key = {"fp8": "scale", "nvfp4": "global_scale", "w4a8_awq": "tensor_scale"}[name]
+    largest = {"fp8": 448.0, "nvfp4": 2688.0, "w4a8_awq": 448.0}[name]
+    calibration = _calibration(weight_amax=largest / 128)
+    quantized = quantize_weight(_weight(), FORMATS[name], calibration, scale_dtype=torch.bfloat16)
+    assert quantized.tensors[key].item() == 2.0**-7
+
+
+def test_int4_group_scales_are_rounded_to_the_given_dtype():
+    fmt = FORMATS["w4a8_awq"]
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        quantized = quantize_weight(_weight(), fmt, _calibration(), scale_dtype=dtype)
+        expected = int4.group_scale(_weight(), 128, storage_dtype=dtype)
+        assert torch.equal(quantized.tensors["group_scale"], expected)
+
+
+def test_int4_group_size_is_the_formats():
+    fmt = dataclasses.replace(FORMATS["w4a8_awq"], weight_block_size=64)
+    quantized = quantize_weight(_weight(), fmt, _calibration(), scale_dtype=torch.float32)
+    assert quantized.tensors["group_scale"].shape == (6, 4)
+
+
+def test_containers_differ_for_int4_only():
+    for name in QUANTIZED:
+        quantized = quantize_weight(
+            _weight(), FORMATS[name], _calibration(), scale_dtype=torch.bfloat16
+        )
+        modelopt, compressed = (dequantize_weight(quantized, container=c) for c in Container)
+        assert torch.equal(modelopt, compressed) == (name != "w4a8_awq")
+
+
+def test_int4_weights_in_both_containers_by_hand():
+    quantized = QuantizedWeight(
+        format="w4a8_awq",
+        tensors={
+            "codes": torch.tensor([[7, 5, -8, 0]], dtype=torch.int8),
+            "group_scale": torch.tensor([[16.0]]),
+            "tensor_scale": torch.tensor(1.75),
+        },
+        shape=(1, 4),
+    )
+    compressed = dequantize_weight(quantized, container=Container.COMPRESSED_TENSORS)
+    assert compressed.tolist() == [[112.0, 80.0, -128.0, 0.0]]
+    # codes * fp16(16 / 1.75) = 63.98, 45.70, -73.13, which E4M3 takes to 64, 44 and -72
+    assert dequantize_weight(quantized).tolist() == [[112.0, 77.0, -126.0, 0.0]]
+
+
+def _inputs(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(2, 5, 256, generator=torch.Generator().manual_seed(2)).to(dtype)
+
+
+@every_dtype
+@every_container
+def test_inputs_by_format(dtype, container):
+    x, calibration = _inputs(dtype), _calibration()
+    per_tensor = fp8.fake_quantize(x, fp8.tensor_scale(2.5))
+    per_token = fp8.fake_quantize_per_token(x)
+    expected = {
+        "none": x,
+        "fp8": per_tensor,
+        "nvfp4": nvfp4.fake_quantize(x, nvfp4.global_scale(2.5)),
+        "w4a8_awq": per_tensor if container is Container.MODELOPT else per_token,
+    }
+    assert set(expected) == set(FORMATS)
+    for name, values in expected.items():
+        actual = fake_quantize_input(x, FORMATS[name], calibration, container=container)
+        assert _same_bits(actual, values), name
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_inputs_are_multiplied_by_the_input_scale_first(name):
+    x, powers = _inputs(torch.bfloat16), _powers()
+    smoothed = fake_quantize_input(x, FORMATS[name], _calibration(pre_quant_scale=powers))
+    plain = fake_quantize_input(x * powers.bfloat16(), FORMATS[name], _calibration())
+    assert smoothed.dtype == torch.bfloat16 and torch.equal(smoothed, plain)
+
+
+def test_format_none_keeps_the_weight_but_divides_by_the_input_scale():
+    weight, powers = _weight(), _powers()
+    kept = fake_quantize_weight(weight, FORMATS["none"], _calibration(), scale_dtype=torch.bfloat16)
+    assert torch.equal(kept, weight)
+    divided = fake_quantize_weight(
+        weight,
+        FORMATS["none"],
+        _calibration(pre_quant_scale=powers),
+        scale_dtype=torch.bfloat16,
+    )
+    assert torch.equal(divided.float() * powers, weight.float())
+
+
+@every_format
+def test_an_all_zero_weight_stays_zero_and_finite(name):
+    weight, calibration = torch.zeros(4, 128), _calibration(weight_amax=0.0, input_amax=0.0)
+    quantized = quantize_weight(weight, FORMATS[name], calibration, scale_dtype=torch.float16)
+    for container in Container:
+        assert torch.equal(dequantize_weight(quantized, container=container), weight)
+    scales = [t.float() for key, t in quantized.tensors.items() if "scale" in key]
+    assert all(bool((scale == 1).all()) for scale in scales)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@every_format
+def test_weights_with_nan_or_infinity_are_refused(name, bad):
+    weight = _weight()
+    weight[5, 17] = bad
+    with pytest.raises(ModelError, match="weights must be finite, got NaN or infinity"):
+        quantize_weight(weight, FORMATS[name], _calibration(), scale_dtype=torch.bfloat16)
+
+
+@every_format
+@pytest.mark.parametrize("amax", [math.nan, math.inf, -1.0])
+def test_broken_calibration_is_refused(name, amax):
+    calibration, fmt = _calibration(weight_amax=amax, input_amax=amax), FORMATS[name]
+    with pytest.raises(InputError, match=f"amax must be finite and not negative, got {amax}"):
+        quantize_weight(_weight(), fmt, calibration, scale_dtype=torch.bfloat16)
+    with pytest.raises(InputError, match=f"amax must be finite and not negative, got {amax}"):
+        fake_quantize_input(_inputs(), fmt, calibration)
+
+
+def test_an_input_scale_of_another_length_is_refused():
+    calibration = _calibration(pre_quant_scale=torch.ones(255))
+    message = r"pre_quant_scale must have shape \(256,\), got \(255,\)"
+    with pytest.raises(InputError, match=message):
+        quantize_weight(_weight(), FORMATS["fp8"], calibration, scale_dtype=torch.bfloat16)
+    with pytest.raises(InputError, match=message):
+        fake_quantize_input(_inputs(), FORMATS["fp8"], calibration)
+
+
+def test_format_none_has_no_codes():
+    with pytest.raises(InputError, match="the format none has no codes"):
+        quantize_weight(_weight(), FORMATS["none"], _calibration(), scale_dtype=torch.bfloat16)
+
+
+def test_missing_tensors_and_unknown_formats_are_refused_by_name():
+    incomplete = QuantizedWeight(
+        format="nvfp4", tensors={"codes": torch.zeros(2, 8, dtype=torch.uint8)}, shape=(2, 16)
+    )
+    with pytest.raises(InputError, match="needs the tensors block_scale, global_scale"):
+        dequantize_weight(incomplete)
+    with pytest.raises(UnknownNameError, match="no format named 'nvfp3'"):
+        dequantize_weight(dataclasses.replace(incomplete, format="nvfp3"))
+
+
+def test_shapes_that_blocks_do_not_fill_are_refused():
+    weight = torch.ones(2, 40)
+    with pytest.raises(InputError, match="must be a multiple of 16, got 40"):
+        quantize_weight(weight, FORMATS["nvfp4"], _calibration(), scale_dtype=torch.float32)
+    with pytest.raises(InputError, match="in_features must be a multiple of 128, got 40"):
+        quantize_weight(weight, FORMATS["w4a8_awq"], _calibration(), scale_dtype=torch.float32)
+
+
+@every_format
+def test_no_gradient_flows_and_the_weight_is_left_alone(name):
+    weight = nn.Parameter(_weight())
+    before = weight.detach().clone()
+    for container, smoothed in itertools.product(Container, (None, _powers())):
+        values = fake_quantize_weight(
+            weight,
+            FORMATS[name],
+            _calibration(pre_quant_scale=smoothed),
+            scale_dtype=torch.bfloat16,
+            container=container,
+        )
+        assert not values.requires_grad
+    assert torch.equal(weight, before)
+
+
+class _Conv1D(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.arange(6.0).reshape(2, 3))
+
+
+class _Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+        self.conv = _Conv1D()
+        self.experts = nn.Module()
+        self.experts.gate_up_proj = nn.Parameter(torch.arange(24.0).reshape(4, 2, 3))
+
+
+def _slot(kind: SlotKind, module: str, parameter: str = "weight", **changes: object) -> WeightSlot:
+    slot = WeightSlot(
+        name=module, module=module, parameter=parameter, kind=kind, out_features=2, in_features=3
+    )
+    return dataclasses.replace(slot, **changes)
+
+
+def test_slot_weight_is_a_view_of_every_kind_of_parameter():
+    model = _Model()
+    linear = slot_weight(model, _slot(SlotKind.LINEAR, "linear"))
+    assert linear.data_ptr() == model.linear.weight.data_ptr()
+    conv = slot_weight(model, _slot(SlotKind.CONV1D, "conv", out_features=3, in_features=2))
+    assert conv.tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
+    expert = slot_weight(model, _slot(SlotKind.EXPERT, "experts", "gate_up_proj", expert=1))
+    assert expert.tolist() == [[6.0, 7.0, 8.0], [9.0, 10.0, 11.0]]
+    with torch.no_grad():
+        for view in (linear, conv, expert):
+            view.fill_(-1.0)
+    assert (model.linear.weight == -1).all() and (model.conv.weight == -1).all()
+    assert (model.experts.gate_up_proj == -1).sum() == 6
+
+
+def test_slot_weight_refuses_what_the_model_does_not_have():
+    model = _Model()
+    with pytest.raises(ModelError, match="the model has no weight absent"):
+        slot_weight(model, _slot(SlotKind.LINEAR, "absent"))
+    with pytest.raises(ModelError, match="the model has no weight linear"):
+        slot_weight(model, _slot(SlotKind.LINEAR, "linear", "kernel"))
+    with pytest.raises(ModelError, match=r"linear must have shape \(5, 3\), got \(2, 3\)"):
+        slot_weight(model, _slot(SlotKind.LINEAR, "linear", out_features=5))
+    with pytest.raises(ModelError, match="the model has no weight experts"):
+        slot_weight(model, _slot(SlotKind.EXPERT, "experts", "gate_up_proj", expert=9))
+
+
+def test_conv1d_views_quantise_like_their_copies():
+    stored = torch.randn(128, 6, generator=torch.Generator().manual_seed(9))
+    for name, container in itertools.product(QUANTIZED, Container):
+        results = [
+            fake_quantize_weight(
+                matrix,
+                FORMATS[name],
+                _calibration(),
+                scale_dtype=torch.float32,
+                container=container,
+            )
+            for matrix in (stored.t(), stored.t().contiguous())
+        ]
+        assert torch.equal(*results)
