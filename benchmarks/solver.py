@@ -12,6 +12,7 @@ PuLP is left out where it is not installed. Every figure is a ratio to ours: med
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import statistics
 import time
@@ -104,8 +105,7 @@ def with_pulp(
     sensitivity: SensitivityTable, costs: CostTable, budget_bits: float
 ) -> NDArray[np.int64]:
     """PuLP's bundled CBC on unscaled scores, with default tolerances."""
-    import pulp
-
+    pulp = importlib.import_module("pulp")
     scores = all_scores(sensitivity)
     cells = [(row, column) for row in range(len(scores)) for column in range(len(costs.formats))]
     take = pulp.LpVariable.dicts("take", cells, cat="Binary")
@@ -117,10 +117,8 @@ def with_pulp(
         int(costs.effective_bits[cell]) * take[cell] for cell in cells
     ) <= budget_bits * int(costs.weights.sum())
     problem.solve(pulp.PULP_CBC_CMD(msg=False, timeLimit=TIME_LIMIT_SECONDS))
-    taken = np.array(
-        [[take[row, f].value() for f in range(len(costs.formats))] for row in range(len(scores))]
-    )
-    return taken.argmax(axis=1)
+    taken = np.array([take[cell].value() for cell in cells], dtype=np.float64)
+    return np.argmax(taken.reshape(scores.shape), axis=1)
 
 
 def loss_of(sensitivity: SensitivityTable, columns: NDArray[np.int64]) -> float:

@@ -205,7 +205,9 @@ class Problem:
 
 def _check_tables(sensitivity: SensitivityTable, costs: CostTable) -> None:
     if not costs.groups:
-        raise InputError("a search must have at least one group to decide, got none")
+        raise InputError(
+            "a search must have at least one group to decide, got none; exclude fewer layers"
+        )
     scored = set(sensitivity.groups)
     unscored = [name for name in costs.groups if name not in scored]
     if unscored:

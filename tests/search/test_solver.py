@@ -277,6 +277,13 @@ def test_budgets_out_of_reach_name_floor_and_ceiling(budget):
         solve(*tables, budget)
 
 
+def test_a_search_without_groups_is_refused():
+    tables = make_tables(np.empty((0, 3)), [])
+
+    with pytest.raises(InputError, match=r"at least one group to decide, got none; exclude fewer"):
+        solve(*tables, 8)
+
+
 def test_infinite_scores_are_refused():
     with pytest.raises(
         InputError,
