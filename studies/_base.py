@@ -1,0 +1,59 @@
+"""What the parts of the repository share."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from autoq.errors import StoreError, UnknownNameError
+from autoq.studies._database import Database
+from autoq.studies._encoding import utc_now
+from autoq.studies._schema import StageRow, StudyRow
+from autoq.studies.records import WorkStatus
+
+SCORING_STAGE = "sensitivity"
+"""The stage that owns score batches and sensitivity rows: resetting it deletes them."""
+
+
+class Repository:
+    """Base of the parts; each method is one transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @staticmethod
+    def _touched(session: Session, study_id: int) -> StudyRow:
+        """The study's row, marked as changed now.
+
+        Raises:
+            UnknownNameError: there is no such study.
+        """
+        row = session.get(StudyRow, study_id)
+        if row is None:
+            raise UnknownNameError(
+                f"no study has id {study_id}; `autoq list` shows those there are"
+            )
+        row.updated = utc_now()
+        return row
+
+    @classmethod
+    def _open_for_results(cls, session: Session, study_id: int, stage: str) -> StudyRow:
+        """The study's row, if results may still go into the stage.
+
+        Raises:
+            StoreError: the stage is done.
+        """
+        study = cls._touched(session, study_id)
+        row = stage_row(session, study_id, stage)
+        if row is not None and row.status == WorkStatus.DONE:
+            raise StoreError(
+                f"a finished stage does not change, and {stage!r} of study {study.name!r} is "
+                "finished; reset the stage to run it again"
+            )
+        return study
+
+
+def stage_row(session: Session, study_id: int, stage: str) -> StageRow | None:
+    """The stage's row, None before it was begun."""
+    query = select(StageRow).where(StageRow.study_id == study_id, StageRow.name == stage)
+    return session.scalars(query).one_or_none()

@@ -1,0 +1,279 @@
+"""What a study leads to: plans, measurements, exports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from autoq.errors import StoreError, UnknownNameError
+from autoq.studies._base import Repository
+from autoq.studies._encoding import (
+    canonical_json,
+    iso_time,
+    json_clean,
+    sha256_hex,
+    utc_now,
+)
+from autoq.studies._schema import ExportFileRow, ExportRow, MeasurementRow, PlanRow
+from autoq.studies.records import (
+    ExportFile,
+    ExportRecord,
+    ExportStatus,
+    MeasurementRecord,
+    PlanRecord,
+)
+
+if TYPE_CHECKING:
+    from autoq.search import Plan
+
+
+class ResultRepository(Repository):
+    """Plans, measurements and exports of all studies."""
+
+    def add_plan(self, study_id: int, plan: Plan, *, label: str) -> int:
+        """Store a plan and return its id; the same plan under the same label keeps its id."""
+        values = _plan_values(plan, label)
+        content_sha256 = sha256_hex(canonical_json(values).encode())
+        with self._database.write() as session:
+            self._touched(session, study_id)
+            query = select(PlanRow).where(PlanRow.study_id == study_id)
+            row = session.scalars(query.where(PlanRow.content_sha256 == content_sha256)).first()
+            if row is None:
+                row = PlanRow(study_id=study_id, created=utc_now(), **values)
+                row.content_sha256 = content_sha256
+                session.add(row)
+                session.flush()
+            return row.id
+
+    def plan(self, plan_id: int) -> PlanRecord:
+        """The plan with this id.
+
+        Raises:
+            UnknownNameError: there is none.
+        """
+        with self._database.read() as session:
+            row = session.get(PlanRow, plan_id)
+        if row is None:
+            raise UnknownNameError(f"no plan has id {plan_id}; `autoq show` lists a study's plans")
+        return _plan_record(row)
+
+    def plans(self, study_id: int) -> list[PlanRecord]:
+        """The study's plans, oldest first."""
+        query = select(PlanRow).where(PlanRow.study_id == study_id).order_by(PlanRow.id)
+        with self._database.read() as session:
+            return [_plan_record(row) for row in session.scalars(query)]
+
+    def add_measurement(
+        self,
+        study_id: int,
+        *,
+        label: str,
+        metric: str,
+        value: float,
+        plan_id: int | None = None,
+        interval: tuple[float, float] | None = None,
+        details: Mapping[str, Any] | None = None,
+        tokens: int | None = None,
+        data_sha256: str | None = None,
+    ) -> int:
+        """Store a measured number and return its id.
+
+        Measuring the same again (same plan, label, metric and data) replaces the number.
+        """
+        low, high = interval if interval is not None else (None, None)
+        identity = {
+            "plan_id": plan_id,
+            "label": label,
+            "metric": metric,
+            "data_sha256": data_sha256,
+        }
+        with self._database.write() as session:
+            self._touched(session, study_id)
+            row = _measurement_like(session, study_id, identity)
+            row.value, row.interval_low, row.interval_high = value, low, high
+            row.details, row.tokens, row.created = json_clean(details or {}), tokens, utc_now()
+            session.flush()
+            return row.id
+
+    def measurements(self, study_id: int) -> list[MeasurementRecord]:
+        """The study's measurements, oldest first."""
+        of_study = select(MeasurementRow).where(MeasurementRow.study_id == study_id)
+        with self._database.read() as session:
+            rows = session.scalars(of_study.order_by(MeasurementRow.id))
+            return [_measurement_record(row) for row in rows]
+
+    def begin_export(self, study_id: int, *, plan_id: int, container: str, path: str) -> int:
+        """Say that a checkpoint is being written, and return the export's id.
+
+        An earlier export to the same path that never ended counts as failed from now on.
+        """
+        with self._database.write() as session:
+            self._touched(session, study_id)
+            _fail_interrupted_exports(session, study_id, str(path))
+            row = ExportRow(
+                study_id=study_id,
+                plan_id=plan_id,
+                container=container,
+                path=str(path),
+                status=ExportStatus.WRITING,
+                verification={},
+                started=utc_now(),
+            )
+            session.add(row)
+            session.flush()
+            return row.id
+
+    def finish_export(
+        self,
+        export_id: int,
+        *,
+        files: Iterable[tuple[str, int, str]],
+        verification: Mapping[str, Any],
+    ) -> ExportRecord:
+        """Say that the checkpoint is complete: its files as (relative path, bytes, SHA-256).
+
+        Raises:
+            StoreError: the export is not being written.
+        """
+        with self._database.write() as session:
+            row = self._export_in_progress(session, export_id)
+            row.files = [
+                ExportFileRow(path=path, size_bytes=size, sha256=sha256)
+                for path, size, sha256 in sorted(files)
+            ]
+            row.bytes_written = sum(file.size_bytes for file in row.files)
+            row.status, row.finished = ExportStatus.COMPLETE, utc_now()
+            row.verification = json_clean(verification)
+            return _export_record(row)
+
+    def fail_export(self, export_id: int, reason: str) -> ExportRecord:
+        """Say that the checkpoint could not be written.
+
+        Raises:
+            StoreError: the export is not being written.
+        """
+        with self._database.write() as session:
+            row = self._export_in_progress(session, export_id)
+            _fail(row, reason)
+            return _export_record(row)
+
+    def exports(self, study_id: int) -> list[ExportRecord]:
+        """The study's exports with their files, oldest first."""
+        query = select(ExportRow).where(ExportRow.study_id == study_id).order_by(ExportRow.id)
+        with self._database.read() as session:
+            return [_export_record(row) for row in session.scalars(query)]
+
+    def _export_in_progress(self, session: Session, export_id: int) -> ExportRow:
+        row = session.get(ExportRow, export_id)
+        if row is None:
+            raise UnknownNameError(f"no export has id {export_id}; begin the export first")
+        if row.status != ExportStatus.WRITING:
+            raise StoreError(
+                f"only an export that is being written ends, and export {export_id} to "
+                f"{row.path} is {row.status}; begin a new one"
+            )
+        self._touched(session, row.study_id)
+        return row
+
+
+def _plan_values(plan: Plan, label: str) -> dict[str, Any]:
+    low, high = plan.predicted_loss_interval
+    values = {
+        "label": label,
+        "budget_bits": plan.budget_bits,
+        "effective_bits": plan.effective_bits,
+        "peer_effective_bits": plan.peer_effective_bits,
+        "stored_bits_per_weight": plan.stored_bits_per_weight,
+        "stored_bytes": plan.stored_bytes,
+        "predicted_loss": plan.predicted_loss,
+        "predicted_loss_low": low,
+        "predicted_loss_high": high,
+        "bound": plan.bound,
+        "gap": plan.gap,
+        "assignment": plan.assignment,
+    }
+    return {name: json_clean(value) for name, value in values.items()}
+
+
+def _plan_record(row: PlanRow) -> PlanRecord:
+    return PlanRecord(
+        id=row.id,
+        study_id=row.study_id,
+        label=row.label,
+        created=iso_time(row.created),
+        budget_bits=row.budget_bits,
+        effective_bits=row.effective_bits,
+        peer_effective_bits=row.peer_effective_bits,
+        stored_bits_per_weight=row.stored_bits_per_weight,
+        stored_bytes=row.stored_bytes,
+        predicted_loss=row.predicted_loss,
+        predicted_loss_interval=(row.predicted_loss_low, row.predicted_loss_high),
+        bound=row.bound,
+        gap=row.gap,
+        assignment=row.assignment,
+    )
+
+
+def _measurement_like(
+    session: Session, study_id: int, identity: Mapping[str, object]
+) -> MeasurementRow:
+    query = select(MeasurementRow).filter_by(study_id=study_id, **identity)
+    row = session.scalars(query).first()
+    if row is None:
+        row = MeasurementRow(study_id=study_id, **identity)
+        session.add(row)
+    return row
+
+
+def _measurement_record(row: MeasurementRow) -> MeasurementRecord:
+    interval = None
+    if row.interval_low is not None and row.interval_high is not None:
+        interval = (row.interval_low, row.interval_high)
+    return MeasurementRecord(
+        id=row.id,
+        study_id=row.study_id,
+        plan_id=row.plan_id,
+        label=row.label,
+        metric=row.metric,
+        value=row.value,
+        interval=interval,
+        details=row.details,
+        tokens=row.tokens,
+        data_sha256=row.data_sha256,
+        created=iso_time(row.created),
+    )
+
+
+def _fail_interrupted_exports(session: Session, study_id: int, path: str) -> None:
+    query = select(ExportRow).filter_by(
+        study_id=study_id, path=path, status=str(ExportStatus.WRITING)
+    )
+    for row in session.scalars(query):
+        _fail(row, "interrupted before it was complete")
+
+
+def _fail(row: ExportRow, reason: str) -> None:
+    row.status, row.finished = ExportStatus.FAILED, utc_now()
+    row.verification = {"reason": reason}
+
+
+def _export_record(row: ExportRow) -> ExportRecord:
+    return ExportRecord(
+        id=row.id,
+        study_id=row.study_id,
+        plan_id=row.plan_id,
+        container=row.container,
+        path=row.path,
+        status=ExportStatus(row.status),
+        bytes_written=row.bytes_written,
+        verification=row.verification,
+        started=iso_time(row.started),
+        finished=None if row.finished is None else iso_time(row.finished),
+        files=tuple(
+            ExportFile(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256)
+            for file in row.files
+        ),
+    )

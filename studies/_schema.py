@@ -1,0 +1,269 @@
+"""The tables. `migrations/versions` creates them; a change here needs a new revision there."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Dialect,
+    Double,
+    ForeignKey,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.types import TypeDecorator
+
+from autoq.studies._encoding import finite_or_none, json_clean
+
+# Optuna keeps an Alembic version table in this database too. Under a shared name each side
+# would take the other's schema version for its own.
+VERSION_TABLE = "autoq_alembic_version"
+
+SCHEMA_VERSION = 1
+"""Written into every study, so that an exported row says which layout it had."""
+
+# SQLite counts up only a column that is spelled INTEGER.
+Identifier = BigInteger().with_variant(Integer(), "sqlite")
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware time in UTC; SQLite drops the zone, so it is put back on reading."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse a time without zone, and convert to UTC."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"times in the store carry a time zone, got {value!r}")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Aware, in UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class FiniteDouble(TypeDecorator[float]):
+    """A double; NaN and Inf become NULL, because databases differ in what they do with them."""
+
+    impl = Double()
+    cache_ok = True
+
+    def process_bind_param(self, value: float | None, dialect: Dialect) -> float | None:
+        """NULL unless finite."""
+        return finite_or_none(value)
+
+
+class StrictJson(TypeDecorator[dict[str, Any]]):
+    """Plain data as JSON that every reader accepts; see `json_clean`."""
+
+    impl = JSON(none_as_null=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        """NaN and Inf become null."""
+        return json_clean(value)
+
+
+class Base(DeclarativeBase):
+    """Base of all tables."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012  read once, by the base class
+        str: String(),
+        int: BigInteger(),
+        float: FiniteDouble(),
+        bytes: LargeBinary(),
+        datetime: UtcDateTime(),
+        dict[str, Any]: StrictJson(),
+    }
+
+
+class StudyRow(Base):
+    """One search: what was asked, of which model, by which versions."""
+
+    __tablename__ = "study"
+
+    id: Mapped[int] = mapped_column(Identifier, primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    key: Mapped[str] = mapped_column(unique=True)
+    status: Mapped[str]
+    created: Mapped[datetime]
+    updated: Mapped[datetime]
+    model_path: Mapped[str]
+    model_fingerprint: Mapped[str]
+    architecture: Mapped[str]
+    configuration: Mapped[dict[str, Any]]
+    versions: Mapped[dict[str, Any]]
+    seed: Mapped[int]
+    schema_version: Mapped[int]
+
+
+class StageRow(Base):
+    """One step of a study."""
+
+    __tablename__ = "stage"
+    __table_args__ = (UniqueConstraint("study_id", "name"),)
+
+    id: Mapped[int] = mapped_column(Identifier, primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id", ondelete="CASCADE"))
+    name: Mapped[str]
+    status: Mapped[str]
+    started: Mapped[datetime | None]
+    finished: Mapped[datetime | None]
+    seconds: Mapped[float | None]
+    payload: Mapped[dict[str, Any]]
+
+
+class ArrayRow(Base):
+    """One named array of a stage, as npy bytes."""
+
+    __tablename__ = "stored_array"
+    __table_args__ = (UniqueConstraint("study_id", "stage", "name"),)
+
+    id: Mapped[int] = mapped_column(Identifier, primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id", ondelete="CASCADE"))
+    stage: Mapped[str]
+    name: Mapped[str]
+    dtype: Mapped[str]
+    shape: Mapped[list[int]] = mapped_column(StrictJson())
+    data: Mapped[bytes]
+    sha256: Mapped[str]
+
+
+class ScoreBatchRow(Base):
+    """What one batch of sequences says of every cell, as npy bytes."""
+
+    __tablename__ = "score_batch"
+    __table_args__ = (UniqueConstraint("study_id", "batch_index"),)
+
+    id: Mapped[int] = mapped_column(Identifier, primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id", ondelete="CASCADE"))
+    batch_index: Mapped[int]
+    data: Mapped[bytes]
+    sha256: Mapped[str]
+    seconds: Mapped[float]
+
+
+class SensitivityRow(Base):
+    """One cell of the sensitivity table; NULL where a group cannot take the format."""
+
+    __tablename__ = "sensitivity"
+    __table_args__ = (UniqueConstraint("study_id", "group_name", "format_name"),)
+
+    id: Mapped[int] = mapped_column(Identifier, primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id", ondelete="CASCADE"))
+    group_name: Mapped[str]
+    format_name: Mapped[str]
+    score: Mapped[float | None]
+    standard_error: Mapped[float | None]
+
+
+class PlanRow(Base):
+    """One solved assignment with its costs and its proof."""
+
+    __tablename__ = "plan"
+    __table_args__ = (UniqueConstraint("study_id", "content_sha256"),)
+
+    id: Mapped[int] = mapped_column(Identifier, primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id", ondelete="CASCADE"))
+    label: Mapped[str]
+    created: Mapped[datetime]
+    budget_bits: Mapped[float]
+    effective_bits: Mapped[float]
+    peer_effective_bits: Mapped[float]
+    stored_bits_per_weight: Mapped[float]
+    stored_bytes: Mapped[int]
+    predicted_loss: Mapped[float | None]
+    predicted_loss_low: Mapped[float | None]
+    predicted_loss_high: Mapped[float | None]
+    bound: Mapped[float | None]
+    gap: Mapped[float | None]
+    assignment: Mapped[dict[str, Any]]
+    content_sha256: Mapped[str]
+
+
+class MeasurementRow(Base):
+    """One number that was measured, and on what."""
+
+    __tablename__ = "measurement"
+
+    id: Mapped[int] = mapped_column(Identifier, primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id", ondelete="CASCADE"), index=True)
+    plan_id: Mapped[int | None] = mapped_column(ForeignKey("plan.id", ondelete="CASCADE"))
+    label: Mapped[str]
+    metric: Mapped[str]
+    value: Mapped[float | None]
+    interval_low: Mapped[float | None]
+    interval_high: Mapped[float | None]
+    details: Mapped[dict[str, Any]]
+    tokens: Mapped[int | None]
+    data_sha256: Mapped[str | None]
+    created: Mapped[datetime]
+
+
+class ExportRow(Base):
+    """One checkpoint that was written, or was being written."""
+
+    __tablename__ = "export"
+
+    id: Mapped[int] = mapped_column(Identifier, primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id", ondelete="CASCADE"), index=True)
+    plan_id: Mapped[int] = mapped_column(ForeignKey("plan.id", ondelete="CASCADE"))
+    container: Mapped[str]
+    path: Mapped[str]
+    status: Mapped[str]
+    bytes_written: Mapped[int | None]
+    verification: Mapped[dict[str, Any]]
+    started: Mapped[datetime]
+    finished: Mapped[datetime | None]
+    files: Mapped[list[ExportFileRow]] = relationship(order_by="ExportFileRow.path")
+
+
+class ExportFileRow(Base):
+    """One file of a finished export."""
+
+    __tablename__ = "export_file"
+    __table_args__ = (UniqueConstraint("export_id", "path"),)
+
+    id: Mapped[int] = mapped_column(Identifier, primary_key=True)
+    export_id: Mapped[int] = mapped_column(ForeignKey("export.id", ondelete="CASCADE"))
+    path: Mapped[str]
+    size_bytes: Mapped[int]
+    sha256: Mapped[str]
+
+
+class LeaseRow(Base):
+    """Which process works on a study; no row: none."""
+
+    __tablename__ = "lease"
+
+    id: Mapped[int] = mapped_column(Identifier, primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id", ondelete="CASCADE"), unique=True)
+    owner: Mapped[str]
+    host: Mapped[str]
+    pid_namespace: Mapped[str]
+    pid: Mapped[int]
+    process_started: Mapped[float]
+    acquired: Mapped[datetime]
+    heartbeat: Mapped[datetime]
+    expires: Mapped[datetime]
