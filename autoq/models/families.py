@@ -66,6 +66,17 @@ EXPERT_PARAMETERS = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
 """Three-dimensional parameters [experts, out, in] of transformers' fused experts modules."""
 
 
+_OTHER_HEADS = re.compile(r"^(bert\.pooler|cls\.seq_relationship)\.")
+
+
+def belongs_to_another_head(tensor: str) -> bool:
+    """Whether a checkpoint's tensor is of a training head that the loaded class leaves out.
+
+    Original BERT checkpoints name a masked language model and carry next-sentence prediction too.
+    """
+    return _OTHER_HEADS.match(tensor) is not None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertNaming:
     """How a family spells its experts in a checkpoint: one Linear per expert and projection."""

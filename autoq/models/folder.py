@@ -11,6 +11,7 @@ from autoq.errors import ModelError
 
 INDEX_NAME = "model.safetensors.index.json"
 _OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.gguf")
+_FLOAT_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _LENGTH_BYTES = 8  # a safetensors file starts with its header's length, little-endian
 
 
@@ -61,6 +62,28 @@ def shard_paths(folder: Path) -> list[Path]:
     if single.is_file():
         return [single]
     raise ModelError(_no_weights(folder))
+
+
+def storage_dtype(folder: Path) -> str:
+    """Name of the torch dtype that most of the folder's weight bytes are stored in.
+
+    Raises:
+        ModelError: the folder has no readable weights, or none of them are floating point.
+    """
+    stored_bytes: dict[str, int] = {}
+    for shard in shard_paths(folder):
+        header, _ = _shard_header(shard, shard.stat().st_size)
+        for name, entry in header.items():
+            if name != "__metadata__" and entry["dtype"] in _FLOAT_DTYPES:
+                start, end = entry["data_offsets"]
+                dtype = _FLOAT_DTYPES[entry["dtype"]]
+                stored_bytes[dtype] = stored_bytes.get(dtype, 0) + end - start
+    if not stored_bytes:
+        raise ModelError(
+            f"a model has float32, bfloat16 or float16 weights, and {folder} has none; "
+            "give an unquantised model"
+        )
+    return max(stored_bytes, key=lambda dtype: stored_bytes[dtype])
 
 
 def _indexed_shards(folder: Path, index: Path) -> list[Path]:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from autoq.errors import AutoqError, ModelError
+from autoq.models.families import belongs_to_another_head
 from autoq.models.folder import check_model_folder, read_config, shard_paths
 
 if TYPE_CHECKING:
@@ -187,6 +188,7 @@ def _check_report(folder: Path, report: Mapping[str, Any]) -> None:
         ("mismatched_keys", "has weights of another shape than config.json says"),
     ):
         names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report[kind])
+        names = [name for name in names if not belongs_to_another_head(name)]
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise ModelError(

@@ -214,6 +214,13 @@ def test_unexpected_tensor(llama):
         load_model(llama)
 
 
+def test_original_bert_carries_heads_that_are_left_out(folders, tmp_path):
+    folder = shutil.copytree(folders["bert"], tmp_path / "bert")
+    extra = ("bert.pooler.dense.weight", "cls.seq_relationship.bias")
+    edit_weights(folder, lambda tensors: tensors.update({name: torch.zeros(1) for name in extra}))
+    assert type(load_model(folder)).__name__ == "BertForMaskedLM"
+
+
 def test_tensor_of_another_shape(llama):
     edit_config(llama, vocab_size=300)
     with pytest.raises(ModelError, match=r"another shape .*: lm_head\.weight and 1 more;"):
