@@ -1,1 +1,48 @@
-"""autoq decides, layer by layer, in which number format a language model is stored and run."""
+"""autoq decides, layer by layer, in which number format a language model is stored and run.
+
+The names here load what they need when they are first used, so that importing autoq is fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autoq.api import (
+        Study,
+        auto_quantize,
+        evaluate,
+        list_studies,
+        open_study,
+        search,
+    )
+
+try:
+    __version__ = version("autoq")
+except PackageNotFoundError:  # a checkout that was never installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "Study",
+    "auto_quantize",
+    "evaluate",
+    "list_studies",
+    "open_study",
+    "search",
+]
+
+_API = frozenset(__all__)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "search":
+        return importlib.import_module("autoq.search")  # a package that answers calls
+    if name in _API:
+        return getattr(importlib.import_module("autoq.api"), name)
+    raise AttributeError(f"module 'autoq' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(_API)

@@ -1,5 +1,10 @@
 """Sensitivity, costs, the optimisation problem and its solutions."""
 
+import importlib
+import sys
+import types
+from typing import Any
+
 from autoq.search._types import CostTable, Plan, SensitivityTable
 from autoq.search.costs import (
     build_cost_table,
@@ -11,7 +16,13 @@ from autoq.search.costs import (
 )
 from autoq.search.frontier import frontier
 from autoq.search.rules import Rule, apply_rules, parse_rule
-from autoq.search.solver import plan_from_assignment, reachable_bits, solve, uniform_plan
+from autoq.search.solver import (
+    check_budget,
+    plan_from_assignment,
+    reachable_bits,
+    solve,
+    uniform_plan,
+)
 
 __all__ = [
     "CostTable",
@@ -20,6 +31,7 @@ __all__ = [
     "SensitivityTable",
     "apply_rules",
     "build_cost_table",
+    "check_budget",
     "effective_bits",
     "frontier",
     "parse_rule",
@@ -32,3 +44,16 @@ __all__ = [
     "stored_bytes",
     "uniform_plan",
 ]
+
+
+class _CallablePackage(types.ModuleType):
+    """`autoq.search(...)` is the main job, and `autoq.search` this package: one name for both.
+
+    Importing any module of the package puts it in the place of the function, so it answers calls.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return importlib.import_module("autoq.api").search(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallablePackage

@@ -1,0 +1,19 @@
+"""The main job as functions: search, study, export, evaluate."""
+
+from autoq.api.auto_quantize import AutoQuantizeState, auto_quantize
+from autoq.api.config import ScoringConfig
+from autoq.api.evaluation import evaluate
+from autoq.api.pipeline import DEFAULT_STORE, list_studies, open_study, search
+from autoq.api.study import Study
+
+__all__ = [
+    "DEFAULT_STORE",
+    "AutoQuantizeState",
+    "ScoringConfig",
+    "Study",
+    "auto_quantize",
+    "evaluate",
+    "list_studies",
+    "open_study",
+    "search",
+]

@@ -1,0 +1,101 @@
+"""What a search is asked to do, as one frozen value that survives a round trip through JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from autoq.errors import InputError
+from autoq.formats import FORMATS, NONE, FormatName, portable_formats
+from autoq.layers.quantize import Container
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringConfig:
+    """Everything that calibration and scores depend on; a change makes another study.
+
+    Budgets and rules are not part of it: every plan is solved from the same scores.
+    """
+
+    formats: tuple[FormatName, ...] = portable_formats()
+    include: tuple[str, ...] = ()  # globs of layers to search though excluded by default
+    exclude: tuple[str, ...] = ()  # globs of layers to leave alone
+    calibration_data: str | None = None  # None: the bundled text
+    calibration_sequences: int = 64
+    sequence_length: int = 256  # tokens
+    batch_size: int = 4  # sequences
+    container: Container = Container.MODELOPT
+    dtype: str = "auto"  # of the model while it is searched
+    device: str = "auto"
+    row_fraction: float = 0.25  # share of the tokens whose projections are computed
+    seed: int = 0
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.formats or set(self.formats) == {NONE}:
+            raise InputError(
+                "formats must name at least one quantised format, got "
+                f"{', '.join(self.formats) or 'none'}; known: {', '.join(sorted(FORMATS))}"
+            )
+        for name in self.formats:
+            FORMATS[name]
+        for field_name in ("calibration_sequences", "sequence_length", "batch_size"):
+            if getattr(self, field_name) < 1:
+                raise InputError(f"{field_name} must be >= 1, got {getattr(self, field_name)}")
+        if self.sequence_length < 2:
+            raise InputError("sequence_length must be >= 2, got 1; a loss needs a next token")
+        if not 0.0 < self.row_fraction <= 1.0:
+            raise InputError(f"row_fraction must be in (0, 1], got {self.row_fraction}")
+        if self.dtype not in DTYPES:
+            raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ScoringConfig:
+        """The value that `to_json` came from; unknown keys are refused.
+
+        Raises:
+            InputError: a key is unknown.
+        """
+        known = {entry.name for entry in fields(cls)}
+        unknown = set(data) - known
+        if unknown:
+            raise InputError(f"unknown configuration keys: {', '.join(sorted(unknown))}")
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
+        }
+        values["container"] = parse_container(values.get("container", Container.MODELOPT))
+        return cls(**values)
+
+    def key(self, model_fingerprint: str, calibration_sha256: str) -> str:
+        """SHA-256 that is equal exactly for searches that share their scores."""
+        text = json.dumps(
+            {
+                "configuration": self.to_json(),
+                "model": model_fingerprint,
+                "calibration": calibration_sha256,
+            },
+            sort_keys=True,
+        )
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def parse_container(name: str) -> Container:
+    """The container called `name`.
+
+    Raises:
+        InputError: nothing has that name.
+    """
+    try:
+        return Container(name)
+    except ValueError:
+        known = ", ".join(container.value for container in Container)
+        raise InputError(f"no container named {name!r}; known: {known}") from None

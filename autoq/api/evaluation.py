@@ -1,0 +1,126 @@
+"""Measuring what was searched or exported against the original, on tokens never calibrated on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autoq.api.config import ScoringConfig
+from autoq.api.pipeline import DEFAULT_STORE, open_study
+from autoq.api.study import advancing
+from autoq.api.task import LoadedModel, load, load_data, output_properties, token_batches
+from autoq.errors import InputError
+from autoq.evaluators import Estimate, Fidelity, measure_fidelity
+from autoq.models.forward import forward_logits
+from autoq.progress import Progress, SilentProgress
+from autoq.studies import StudyStore
+
+HELD_OUT = "held_out"
+"""Data source: what was kept apart from calibration."""
+
+
+def evaluate(
+    target: str | Path,
+    *,
+    reference: str | Path | None = None,
+    data: str | None = None,
+    store: str | StudyStore = DEFAULT_STORE,
+    effective_bits: float | None = None,
+    sequences: int = 16,
+    sequence_length: int | None = None,
+    batch_size: int = 4,
+    dtype: str = "auto",
+    device: str = "auto",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure a checkpoint folder, or a study's plan, against the original model.
+
+    Args:
+        target: an exported checkpoint's folder, or the name of a study.
+        reference: the original model's folder; a study knows its own.
+        data: a file, a `datasets` name, or "held_out" (also None): the held-out part of the
+            study's calibration data, for checkpoints that of the bundled text.
+        effective_bits: which plan of a study; None is its last.
+        sequences: how many to measure on.
+        sequence_length: tokens in each; None is 256, or what the study was searched with.
+    Returns:
+        Metrics by name with value and 95 % interval, and what they were measured on.
+    Raises:
+        InputError: something that was given breaks a rule.
+    """
+    progress = progress or SilentProgress()
+    source = None if data in (None, HELD_OUT) else data
+    if not (Path(target) / "config.json").is_file():
+        study = open_study(str(target), store)
+        plan = study.plan(effective_bits)
+        fidelity = study.measure(plan, data=source, sequences=sequences, progress=progress)
+        return {"target": study.name, "plan": plan.label, **_plain(fidelity)}
+    if reference is None:
+        raise InputError(
+            f"measuring the checkpoint {target} needs the original model; name its folder "
+            "(--reference)"
+        )
+    config = ScoringConfig(dtype=dtype, device=device, batch_size=batch_size, seed=seed)
+    original = load(config, reference)
+    tokens = load_data(
+        original,
+        source,
+        sequences=sequences,
+        sequence_length=sequence_length or config.sequence_length,
+        split="held_out",
+        seed=seed,
+    )
+    batches = token_batches(tokens, batch_size, original.device)
+    with progress.task("measuring", len(batches)) as advance, torch.no_grad():
+        fidelity = measure_fidelity(
+            advancing(_checkpoint_pairs(Path(target), original, batches), advance),
+            **output_properties(original.model),
+        )
+    return {
+        "target": str(target),
+        "reference": str(reference),
+        "data": tokens.description,
+        "data_sha256": tokens.sha256,
+        **_plain(fidelity),
+    }
+
+
+def _checkpoint_pairs(
+    path: Path, original: LoadedModel, batches: Sequence[Tensor]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    from autoq.export import simulated_checkpoint
+
+    dtype = next(original.model.parameters()).dtype
+    quantised = simulated_checkpoint(path, dtype=dtype).model.to(original.device)
+    if type(quantised) is not type(original.model):
+        raise InputError(
+            f"the checkpoint {path} is a {type(quantised).__name__} and the reference a "
+            f"{type(original.model).__name__}; name the folder of the model it was made from"
+        )
+    forward = partial(forward_logits, original.model)
+    for ids in batches:
+        yield ids, forward(ids), forward_logits(quantised, ids)
+
+
+def _plain(fidelity: Fidelity) -> dict[str, Any]:
+    return {
+        "tokens": fidelity.tokens,
+        "metrics": {
+            "kl_divergence": _interval(fidelity.kl_divergence),
+            "top1_agreement": _interval(fidelity.top1_agreement),
+            "perplexity": fidelity.perplexity,
+            "reference_perplexity": fidelity.reference_perplexity,
+        },
+    }
+
+
+def _interval(estimate: Estimate | None) -> dict[str, float] | None:
+    if estimate is None:
+        return None
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}

@@ -1,0 +1,161 @@
+"""Writing a plan's checkpoint: refused by name before work, recorded, and read back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from autoq.export import (
+    ExportResult,
+    VerificationReport,
+    export_checkpoint,
+    refusals,
+    verify_checkpoint,
+    warnings_for,
+)
+from autoq.formats import NONE, FormatName
+from autoq.layers import Container, LayerCalibration
+from autoq.layers.simulate import slot_formats_of
+from autoq.models import GroupName, ModelMap, SlotName
+from autoq.progress import Progress
+from autoq.studies import PlanRecord
+
+if TYPE_CHECKING:
+    from autoq.api.study import Study
+
+
+def inexpressible(
+    model: nn.Module, model_map: ModelMap, formats: Sequence[FormatName], container: Container
+) -> dict[tuple[GroupName, FormatName], str]:
+    """Group and format -> why the container cannot hold that group in that format."""
+    reasons = {}
+    for group in model_map.groups:
+        for fmt in formats:
+            if fmt == NONE:
+                continue
+            slot_formats = dict.fromkeys(group.slots, fmt)
+            calibration = {
+                (slot, fmt): LayerCalibration(weight_amax=1.0, input_amax=1.0)
+                for slot in group.slots
+            }
+            lines = refusals(model, model_map, slot_formats, calibration, container)
+            if lines:
+                reasons[group.name, fmt] = lines[0]
+    return reasons
+
+
+def export_plan(
+    study: Study,
+    plan: PlanRecord,
+    destination: Path,
+    container: Container,
+    *,
+    overwrite: bool,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Write, verify and record the checkpoint of `plan`.
+
+    Raises:
+        ExportError: the container cannot express the plan, or the folder cannot be written.
+        VerificationError: what was written does not read back bit for bit.
+    """
+    started = time.perf_counter()
+    loaded = study.loaded()
+    slot_formats = slot_formats_of(study.model_map, _assignment(plan))
+    for line in warnings_for(
+        loaded.model, study.model_map, slot_formats, container, study.storage_dtype
+    ):
+        progress.note(line)
+    export_id = study.store.begin_export(
+        study.id, plan_id=plan.id, container=container.value, path=str(destination.resolve())
+    )
+    try:
+        result = _write(study, plan, slot_formats, destination, container, overwrite, progress)
+        report = _verify(study, result, slot_formats, container, progress)
+    except BaseException as error:
+        study.store.fail_export(export_id, reason=f"{type(error).__name__}: {error}")
+        raise
+    verification = _plain(report)
+    study.store.finish_export(
+        export_id,
+        files=[(file.path, file.size_bytes, file.sha256) for file in result.files],
+        verification=verification,
+    )
+    return {
+        "study": study.name,
+        "plan": plan.label,
+        "path": str(result.path),
+        "container": container.value,
+        "effective_bits": plan.effective_bits,
+        "stored_bytes": result.stored_bytes,
+        "files": [
+            {"path": f.path, "bytes": f.size_bytes, "sha256": f.sha256} for f in result.files
+        ],
+        "verification": verification,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def _write(
+    study: Study,
+    plan: PlanRecord,
+    slot_formats: Mapping[SlotName, FormatName],
+    destination: Path,
+    container: Container,
+    overwrite: bool,
+    progress: Progress,
+) -> ExportResult:
+    loaded = study.loaded()
+    with progress.task("exporting", 0) as advance:
+        return export_checkpoint(
+            loaded.model,
+            study.model_map,
+            slot_formats,
+            study.calibration,
+            source=loaded.path,
+            destination=destination,
+            container=container,
+            scale_dtype=study.storage_dtype,
+            overwrite=overwrite,
+            progress=lambda done, total: advance(1),
+            provenance={
+                "study": study.name,
+                "plan": plan.label,
+                "effective_bits": plan.effective_bits,
+                "model_fingerprint": study.record.model_fingerprint,
+            },
+        )
+
+
+def _verify(
+    study: Study,
+    result: ExportResult,
+    slot_formats: Mapping[SlotName, FormatName],
+    container: Container,
+    progress: Progress,
+) -> VerificationReport:
+    with progress.task("reading back", 1) as advance:
+        report = verify_checkpoint(
+            result.path,
+            study.loaded().model,
+            study.model_map,
+            slot_formats,
+            study.calibration,
+            container,
+            study.storage_dtype,
+        )
+        advance()
+        return report
+
+
+def _plain(report: VerificationReport) -> dict[str, Any]:
+    return {**asdict(report), "container": report.container.value}
+
+
+def _assignment(plan: PlanRecord) -> Mapping[Any, FormatName]:
+    return {group: FormatName(fmt) for group, fmt in plan.assignment.items()}

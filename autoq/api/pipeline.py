@@ -1,0 +1,373 @@
+"""The main job: from a model and a budget to a stored, measured, exported plan.
+
+Every stage's result is in the store before the next begins, so a search that is killed at any
+point and started again with the same arguments continues, and ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from autoq.api.config import ScoringConfig, parse_container
+from autoq.api.exporting import inexpressible
+from autoq.api.serialize import calibration_to_plain, model_map_to_json
+from autoq.api.study import (
+    CALIBRATION,
+    DISCOVERY,
+    MEASURE,
+    SENSITIVITY,
+    SOLVE,
+    Study,
+    constrained_costs,
+    peak_rss_bytes,
+)
+from autoq.api.task import LoadedModel, ScoringTask, load, load_data, own_distribution_task
+from autoq.calibration import calibrate
+from autoq.errors import ExportError, UnknownNameError
+from autoq.formats import FORMATS, NONE, FormatName, portable_formats
+from autoq.models import ModelMap
+from autoq.models.discovery import discover
+from autoq.models.weights import check_finite
+from autoq.progress import Progress, SilentProgress
+from autoq.search import SensitivityTable, check_budget
+from autoq.search.sensitivity import ESTIMATOR, SensitivityScorer
+from autoq.studies import PlanRecord, SensitivityCell, StudyStore, WorkStatus
+
+DEFAULT_STORE = "sqlite:///autoq.db"
+
+
+def search(
+    model: str | Path | nn.Module,
+    *,
+    effective_bits: float = 4.8,
+    formats: Sequence[str] | None = None,
+    rules: Sequence[str] = (),
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    calibration_data: str | None = None,
+    calibration_sequences: int = 64,
+    sequence_length: int = 256,
+    batch_size: int = 4,
+    held_out_sequences: int = 16,
+    container: str = "modelopt",
+    dtype: str = "auto",
+    device: str = "auto",
+    row_fraction: float = 0.25,
+    seed: int = 0,
+    store: str | StudyStore = DEFAULT_STORE,
+    name: str | None = None,
+    export: str | Path | None = None,
+    overwrite: bool = False,
+    measure: bool = True,
+    compare_uniform: bool = False,
+    trust_remote_code: bool = False,
+    wait_seconds: float = 0.0,
+    progress: Progress | None = None,
+) -> Study:
+    """Search, measure and, if asked, export a model. Continues a search that was interrupted.
+
+    Args:
+        model: a folder with a Hugging Face model, or a model in memory.
+        effective_bits: budget: mean bits per searched weight, codes and block scales.
+        formats: names; None is the portable set that every engine loads.
+        rules: "pattern=format[,format]", binding the groups that match.
+        include: globs of layers to search although they are left out by default.
+        exclude: globs of layers to leave alone.
+        calibration_data: a file, a `datasets` name, or None for the bundled text.
+        calibration_sequences: how many sequences to calibrate and score on.
+        sequence_length: tokens in each; fewer if the model has fewer positions.
+        held_out_sequences: how many sequences, never calibrated on, to measure on.
+        container: "modelopt" or "compressed-tensors", the checkpoint that is aimed at.
+        row_fraction: share of the tokens that are scored, in (0, 1].
+        store: URL of the study store, or an open one.
+        name: of the study; None makes one from the model and the configuration.
+        export: folder for the checkpoint; None writes none.
+        overwrite: replace the export folder if it exists.
+        measure: measure the plan on held-out data.
+        compare_uniform: measure every format applied to all layers, too.
+        wait_seconds: how long to wait for another process that works on the same study.
+    Raises:
+        InputError: something that was given breaks a rule; nothing that was stored is lost.
+        StudyLockedError: another process works on the study.
+    """
+    progress = progress or SilentProgress()
+    config = ScoringConfig(
+        formats=tuple(FormatName(n) for n in formats) if formats else portable_formats(),
+        include=tuple(include),
+        exclude=tuple(exclude),
+        calibration_data=calibration_data,
+        calibration_sequences=calibration_sequences,
+        sequence_length=sequence_length,
+        batch_size=batch_size,
+        container=parse_container(container),
+        dtype=dtype,
+        device=device,
+        row_fraction=row_fraction,
+        seed=seed,
+        trust_remote_code=trust_remote_code,
+    )
+    _warn_of_narrow_formats(config, progress)
+    if export is not None:
+        _check_destination(Path(export), overwrite)
+    loaded = load(config, model)
+    model_map = discover(loaded.model, include=config.include, exclude=config.exclude)
+    unusable = inexpressible(loaded.model, model_map, config.formats, config.container)
+    _refuse_useless_formats(model_map, config, unusable)
+    costs = constrained_costs(model_map, config.formats, rules, unusable)
+    check_budget(costs, effective_bits)
+    check_finite(loaded.model, model_map.slots.values())
+    opened = StudyStore.open(store) if isinstance(store, str) else store
+    study, task = _open_study(opened, config, loaded, name)
+    with opened.lease(study.id, wait_seconds=wait_seconds) as lease:
+        if not _done(study, DISCOVERY):
+            _run_discovery(study, loaded, model_map, unusable)
+        if not _done(study, CALIBRATION):
+            _run_calibration(study, loaded, task, lease, progress)
+        if not _done(study, SENSITIVITY):
+            _run_sensitivity(study, loaded, task, lease, progress)
+        plan = _run_solve(study, effective_bits, rules)
+        if measure:
+            _run_measure(study, plan, held_out_sequences, compare_uniform, progress)
+        if export is not None:
+            study.export(export, overwrite=overwrite, progress=progress)
+        opened.set_status(study.id, WorkStatus.DONE)
+    return study
+
+
+def open_study(name: str | None = None, store: str | StudyStore = DEFAULT_STORE) -> Study:
+    """A study by name, number or unique beginning of its name; None is the newest.
+
+    Raises:
+        UnknownNameError: there is no such study; the message lists near misses.
+    """
+    opened = StudyStore.open(store) if isinstance(store, str) else store
+    if name is None:
+        studies = opened.list_studies()
+        if not studies:
+            raise UnknownNameError(
+                "the store has no study yet; make one with `autoq search MODEL --bits B`"
+            )
+        name = max(studies, key=lambda study: study.updated).name
+    return Study(opened, opened.find(name))
+
+
+def list_studies(store: str | StudyStore = DEFAULT_STORE) -> list[dict[str, Any]]:
+    """One entry per study: name, model, status, times, budgets and number of exports."""
+    opened = StudyStore.open(store) if isinstance(store, str) else store
+    return [
+        {
+            "name": study.name,
+            "model": study.model_path,
+            "status": study.status.value,
+            "created": study.created,
+            "updated": study.updated,
+            "budgets": sorted({plan.budget_bits for plan in opened.plans(study.id)}),
+            "exports": study.exports,
+        }
+        for study in opened.list_studies()
+    ]
+
+
+def _warn_of_narrow_formats(config: ScoringConfig, progress: Progress) -> None:
+    for name in config.formats:
+        if not FORMATS[name].portable:
+            progress.note(f"{name} is not portable: it loads in {FORMATS[name].loads_in}")
+
+
+def _check_destination(destination: Path, overwrite: bool) -> None:
+    if destination.exists() and not overwrite:
+        raise ExportError(
+            f"the output folder {destination} exists; choose another or pass --overwrite"
+        )
+
+
+def _open_study(
+    store: StudyStore, config: ScoringConfig, loaded: LoadedModel, name: str | None
+) -> tuple[Study, ScoringTask]:
+    data = load_data(
+        loaded,
+        config.calibration_data,
+        sequences=config.calibration_sequences,
+        sequence_length=config.sequence_length,
+        split="calibration",
+        seed=config.seed,
+    )
+    key = config.key(loaded.fingerprint, data.sha256)
+    record = store.create_or_get(
+        name=name or f"{_model_name(loaded)}-{key[:8]}",
+        key=key,
+        model_path=str(loaded.path.resolve()) if loaded.path else "",
+        fingerprint=loaded.fingerprint,
+        architecture=type(loaded.model).__name__,
+        configuration=config.to_json(),
+        versions=_versions(),
+        seed=config.seed,
+    )
+    return Study(store, record, loaded), own_distribution_task(loaded, data, config)
+
+
+def _model_name(loaded: LoadedModel) -> str:
+    if loaded.path is None:
+        return type(loaded.model).__name__.lower()
+    return loaded.path.resolve().name
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("autoq", "torch", "transformers", "numpy", "scipy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _done(study: Study, stage: str) -> bool:
+    record = study.store.stage(study.id, stage)
+    return record is not None and record.status is WorkStatus.DONE
+
+
+def _refuse_useless_formats(
+    model_map: ModelMap, config: ScoringConfig, unusable: Mapping[tuple[Any, Any], str]
+) -> None:
+    """A format that the container can hold for no group at all is refused by name."""
+    for fmt in config.formats:
+        reasons = [unusable.get((group.name, fmt)) for group in model_map.groups]
+        if fmt != NONE and reasons and all(reasons):
+            raise ExportError(
+                f"the {config.container.value} container can hold no layer of this model in {fmt}: "
+                f"{reasons[0]}; drop the format or name another --container"
+            )
+
+
+def _run_discovery(
+    study: Study,
+    loaded: LoadedModel,
+    model_map: ModelMap,
+    unusable: Mapping[tuple[Any, Any], str],
+) -> None:
+    started = time.perf_counter()
+    study.store.begin_stage(study.id, DISCOVERY)
+    payload = {
+        "model_map": model_map_to_json(model_map),
+        "storage_dtype": str(loaded.storage_dtype).removeprefix("torch."),
+        "inexpressible": [
+            {"group": group, "format": fmt, "reason": reason}
+            for (group, fmt), reason in unusable.items()
+        ],
+    }
+    study.store.finish_stage(study.id, DISCOVERY, time.perf_counter() - started, payload)
+
+
+def _run_calibration(
+    study: Study, loaded: LoadedModel, task: ScoringTask, lease: Any, progress: Progress
+) -> None:
+    started = time.perf_counter()
+    study.store.begin_stage(study.id, CALIBRATION)
+    with progress.task("calibrating", len(task.batches)) as advance:
+
+        def after_batch() -> None:
+            advance()
+            lease.heartbeat()
+
+        table = calibrate(
+            loaded.model,
+            study.model_map,
+            study.config.formats,
+            task.batches,
+            task.run,
+            run_small=task.run_small,
+            container=study.config.container,
+            scale_dtype=loaded.storage_dtype,
+            after_batch=after_batch,
+        )
+    records, arrays = calibration_to_plain(table)
+    study.store.put_arrays(study.id, CALIBRATION, arrays)
+    study.store.finish_stage(
+        study.id, CALIBRATION, time.perf_counter() - started, {"records": records}
+    )
+
+
+def _run_sensitivity(
+    study: Study, loaded: LoadedModel, task: ScoringTask, lease: Any, progress: Progress
+) -> None:
+    config = study.config
+    scorer = SensitivityScorer(
+        loaded.model,
+        study.model_map,
+        config.formats,
+        study.calibration,
+        container=config.container,
+        scale_dtype=loaded.storage_dtype,
+        row_fraction=config.row_fraction,
+        seed=config.seed,
+    )
+    study.store.begin_stage(study.id, SENSITIVITY)
+    stored = study.store.score_batches(study.id)
+    with progress.task("scoring", len(task.batches)) as advance:
+        advance(len(stored))
+        for index in range(len(task.batches)):
+            if index in stored:
+                continue
+            started = time.perf_counter()
+            scores = scorer.score_batch(index, lambda index=index: task.loss(index))  # type: ignore[misc]
+            study.store.put_score_batch(study.id, index, scores, time.perf_counter() - started)
+            lease.heartbeat()
+            advance()
+    _finish_sensitivity(study, scorer.formats, task.unit)
+
+
+def _finish_sensitivity(study: Study, formats: Sequence[FormatName], unit: str) -> None:
+    payload = {
+        "formats": list(formats),
+        "unit": unit,
+        "estimator": ESTIMATOR,
+        "peak_rss_bytes": peak_rss_bytes(),
+    }
+    table = study.sensitivity_from(payload)
+    study.store.put_sensitivity(study.id, _sensitivity_cells(table))
+    seconds = study.store.score_seconds(study.id)
+    study.store.finish_stage(study.id, SENSITIVITY, seconds, payload)
+
+
+def _sensitivity_cells(table: SensitivityTable) -> list[SensitivityCell]:
+    scores, errors = table.scores(), table.standard_errors()
+    return [
+        SensitivityCell(
+            group=group,
+            format=fmt,
+            score=float(scores[row, column]),
+            standard_error=float(errors[row, column]),
+        )
+        for row, group in enumerate(table.groups)
+        for column, fmt in enumerate(table.formats)
+    ]
+
+
+def _run_solve(study: Study, effective_bits: float, rules: Sequence[str]) -> PlanRecord:
+    with study.repeated_stage(SOLVE) as payload:
+        plan = study.solve(effective_bits, rules=rules)
+        payload.update(plan_id=plan.id, label=plan.label)
+    return plan
+
+
+def _run_measure(
+    study: Study, plan: PlanRecord, sequences: int, compare_uniform: bool, progress: Progress
+) -> None:
+    plans = [plan]
+    if compare_uniform:
+        plans += [study.uniform(name) for name in study.config.formats if name != NONE]
+    measured = {record.plan_id for record in study.store.measurements(study.id)}
+    missing = [entry for entry in plans if entry.id not in measured]
+    if not missing:
+        return
+    with study.repeated_stage(MEASURE):
+        for entry in missing:
+            study.measure(entry, sequences=sequences, progress=progress)

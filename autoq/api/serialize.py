@@ -1,0 +1,96 @@
+"""Plain data of model maps and calibration, as the store keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from autoq.formats import FormatName
+from autoq.layers import LayerCalibration
+from autoq.models import DecisionGroup, ExcludedSlot, ModelMap, SlotKind, SlotName, WeightSlot
+
+CalibrationTable = Mapping[tuple[SlotName, FormatName], LayerCalibration]
+
+
+def model_map_to_json(model_map: ModelMap) -> dict[str, Any]:
+    """Plain data; `model_map_from_json` gives the map back."""
+    return {
+        "architecture": model_map.architecture,
+        "slots": [asdict(slot) for slot in model_map.slots.values()],
+        "groups": [asdict(group) for group in model_map.groups],
+        "excluded": [asdict(excluded) for excluded in model_map.excluded],
+        "blocks": list(model_map.blocks),
+    }
+
+
+def model_map_from_json(data: Mapping[str, Any]) -> ModelMap:
+    """The map that `model_map_to_json` was given."""
+    slots = [WeightSlot(**{**slot, "kind": SlotKind(slot["kind"])}) for slot in data["slots"]]
+    return ModelMap(
+        architecture=data["architecture"],
+        slots={slot.name: slot for slot in slots},
+        groups=tuple(_group_from_json(group) for group in data["groups"]),
+        excluded=tuple(ExcludedSlot(**excluded) for excluded in data["excluded"]),
+        blocks=tuple(data["blocks"]),
+    )
+
+
+def _group_from_json(data: Mapping[str, Any]) -> DecisionGroup:
+    return DecisionGroup(
+        name=data["name"],
+        slots=tuple(data["slots"]),
+        reason=data["reason"],
+        fusion_sets=tuple(tuple(names) for names in data["fusion_sets"]),
+        input_sets=tuple(tuple(names) for names in data["input_sets"]),
+    )
+
+
+def calibration_to_plain(
+    table: CalibrationTable,
+) -> tuple[list[dict[str, Any]], dict[str, NDArray[Any]]]:
+    """(one JSON record per slot and format, the input scales by name)."""
+    records = []
+    arrays: dict[str, NDArray[Any]] = {}
+    for (slot, fmt), calibration in table.items():
+        scale = calibration.pre_quant_scale
+        if scale is not None:
+            arrays[_scale_name(slot, fmt)] = scale.numpy(force=True)
+        records.append(
+            {
+                "slot": slot,
+                "format": fmt,
+                "weight_amax": calibration.weight_amax,
+                "input_amax": calibration.input_amax,
+                "has_input_scale": scale is not None,
+                "folds_into": calibration.folds_into,
+            }
+        )
+    return records, arrays
+
+
+def calibration_from_plain(
+    records: list[dict[str, Any]], arrays: Mapping[str, NDArray[Any]]
+) -> dict[tuple[SlotName, FormatName], LayerCalibration]:
+    """The table that `calibration_to_plain` was given."""
+    table = {}
+    for record in records:
+        slot, fmt = SlotName(record["slot"]), FormatName(record["format"])
+        scale = None
+        if record["has_input_scale"]:
+            scale = torch.from_numpy(np.array(arrays[_scale_name(slot, fmt)], dtype=np.float32))
+        table[slot, fmt] = LayerCalibration(
+            weight_amax=record["weight_amax"],
+            input_amax=record["input_amax"],
+            pre_quant_scale=scale,
+            folds_into=record["folds_into"],
+        )
+    return table
+
+
+def _scale_name(slot: SlotName, fmt: FormatName) -> str:
+    return f"input_scale|{slot}|{fmt}"

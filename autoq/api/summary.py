@@ -1,0 +1,152 @@
+"""One plan of a study as plain data: what programs read and what tables and reports show."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from autoq.formats import NONE, FormatName
+from autoq.search import CostTable, SensitivityTable
+from autoq.studies import ExportStatus, PlanRecord
+
+if TYPE_CHECKING:
+    from autoq.api.study import Study
+
+
+def summarise(study: Study, plan: PlanRecord) -> dict[str, Any]:
+    """Everything about `plan`; the keys are documented in the README."""
+    return {
+        "study": study.name,
+        "model": study.record.model_path,
+        "architecture": study.record.architecture,
+        "model_fingerprint": study.record.model_fingerprint,
+        "budget": plan.budget_bits,
+        "assignment": _assignment_by_module(study, plan),
+        "groups": _groups(study, plan),
+        "excluded": [
+            {"name": entry.name, "reason": entry.reason, "weights": entry.weights}
+            for entry in study.model_map.excluded
+        ],
+        "effective_bits": plan.effective_bits,
+        "peer_effective_bits": plan.peer_effective_bits,
+        "stored_bits_per_weight": plan.stored_bits_per_weight,
+        "stored_bytes": plan.stored_bytes,
+        "predicted_loss": plan.predicted_loss,
+        "predicted_loss_interval": list(plan.predicted_loss_interval),
+        "bound": plan.bound,
+        "gap": plan.gap,
+        "unit": study.sensitivity.unit,
+        "estimator": study.sensitivity.estimator,
+        "measured": _latest_metrics(study, plan),
+        "measurements": _measurements(study),
+        "timings_s": _timings(study),
+        "peak_rss_bytes": study.peak_rss_bytes(),
+        "export": _latest_export(study, plan),
+        "configuration": study.record.configuration,
+        "versions": study.record.versions,
+    }
+
+
+def _assignment_by_module(study: Study, plan: PlanRecord) -> dict[str, str]:
+    return {
+        slot: plan.assignment[group.name]
+        for group in study.model_map.groups
+        for slot in group.slots
+    }
+
+
+def _groups(study: Study, plan: PlanRecord) -> list[dict[str, Any]]:
+    table, costs = study.sensitivity, study.costs()
+    scores, errors = table.scores(), table.standard_errors()
+    rows = []
+    for row, group in enumerate(study.model_map.groups):
+        fmt = FormatName(plan.assignment[group.name])
+        rows.append(
+            {
+                "name": group.name,
+                "slots": list(group.slots),
+                "reason": group.reason,
+                "format": fmt,
+                "weights": int(costs.weights[row]),
+                "effective_bits": _bits_per_weight(costs, row, fmt),
+                "scores": _by_format(table, scores[row]),
+                "standard_errors": _by_format(table, errors[row]),
+                "predicted_loss": _score(table, scores[row], fmt),
+            }
+        )
+    return rows
+
+
+def _bits_per_weight(costs: CostTable, row: int, fmt: FormatName) -> float:
+    bits = costs.effective_bits[row, costs.formats.index(fmt)]
+    return float(bits / costs.weights[row])
+
+
+def _by_format(table: SensitivityTable, values: Any) -> dict[str, float | None]:
+    pairs = zip(table.formats, values, strict=True)
+    return {fmt: float(value) if np.isfinite(value) else None for fmt, value in pairs}
+
+
+def _score(table: SensitivityTable, scores: Any, fmt: FormatName) -> float:
+    return 0.0 if fmt == NONE else float(scores[table.formats.index(fmt)])
+
+
+def _latest_metrics(study: Study, plan: PlanRecord) -> dict[str, float | None]:
+    return {
+        record.metric: record.value
+        for record in study.store.measurements(study.id)
+        if record.plan_id == plan.id
+    }
+
+
+def _measurements(study: Study) -> list[dict[str, Any]]:
+    """Per measured plan: its prediction and its metrics with intervals."""
+    plans = {plan.id: plan for plan in study.plans()}
+    rows: dict[int, dict[str, Any]] = {}
+    for record in study.store.measurements(study.id):
+        if record.plan_id is None:
+            continue
+        plan = plans[record.plan_id]
+        row = rows.setdefault(
+            plan.id,
+            {
+                "label": plan.label,
+                "effective_bits": plan.effective_bits,
+                "predicted_loss": plan.predicted_loss,
+                "tokens": record.tokens,
+                "metrics": {},
+            },
+        )
+        low, high = record.interval or (None, None)
+        row["metrics"][record.metric] = {"value": record.value, "low": low, "high": high}
+    return list(rows.values())
+
+
+def _timings(study: Study) -> dict[str, float]:
+    return {
+        record.name: record.seconds
+        for record in study.store.stages(study.id)
+        if record.seconds is not None
+    }
+
+
+def _latest_export(study: Study, plan: PlanRecord) -> dict[str, Any] | None:
+    exports = [
+        record
+        for record in study.store.exports(study.id)
+        if record.plan_id == plan.id and record.status is ExportStatus.COMPLETE
+    ]
+    if not exports:
+        return None
+    latest = exports[-1]
+    return {
+        "path": latest.path,
+        "container": latest.container,
+        "stored_bytes": latest.bytes_written,
+        "verification": latest.verification,
+        "files": [
+            {"path": file.path, "bytes": file.size_bytes, "sha256": file.sha256}
+            for file in latest.files
+        ],
+    }

@@ -1,0 +1,187 @@
+"""A model and its data, ready to be calibrated, scored and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoq.api.config import ScoringConfig
+from autoq.data import Split, TokenData, load_token_sequences
+from autoq.errors import InputError
+from autoq.layers.simulate import SimulatedModel
+from autoq.models.folder import storage_dtype
+from autoq.models.forward import forward_logits, is_causal, output_kind
+from autoq.models.loading import load_model, load_tokenizer, model_fingerprint
+from autoq.models.weights import fingerprint_of_module
+from autoq.search.objectives import own_distribution_loss, own_output_loss
+from autoq.search.sensitivity import BatchLoss
+
+ID_SUFFIXES = (".npy", ".pt")
+"""Files of token ids, which need no tokenizer."""
+
+PROBE_TOKENS = 16
+"""Length of the small input on which input-scale folding is tried out."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory and where it came from."""
+
+    model: nn.Module
+    path: Path | None  # None: given as an object
+    fingerprint: str
+    storage_dtype: torch.dtype  # of the weights on disk
+    trust_remote_code: bool = False
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the model's folder; None for a model that has no folder.
+
+        Raises:
+            ModelError: the folder has none.
+        """
+        if self.path is None:
+            return None
+        return load_tokenizer(self.path, trust_remote_code=self.trust_remote_code)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Token ids are below this."""
+        embeddings: Any = self.model.get_input_embeddings()  # type: ignore[operator]
+        return int(embeddings.weight.shape[0])
+
+    @property
+    def longest_sequence(self) -> int | None:
+        """Positions that the model has, or None if it does not say."""
+        config: Any = getattr(self.model, "config", None)
+        for name in ("max_position_embeddings", "n_positions"):
+            positions = getattr(config, name, None)
+            if isinstance(positions, int) and positions > 0:
+                return positions
+        return None
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is the first GPU if there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise InputError(f"no device named {name!r}; use auto, cpu or cuda") from None
+
+
+def load(config: ScoringConfig, model: str | Path | nn.Module) -> LoadedModel:
+    """Load a model folder, or take a model that is in memory already."""
+    if isinstance(model, nn.Module):
+        dtype = next(model.parameters()).dtype
+        return LoadedModel(model.eval(), None, fingerprint_of_module(model), dtype)
+    path = Path(model)
+    device = resolve_device(config.device)
+    dtype_name = config.dtype
+    if dtype_name == "auto" and device.type == "cpu":
+        dtype_name = "float32"  # CPUs without bfloat16 units emulate it, slowly
+    loaded = load_model(
+        path, dtype=dtype_name, device=str(device), trust_remote_code=config.trust_remote_code
+    )
+    stored: torch.dtype = getattr(torch, storage_dtype(path))
+    return LoadedModel(loaded, path, model_fingerprint(path), stored, config.trust_remote_code)
+
+
+def load_data(
+    loaded: LoadedModel,
+    source: str | None,
+    *,
+    sequences: int,
+    sequence_length: int,
+    split: Split,
+    seed: int,
+) -> TokenData:
+    """Token sequences for the model; shorter ones if the model has fewer positions."""
+    longest = loaded.longest_sequence
+    return load_token_sequences(
+        source,
+        tokenizer=None if source and Path(source).suffix in ID_SUFFIXES else loaded.tokenizer,
+        sequence_length=min(sequence_length, longest) if longest else sequence_length,
+        sequences=sequences,
+        split=split,
+        seed=seed,
+        vocab_size=loaded.vocabulary_size,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringTask:
+    """How to run a model on calibration batches, and what loss to score with."""
+
+    batches: Sequence[Any]
+    run: Callable[[Any], Any]  # one batch -> output; the result is ignored
+    run_small: Callable[[], Tensor]  # some small input -> output
+    loss: Callable[[int], BatchLoss]  # number of a batch -> summed loss, with its graph
+    unit: str  # "nats_per_token" or "relative"
+
+
+def own_distribution_task(
+    loaded: LoadedModel, data: TokenData, config: ScoringConfig
+) -> ScoringTask:
+    """Score against the model's own output distribution: no labels needed."""
+    batches = token_batches(data, config.batch_size, loaded.device)
+    return ScoringTask(
+        batches=batches,
+        run=partial(forward_logits, loaded.model),
+        run_small=partial(forward_logits, loaded.model, batches[0][:1, :PROBE_TOKENS]),
+        loss=partial(_own_distribution_batch, loaded.model, batches, config.seed),
+        unit="nats_per_token",
+    )
+
+
+def token_batches(data: TokenData, batch_size: int, device: torch.device) -> list[Tensor]:
+    """int64 [sequences, tokens] each, on the device."""
+    return list(torch.split(torch.from_numpy(data.ids).to(device), batch_size))
+
+
+def _own_distribution_batch(
+    model: nn.Module, batches: Sequence[Tensor], seed: int, index: int
+) -> BatchLoss:
+    ids = batches[index]
+    output = forward_logits(model, ids)
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+    loss = own_distribution_loss if output_kind(model) == "logits" else own_output_loss
+    return BatchLoss(loss(output, generator), ids.shape[0], ids.shape[1])
+
+
+def fidelity_pairs(simulated: SimulatedModel, batches: Sequence[Tensor]) -> Any:
+    """(ids, original output, quantised output) of every batch, from one model in memory."""
+    from autoq.evaluators.fidelity import paired_outputs
+
+    forward = partial(forward_logits, simulated.model)
+
+    def reference(part: Sequence[Tensor]) -> list[Tensor]:
+        with simulated.paused():
+            return [forward(ids) for ids in part]
+
+    return paired_outputs(
+        batches, reference, forward, bytes_per_batch=_output_bytes(simulated.model, batches[0])
+    )
+
+
+def _output_bytes(model: nn.Module, ids: Tensor) -> int:
+    config: Any = getattr(model, "config", None)
+    width = int(getattr(config, "vocab_size", 0) or getattr(config, "hidden_size", 1))
+    return ids.numel() * width * 4
+
+
+def output_properties(model: nn.Module) -> dict[str, bool]:
+    """What `measure_fidelity` must know about the model's output."""
+    return {"has_vocabulary": output_kind(model) == "logits", "causal": is_causal(model)}

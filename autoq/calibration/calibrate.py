@@ -1,0 +1,134 @@
+"""From input statistics and weights to the scales of every layer in every format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from autoq.calibration.awq import search_input_scale
+from autoq.calibration.folding import find_folds
+from autoq.calibration.scales import scaled_input_amax, scaled_weight_amax
+from autoq.calibration.statistics import InputStatistics, collect_statistics
+from autoq.formats import FORMATS, NONE, CalibrationAlgorithm, FormatName, QuantFormat
+from autoq.layers import LayerCalibration
+from autoq.layers.quantize import Container, slot_weight
+from autoq.models import DecisionGroup, ModelMap, SlotKind, SlotName
+
+Batch = TypeVar("Batch")
+
+
+def calibrate(
+    model: nn.Module,
+    model_map: ModelMap,
+    formats: Sequence[FormatName],
+    batches: Sequence[Batch],
+    run: Callable[[Batch], Any],
+    *,
+    run_small: Callable[[], Tensor],
+    container: Container,
+    scale_dtype: torch.dtype,
+    after_batch: Callable[[], None] = lambda: None,
+) -> dict[tuple[SlotName, FormatName], LayerCalibration]:
+    """Calibrate every slot in every format it can take, in one pass over `batches`.
+
+    Args:
+        formats: names of the formats; "none" needs no calibration and is skipped.
+        run: runs the model on one batch.
+        run_small: runs the model on some small input and returns its output; used to find out
+            where an input scale folds exactly.
+        container: input scales that do not fold are searched only where it can store them.
+        scale_dtype: the dtype in which the checkpoint stores INT4 group scales.
+        after_batch: called after every batch, for progress.
+    Raises:
+        ModelError: an input holds NaN or Inf on calibration data; names the layer.
+    """
+    quantised = [FORMATS[name] for name in formats if name != NONE]
+    searches_scales = any(fmt.calibration is CalibrationAlgorithm.AWQ_LITE for fmt in quantised)
+    statistics = collect_statistics(
+        model,
+        model_map,
+        batches,
+        run,
+        batch_count=len(batches),
+        keep_rows=searches_scales,
+        after_batch=after_batch,
+    )
+    folds = find_folds(model, model_map, run_small) if searches_scales else {}
+    calibrator = _Calibrator(model, model_map, statistics, folds, container, scale_dtype)
+    table: dict[tuple[SlotName, FormatName], LayerCalibration] = {}
+    with torch.no_grad():
+        for fmt in quantised:
+            for group in model_map.groups:
+                table.update(calibrator.calibrate_group(group, fmt))
+    return table
+
+
+@dataclass(frozen=True, slots=True)
+class _Calibrator:
+    """Everything that calibrating one group in one format needs."""
+
+    model: nn.Module
+    model_map: ModelMap
+    statistics: Mapping[SlotName, InputStatistics]
+    folds: Mapping[SlotName, str]
+    container: Container
+    scale_dtype: torch.dtype
+
+    def calibrate_group(
+        self, group: DecisionGroup, fmt: QuantFormat
+    ) -> Iterator[tuple[tuple[SlotName, FormatName], LayerCalibration]]:
+        slots = [self.model_map.slots[name] for name in group.slots]
+        if any(fmt.refusal(slot.out_features, slot.in_features) for slot in slots):
+            return
+        for members in _sharing_sets(group):
+            shared = self._calibrate_set(members, fmt, self._input_statistics(group, members))
+            for name in members:
+                yield (name, fmt.name), shared
+
+    def _calibrate_set(
+        self, members: Sequence[SlotName], fmt: QuantFormat, inputs: Sequence[InputStatistics]
+    ) -> LayerCalibration:
+        weights = [slot_weight(self.model, self.model_map.slots[name]) for name in members]
+        scale = self._input_scale(members, weights, fmt)
+        return LayerCalibration(
+            weight_amax=scaled_weight_amax(weights, scale, fmt, self.scale_dtype),
+            input_amax=max(scaled_input_amax(statistics, scale) for statistics in inputs),
+            pre_quant_scale=scale,
+            folds_into=self.folds.get(members[0]) if scale is not None else None,
+        )
+
+    def _input_scale(
+        self, members: Sequence[SlotName], weights: Sequence[Tensor], fmt: QuantFormat
+    ) -> Tensor | None:
+        if fmt.calibration is not CalibrationAlgorithm.AWQ_LITE:
+            return None
+        if self.model_map.slots[members[0]].kind is SlotKind.EXPERT:
+            # Experts share one input with the router and no container stores a scale for them.
+            return None
+        if self.container is Container.COMPRESSED_TENSORS and members[0] not in self.folds:
+            return None
+        return search_input_scale(
+            weights,
+            self.statistics[members[0]],
+            fmt,
+            scale_dtype=self.scale_dtype,
+            container=self.container,
+        )
+
+    def _input_statistics(
+        self, group: DecisionGroup, members: Sequence[SlotName]
+    ) -> list[InputStatistics]:
+        """Statistics of every slot whose activation scale the members share."""
+        sharing = next((names for names in group.input_sets if members[0] in names), members)
+        return [self.statistics[name] for name in sharing]
+
+
+def _sharing_sets(group: DecisionGroup) -> list[Sequence[SlotName]]:
+    """The group's slots in sets that share weight and input scales; most are alone."""
+    fused = {name for names in group.fusion_sets for name in names}
+    alone: Iterable[Sequence[SlotName]] = ([name] for name in group.slots if name not in fused)
+    return [*group.fusion_sets, *alone]

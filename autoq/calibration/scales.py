@@ -1,0 +1,42 @@
+"""Largest magnitudes, from which the formats' scales derive."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from autoq.calibration.statistics import InputStatistics
+from autoq.formats import QuantFormat, WeightElement
+from autoq.kernels import int4
+
+
+def scaled_input_amax(statistics: InputStatistics, scale: Tensor | None) -> float:
+    """Largest input magnitude after the input scale."""
+    amax = statistics.channel_amax if scale is None else statistics.channel_amax * scale
+    return float(amax.max())
+
+
+def scaled_weight_amax(
+    weights: Sequence[Tensor], scale: Tensor | None, fmt: QuantFormat, scale_dtype: torch.dtype
+) -> float:
+    """Largest magnitude that the format's top-level weight scale must reach.
+
+    Args:
+        weights: matrices [out_features, in_features] that share the top-level scale.
+        scale: the input scale, float32 [in_features]; the weights are divided by it.
+        scale_dtype: dtype in which INT4 group scales are stored.
+    """
+    return max(_amax(w if scale is None else w / scale, fmt, scale_dtype) for w in weights)
+
+
+def _amax(weight: Tensor, fmt: QuantFormat, scale_dtype: torch.dtype) -> float:
+    """Of INT4 weights the largest value after rounding: the second level scales those."""
+    if fmt.weight_element is WeightElement.INT4 and fmt.weight_block_size:
+        group_scale = int4.group_scale(
+            weight, group_size=fmt.weight_block_size, storage_dtype=scale_dtype
+        )
+        codes = int4.quantize(weight, group_scale)
+        return float(int4.dequantize(codes, group_scale).abs().max())
+    return float(weight.abs().max())

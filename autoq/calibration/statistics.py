@@ -1,0 +1,128 @@
+"""What calibration needs to know about the inputs of every layer, gathered in one pass."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from autoq.errors import ModelError
+from autoq.layers.taps import MatrixCall, tapped
+from autoq.models import ModelMap, SlotName
+
+Batch = TypeVar("Batch")
+
+KEPT_ROWS = 256
+"""Input rows kept per layer for searches that need real inputs (AWQ)."""
+
+
+@dataclass(slots=True)
+class InputStatistics:
+    """Statistics of the inputs of the slots that share one input."""
+
+    channel_amax: Tensor  # float32 [in_features]
+    channel_absolute_sum: Tensor  # float64 [in_features]
+    row_count: int = 0
+    kept_rows: list[Tensor] = field(default_factory=list)  # each [rows, in_features]
+
+    @classmethod
+    def empty(cls, in_features: int, device: torch.device) -> InputStatistics:
+        """Nothing seen yet."""
+        return cls(
+            channel_amax=torch.zeros(in_features, device=device),
+            channel_absolute_sum=torch.zeros(in_features, dtype=torch.float64, device=device),
+        )
+
+    def channel_mean(self) -> Tensor:
+        """Mean magnitude of every input channel, float32 [in_features]."""
+        return (self.channel_absolute_sum / max(self.row_count, 1)).float()
+
+    def record(self, rows: Tensor, keep: int) -> None:
+        """Add inputs [rows, in_features]; keep up to `keep` of them, evenly spaced."""
+        magnitudes = rows.abs()
+        torch.maximum(self.channel_amax, magnitudes.amax(dim=0).float(), out=self.channel_amax)
+        self.channel_absolute_sum += magnitudes.sum(dim=0, dtype=torch.float32)
+        self.row_count += rows.shape[0]
+        if keep and rows.shape[0]:
+            self.kept_rows.append(rows[:: max(1, rows.shape[0] // keep)][:keep].clone())
+
+
+def collect_statistics(
+    model: nn.Module,
+    model_map: ModelMap,
+    batches: Iterable[Batch],
+    run: Callable[[Batch], Any],
+    *,
+    batch_count: int,
+    keep_rows: bool,
+    after_batch: Callable[[], None] = lambda: None,
+) -> dict[SlotName, InputStatistics]:
+    """Run the model over `batches` and gather the input statistics of every slot.
+
+    Slots of one fusion set share one entry.
+
+    Args:
+        run: runs the model on one batch; its result is ignored.
+        batch_count: how many batches will come; sets how many rows of each are kept.
+        keep_rows: keep `KEPT_ROWS` input rows per layer for a search on real inputs.
+        after_batch: called after every batch, for progress.
+
+    Raises:
+        ModelError: an input holds NaN or Inf; names the layer.
+    """
+    collector = _Collector(model_map, -(-KEPT_ROWS // max(batch_count, 1)) if keep_rows else 0)
+    with torch.no_grad(), tapped(model, model_map.slots.values(), collector):
+        for batch in batches:
+            run(batch)
+            collector.check_finite()
+            after_batch()
+    return collector.statistics_by_slot(next(model.parameters()).device)
+
+
+class _Collector:
+    """The handler that records inputs, once for slots that receive the same tensor."""
+
+    def __init__(self, model_map: ModelMap, keep: int) -> None:
+        self._slots = model_map.slots
+        self._leader = _leaders(model_map)
+        self._statistics: dict[SlotName, InputStatistics] = {}
+        self._last_input: dict[SlotName, weakref.ref[Tensor]] = {}
+        self._keep = keep
+
+    def __call__(self, call: MatrixCall, inputs: Tensor) -> Tensor:
+        leader = self._leader[call.slot.name]
+        last = self._last_input.get(leader)
+        if last is None or last() is not inputs:
+            self._last_input[leader] = weakref.ref(inputs)
+            self._entry(leader, inputs.device).record(inputs.flatten(0, -2), self._keep)
+        return call.compute(inputs)
+
+    def _entry(self, leader: SlotName, device: torch.device) -> InputStatistics:
+        if leader not in self._statistics:
+            in_features = self._slots[leader].in_features
+            self._statistics[leader] = InputStatistics.empty(in_features, device)
+        return self._statistics[leader]
+
+    def check_finite(self) -> None:
+        for leader, statistics in self._statistics.items():
+            if not bool(torch.isfinite(statistics.channel_amax).all()):
+                raise ModelError(
+                    f"the input of {leader} holds NaN or Inf on calibration data; run the model "
+                    "in a wider dtype (--dtype float32) or mend its weights"
+                )
+
+    def statistics_by_slot(self, device: torch.device) -> dict[SlotName, InputStatistics]:
+        return {name: self._entry(leader, device) for name, leader in self._leader.items()}
+
+
+def _leaders(model_map: ModelMap) -> Mapping[SlotName, SlotName]:
+    """Slot -> the slot under whose name its input statistics are kept."""
+    leaders = {name: name for name in model_map.slots}
+    for group in model_map.groups:
+        for fusion_set in group.fusion_sets:
+            leaders.update(dict.fromkeys(fusion_set, fusion_set[0]))
+    return leaders

@@ -1,0 +1,149 @@
+"""Running a model with an assignment: quantised weights and inputs in the place of its own.
+
+Weights are swapped for their dequantised values and inputs are quantised and dequantised, so the
+model computes, in its own dtype, with exactly the numbers that the exported checkpoint holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from autoq.formats import FORMATS, NONE, FormatName, QuantFormat
+from autoq.layers._types import LayerCalibration
+from autoq.layers.quantize import (
+    Container,
+    fake_quantize_input,
+    fake_quantize_weight,
+    slot_weight,
+)
+from autoq.layers.taps import MatrixCall, install_taps
+from autoq.models import Assignment, ModelMap, SlotName, WeightSlot
+
+
+class SimulatedModel:
+    """A model whose slots compute in the formats of an assignment, until `restore` is called."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        slots: Mapping[SlotName, WeightSlot],
+        slot_formats: Mapping[SlotName, FormatName],
+        calibration: Mapping[tuple[SlotName, FormatName], LayerCalibration],
+        *,
+        container: Container,
+        scale_dtype: torch.dtype,
+        weights: Mapping[SlotName, Tensor] | None = None,
+        keep_originals: bool = True,
+    ) -> None:
+        """
+        Args:
+            model: changed in place.
+            slot_formats: format of every slot; "none" leaves a slot as it is.
+            weights: dequantised weights [out, in] to use instead of quantising the model's own,
+                for example those read from a checkpoint.
+            keep_originals: without them less memory is used, and the assignment is final.
+        """
+        self.model = model
+        self._slots = slots
+        self._calibration = calibration
+        self._container = container
+        self._scale_dtype = scale_dtype
+        self._formats: dict[SlotName, FormatName] = {}
+        self._originals: dict[SlotName, Tensor] | None = {} if keep_originals else None
+        self._remove_taps: Callable[[], None] = _nothing
+        self.apply(slot_formats, weights=weights)
+
+    def apply(
+        self,
+        slot_formats: Mapping[SlotName, FormatName],
+        *,
+        weights: Mapping[SlotName, Tensor] | None = None,
+    ) -> None:
+        """Change to another assignment; only slots whose format changes are touched."""
+        self._remove_taps()
+        for name in self._slots:
+            wanted = slot_formats.get(name, NONE)
+            if wanted != self._formats.get(name, NONE):
+                self._change(name, wanted, None if weights is None else weights.get(name))
+        self._install_taps()
+
+    def _change(self, name: SlotName, wanted: FormatName, replacement: Tensor | None) -> None:
+        weight = slot_weight(self.model, self._slots[name]).detach()
+        if name in self._formats:
+            weight.copy_(self._kept_originals().pop(name))
+            del self._formats[name]
+        if wanted == NONE:
+            return
+        if replacement is None:
+            replacement = fake_quantize_weight(
+                weight.float(),
+                FORMATS[wanted],
+                self._calibration[name, wanted],
+                scale_dtype=self._scale_dtype,
+                container=self._container,
+            )
+        if self._originals is not None:
+            self._originals[name] = weight.clone()
+        weight.copy_(replacement)
+        self._formats[name] = wanted
+
+    def _install_taps(self) -> None:
+        inputs = {
+            name: (FORMATS[fmt], self._calibration[name, fmt])
+            for name, fmt in self._formats.items()
+        }
+        handler = partial(_simulated_product, inputs, self._container)
+        self._remove_taps = install_taps(
+            self.model, [self._slots[name] for name in self._formats], handler
+        )
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The original model, for as long as the context lasts."""
+        self._remove_taps()
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+            self._install_taps()
+
+    def restore(self) -> None:
+        """Give the model its own weights back."""
+        self.apply({})
+
+    def _exchange(self) -> None:
+        for name, other in self._kept_originals().items():
+            weight = slot_weight(self.model, self._slots[name]).detach()
+            current = weight.clone()
+            weight.copy_(other)
+            other.copy_(current)
+
+    def _kept_originals(self) -> dict[SlotName, Tensor]:
+        if self._originals is None:
+            raise RuntimeError("the original weights were not kept")
+        return self._originals
+
+
+def _nothing() -> None:
+    """Before any tap is installed there is none to remove."""
+
+
+def _simulated_product(
+    inputs_of: Mapping[SlotName, tuple[QuantFormat, LayerCalibration]],
+    container: Container,
+    call: MatrixCall,
+    inputs: Tensor,
+) -> Tensor:
+    fmt, calibration = inputs_of[call.slot.name]
+    return call.compute(fake_quantize_input(inputs, fmt, calibration, container=container))
+
+
+def slot_formats_of(model_map: ModelMap, assignment: Assignment) -> dict[SlotName, FormatName]:
+    """Format of every slot under an assignment of groups."""
+    return {slot: assignment[group.name] for group in model_map.groups for slot in group.slots}

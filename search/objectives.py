@@ -1,0 +1,40 @@
+"""Losses that need no labels: the model measured against its own distribution."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def own_distribution_loss(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Summed cross entropy to labels drawn from the model itself.
+
+    Its gradients average to the Fisher matrix of the model's output distribution, which is the
+    second derivative of the KL divergence to the original. (Martens, "New insights and
+    perspectives on the natural gradient method", 2020, section 9.)
+
+    Args:
+        logits: [..., vocabulary].
+        generator: on the CPU; makes the draw repeatable.
+    Returns:
+        scalar, in nats.
+    """
+    flat = logits.flatten(0, -2).float()
+    with torch.no_grad():
+        uniform = torch.rand(flat.shape[0], generator=generator).to(flat.device)
+        cumulative = flat.softmax(dim=-1).cumsum(dim=-1)
+        labels = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:]).flatten()
+        labels.clamp_(max=flat.shape[-1] - 1)
+    return nn.functional.cross_entropy(flat, labels, reduction="sum")
+
+
+def own_output_loss(hidden: Tensor, generator: torch.Generator) -> Tensor:
+    """The same for models without a vocabulary: outputs seen as the mean of a unit Gaussian.
+
+    Half the expected square of its directional derivative is half the squared output error.
+
+    Args:
+        hidden: [..., features].
+    """
+    noise = torch.randn(hidden.shape, generator=generator).to(hidden.device, hidden.dtype)
+    return (hidden * noise).sum()

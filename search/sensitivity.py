@@ -1,0 +1,394 @@
+"""How much the loss grows when one decision group is quantised: all formats, one backward pass.
+
+For a layer y = x W^T whose output has the loss gradient g, quantising its weight and its input
+changes the output of token t by dy_t. The score of a group is half the sum over tokens of
+(g_t . dy_t)^2, members of the group summed before squaring. With labels drawn from the model
+itself g g^T averages to the Fisher matrix, and the score is the second-order estimate of the
+KL divergence to the original, correlations between tokens left out.
+
+The projection needs no quantised forward: with x' = x + dx and W' = W + dW
+
+    g . dy = (g dW) . x' + (g W) . dx
+
+and g W is what backward computes anyway. So a further format costs one matrix product on the
+tokens that are sampled, and the differences are small numbers from the start instead of the
+difference of two large ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from autoq.errors import ModelError
+from autoq.formats import FORMATS, NONE, FormatName
+from autoq.layers import LayerCalibration
+from autoq.layers.quantize import Container, fake_quantize_input, fake_quantize_weight, slot_weight
+from autoq.layers.taps import MatrixCall, MatrixHandler, tapped
+from autoq.models import GroupName, ModelMap, SlotKind, SlotName, WeightSlot
+from autoq.models.checkpointing import checkpointed_blocks
+
+ESTIMATOR = "token_projection"
+"""Name of the estimator, stored with its results."""
+
+ROW_FRACTION = 0.25
+"""Share of the tokens whose projections are computed; see docs/architecture.md for its effect."""
+
+WEIGHT_ERROR_CACHE_BYTES = 1 << 30
+"""Memory for quantisation errors of weights kept from batch to batch; the rest is recomputed."""
+
+Calibrations: TypeAlias = Mapping[tuple[SlotName, FormatName], LayerCalibration]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLoss:
+    """The loss of one batch, and over how much it is summed."""
+
+    total: Tensor  # scalar, summed over the tokens of the batch
+    sequences: int
+    tokens_per_sequence: int  # positions with a loss term
+
+
+class SensitivityScorer:
+    """Scores every group in every format, batch by batch."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        model_map: ModelMap,
+        formats: Sequence[FormatName],
+        calibration: Calibrations,
+        *,
+        container: Container,
+        scale_dtype: torch.dtype,
+        row_fraction: float = ROW_FRACTION,
+        seed: int = 0,
+    ) -> None:
+        """
+        Args:
+            formats: columns of the result; "none" is dropped.
+            calibration: for every slot and format that the slot can take.
+            scale_dtype: the dtype in which the checkpoint stores INT4 group scales.
+            row_fraction: share of the tokens whose projections are computed, in (0, 1].
+        """
+        self.formats = tuple(name for name in formats if name != NONE)
+        self._model = model
+        self._map = model_map
+        self._calibration = calibration
+        self._container = container
+        self._errors = _WeightErrors(model, calibration, container, scale_dtype)
+        self._row_fraction = row_fraction
+        self._seed = seed
+        self._group_of = model_map.group_of()
+        self._leaders = _fusion_leaders(model_map)
+
+    def score_batch(self, index: int, loss: Callable[[], BatchLoss]) -> NDArray[np.float64]:
+        """Contributions of one batch.
+
+        Args:
+            index: number of the batch; seeds the choice of tokens.
+            loss: runs the model and returns the summed loss, with its graph.
+        Returns:
+            float64 [sequences, groups, formats]; NaN where a group cannot take a format.
+        Raises:
+            ModelError: the loss or a gradient is not finite, or no gradient reaches a layer.
+        """
+        projections = _Projections(self._row_fraction, self._seed * 1_000_003 + index)
+        self._last_inputs: _QuantizedInputs | None = None
+
+        def handler(call: MatrixCall, inputs: Tensor) -> Tensor:
+            result: Tensor = _ScoredProduct.apply(  # type: ignore[no-untyped-call]
+                inputs, call, self._observer(call, projections)
+            )
+            return result
+
+        with scoring_mode(self._model, self._map, handler):
+            batch = loss()
+            if not bool(torch.isfinite(batch.total)):
+                raise ModelError(
+                    "the loss is NaN or Inf on calibration data; run the model in a wider dtype "
+                    "(--dtype float32) or mend its weights"
+                )
+            projections.sequences = batch.sequences
+            batch.total.backward()  # type: ignore[no-untyped-call]
+        self._check_observed(projections)
+        return self._contributions(projections, batch)
+
+    def _observer(self, call: MatrixCall, projections: _Projections) -> _Observer:
+        def observe(inputs: Tensor, output_gradient: Tensor, input_gradient: Tensor) -> None:
+            total_rows, rows, positions = projections.sampled(call, inputs)
+            self._project(
+                call,
+                projections.accumulator(
+                    self._group_of[call.slot.name], total_rows, len(self.formats), inputs.device
+                ),
+                positions,
+                inputs[rows],
+                output_gradient[rows],
+                input_gradient[rows],
+            )
+            projections.observed.add(call.slot.name)
+
+        return observe
+
+    def _project(
+        self,
+        call: MatrixCall,
+        accumulator: Tensor,
+        positions: Tensor,
+        inputs: Tensor,
+        output_gradient: Tensor,
+        input_gradient: Tensor,
+    ) -> None:
+        """Add g . dy of the sampled rows to the group's accumulator [formats, sampled tokens]."""
+        quantized_inputs = self._quantized_inputs(call.slot, inputs)
+        for column, name in enumerate(self.formats):
+            calibration = self._calibration.get((call.slot.name, name))
+            if calibration is None:
+                accumulator[column] = torch.nan
+                continue
+            changed = quantized_inputs.get(name, calibration)
+            error = self._errors.get(call.slot, name)
+            from_weight = (output_gradient @ error).float().mul_(changed)
+            from_input = (changed - quantized_inputs.exact).mul_(input_gradient)
+            accumulator[column].index_add_(0, positions, from_weight.add_(from_input).sum(dim=1))
+
+    def _quantized_inputs(self, slot: WeightSlot, inputs: Tensor) -> _QuantizedInputs:
+        """Quantised inputs are shared by the members of a fusion set, which come in a row."""
+        last = self._last_inputs
+        leader = self._leaders.get(slot.name, slot.name)
+        if last is None or last.leader != leader or not torch.equal(last.inputs, inputs):
+            last = _QuantizedInputs(leader, inputs, self._container)
+            self._last_inputs = last
+        return last
+
+    def _check_observed(self, projections: _Projections) -> None:
+        for slot in self._map.slots.values():
+            # An expert that no token was routed to has no gradient, rightly.
+            if slot.name not in projections.observed and slot.kind is not SlotKind.EXPERT:
+                raise ModelError(
+                    f"no gradient reaches {slot.name}, so its sensitivity is unknown; exclude it "
+                    f"with --exclude '{slot.name}'"
+                )
+
+    def _contributions(self, projections: _Projections, batch: BatchLoss) -> NDArray[np.float64]:
+        result = np.zeros((batch.sequences, len(self._map.groups), len(self.formats)))
+        index = {group.name: position for position, group in enumerate(self._map.groups)}
+        for (group, total_rows), accumulator in projections.sums.items():
+            squares = accumulator.double().square_().reshape(len(self.formats), batch.sequences, -1)
+            rows_per_sequence = total_rows / batch.sequences
+            per_token = squares.mean(dim=2) * (rows_per_sequence / batch.tokens_per_sequence)
+            result[:, index[group]] += 0.5 * per_token.t().numpy(force=True)
+        self._check_finite(result)
+        return result
+
+    def _check_finite(self, contributions: NDArray[np.float64]) -> None:
+        for position, group in enumerate(self._map.groups):
+            for column, name in enumerate(self.formats):
+                calibrated = (group.slots[0], name) in self._calibration
+                if calibrated and not np.isfinite(contributions[:, position, column]).all():
+                    raise ModelError(
+                        f"a gradient at {group.name} is NaN or Inf on calibration data; run the "
+                        "model in a wider dtype (--dtype float32)"
+                    )
+
+
+_Observer: TypeAlias = Callable[[Tensor, Tensor, Tensor], None]
+
+
+class _ScoredProduct(torch.autograd.Function):
+    """inputs @ weight.T + bias, whose backward also shows inputs and gradients to an observer.
+
+    The inputs travel through the saved tensors, so that activation checkpointing frees and
+    recomputes them like any other.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, call: MatrixCall, observe: _Observer) -> Tensor:
+        ctx.save_for_backward(inputs)
+        ctx.call = call
+        ctx.observe = observe
+        return call.compute(inputs)
+
+    @staticmethod
+    def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor, None, None]:
+        (inputs,) = ctx.saved_tensors
+        input_gradient = output_gradient @ ctx.call.weight
+        ctx.observe(
+            inputs.flatten(0, -2), output_gradient.flatten(0, -2), input_gradient.flatten(0, -2)
+        )
+        return input_gradient, None, None
+
+
+class _Projections:
+    """The projections of one batch: which tokens, and their sums by group."""
+
+    def __init__(self, row_fraction: float, seed: int) -> None:
+        self.sequences = 1
+        self.sums: dict[tuple[GroupName, int], Tensor] = {}
+        self.observed: set[SlotName] = set()
+        self._row_fraction = row_fraction
+        self._seed = seed
+        self._samples: dict[int, Tensor] = {}
+
+    def accumulator(
+        self, group: GroupName, total_rows: int, formats: int, device: torch.device
+    ) -> Tensor:
+        """The group's sums, float32 [formats, sampled tokens]."""
+        key = (group, total_rows)
+        if key not in self.sums:
+            sampled = self._sample(total_rows).numel()
+            self.sums[key] = torch.zeros(formats, sampled, device=device)
+        return self.sums[key]
+
+    def sampled(self, call: MatrixCall, inputs: Tensor) -> tuple[int, Tensor, Tensor]:
+        """(tokens in the batch, the input rows to take, their positions among the sampled)."""
+        if call.token_rows is None:
+            total = inputs.shape[0]
+            rows = self._sample(total).to(inputs.device)
+            return total, rows, torch.arange(rows.numel(), device=inputs.device)
+        total = call.token_count
+        sample = self._sample(total).to(inputs.device)
+        position = torch.full((total,), -1, dtype=torch.long, device=inputs.device)
+        position[sample] = torch.arange(sample.numel(), device=inputs.device)
+        positions = position[call.token_rows]
+        rows = torch.nonzero(positions >= 0).flatten()
+        return total, rows, positions[rows]
+
+    def _sample(self, total_rows: int) -> Tensor:
+        """Rows to take, ascending, as many from every sequence."""
+        if total_rows not in self._samples:
+            length = total_rows // self.sequences
+            take = max(1, round(self._row_fraction * length))
+            generator = torch.Generator().manual_seed(self._seed)
+            order = torch.rand(self.sequences, length, generator=generator).argsort(dim=1)
+            within = order[:, :take].sort(dim=1).values
+            start = torch.arange(self.sequences)[:, None] * length
+            self._samples[total_rows] = (within + start).flatten()
+        return self._samples[total_rows]
+
+
+class _QuantizedInputs:
+    """The inputs of a fusion set in every format, as the exact layer would have to see them."""
+
+    def __init__(self, leader: SlotName, inputs: Tensor, container: Container) -> None:
+        self.leader = leader
+        self.inputs = inputs
+        self.exact = inputs.float()
+        self._container = container
+        self._by_format: dict[FormatName, Tensor] = {}
+
+    def get(self, name: FormatName, calibration: LayerCalibration) -> Tensor:
+        """Quantised inputs with the input scale divided out again, float32 [rows, in_features]."""
+        if name not in self._by_format:
+            changed = fake_quantize_input(
+                self.inputs, FORMATS[name], calibration, container=self._container
+            ).float()
+            if calibration.pre_quant_scale is not None:
+                changed /= calibration.pre_quant_scale
+            self._by_format[name] = changed
+        return self._by_format[name]
+
+
+class _WeightErrors:
+    """Quantised minus exact weights, kept within a memory bound."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        calibration: Calibrations,
+        container: Container,
+        scale_dtype: torch.dtype,
+    ) -> None:
+        self._model = model
+        self._calibration = calibration
+        self._container = container
+        self._scale_dtype = scale_dtype
+        self._kept: dict[tuple[SlotName, FormatName], Tensor] = {}
+        self._free_bytes = WEIGHT_ERROR_CACHE_BYTES
+
+    def get(self, slot: WeightSlot, name: FormatName) -> Tensor:
+        """The error of the slot's weight in the format, [out_features, in_features]."""
+        key = (slot.name, name)
+        if key in self._kept:
+            return self._kept[key]
+        error = self._compute(slot, name)
+        if error.nbytes <= self._free_bytes:
+            self._free_bytes -= error.nbytes
+            self._kept[key] = error
+        return error
+
+    def _compute(self, slot: WeightSlot, name: FormatName) -> Tensor:
+        weight = slot_weight(self._model, slot).detach()
+        exact = weight.float()
+        calibration = self._calibration[slot.name, name]
+        quantized = fake_quantize_weight(
+            exact,
+            FORMATS[name],
+            calibration,
+            scale_dtype=self._scale_dtype,
+            container=self._container,
+        )
+        if calibration.pre_quant_scale is not None:
+            quantized = quantized * calibration.pre_quant_scale
+        return (quantized - exact).to(weight.dtype)
+
+
+@contextmanager
+def scoring_mode(model: nn.Module, model_map: ModelMap, handler: MatrixHandler) -> Iterator[None]:
+    """Gradients to activations only, blocks checkpointed, every slot's product in `handler`."""
+    with ExitStack() as stack:
+        stack.enter_context(_frozen_parameters(model))
+        stack.enter_context(_gradient_from_embeddings(model))
+        stack.enter_context(tapped(model, model_map.slots.values(), handler))
+        stack.enter_context(checkpointed_blocks(model, model_map.blocks))
+        stack.enter_context(torch.enable_grad())
+        yield
+
+
+@contextmanager
+def _frozen_parameters(model: nn.Module) -> Iterator[None]:
+    required = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in required:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in required:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def _gradient_from_embeddings(model: nn.Module) -> Iterator[None]:
+    """The embeddings' output asks for a gradient, so that backward runs through the whole model."""
+
+    def ask(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        return output.requires_grad_(True)
+
+    hooks = [
+        module.register_forward_hook(ask)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _fusion_leaders(model_map: ModelMap) -> dict[SlotName, SlotName]:
+    """Member of a fusion set -> the set's first member."""
+    return {
+        name: names[0]
+        for group in model_map.groups
+        for names in group.fusion_sets
+        for name in names
+    }
