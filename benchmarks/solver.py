@@ -118,7 +118,8 @@ def with_pulp(
     ) <= budget_bits * int(costs.weights.sum())
     problem.solve(pulp.PULP_CBC_CMD(msg=False, timeLimit=TIME_LIMIT_SECONDS))
     taken = np.array([take[cell].value() for cell in cells], dtype=np.float64)
-    return np.argmax(taken.reshape(scores.shape), axis=1)
+    columns: NDArray[np.int64] = taken.reshape(scores.shape).argmax(axis=1)
+    return columns
 
 
 def loss_of(sensitivity: SensitivityTable, columns: NDArray[np.int64]) -> float:

@@ -65,8 +65,7 @@ class Problem:
     @cached_property
     def reachable_bits(self) -> tuple[float, float]:
         """Floor and ceiling in effective bits per weight."""
-        ceiling = np.where(self.usable, self.costs.effective_bits, 0).max(axis=1).sum()
-        return self.options.floor_bits() / self.weights, int(ceiling) / self.weights
+        return bits_between(self.costs, self.usable)
 
     @cached_property
     def options(self) -> _relaxation.Options:
@@ -92,9 +91,7 @@ class Problem:
         Raises:
             BudgetInfeasibleError: the budget is below the floor or above the ceiling.
         """
-        floor, ceiling = self.reachable_bits
-        if not floor - PRINTED_BITS_ERROR <= budget_bits <= ceiling + PRINTED_BITS_ERROR:
-            raise BudgetInfeasibleError(budget_bits, floor, ceiling)
+        check_between(budget_bits, *self.reachable_bits)
         capacity = math.floor(budget_bits * self.weights) + 1
         while capacity / self.weights > budget_bits:
             capacity -= 1
@@ -171,12 +168,7 @@ class Problem:
                 f"in {self.costs.formats[column]}; look for infinite weights or activations in "
                 "that group, or forbid the format there with --rule"
             )
-        stuck = np.flatnonzero(~self.usable.any(axis=1))
-        if stuck.size:
-            raise InputError(
-                "every group must have a format that it may take, got none for "
-                f"{self.costs.groups[stuck[0]]!r}; allow none for it"
-            )
+        check_usable(self.costs, self.usable)
 
     def _usable_names(self, row: int) -> list[str]:
         return [
@@ -203,11 +195,45 @@ class Problem:
         )
 
 
-def _check_tables(sensitivity: SensitivityTable, costs: CostTable) -> None:
+def bits_between(costs: CostTable, usable: NDArray[np.bool_]) -> tuple[float, float]:
+    """Floor and ceiling in effective bits per weight; every group has a usable cell."""
+    most = np.iinfo(np.int64).max
+    floor = np.where(usable, costs.effective_bits, most).min(axis=1).sum()
+    ceiling = np.where(usable, costs.effective_bits, 0).max(axis=1).sum()
+    weights = int(costs.weights.sum())
+    return int(floor) / weights, int(ceiling) / weights
+
+
+def check_between(budget_bits: float, floor_bits: float, ceiling_bits: float) -> None:
+    """Refuse a budget that is out of reach, but for the rounding of the printed limits.
+
+    Raises:
+        BudgetInfeasibleError: it is below the floor or above the ceiling, or no number.
+    """
+    lowest, highest = floor_bits - PRINTED_BITS_ERROR, ceiling_bits + PRINTED_BITS_ERROR
+    if not lowest <= budget_bits <= highest:
+        raise BudgetInfeasibleError(budget_bits, floor_bits, ceiling_bits)
+
+
+def check_usable(costs: CostTable, usable: NDArray[np.bool_]) -> None:
+    """Refuse tables that leave nothing to decide, or a group without a format.
+
+    Raises:
+        InputError: there is no group, or one has no usable cell.
+    """
     if not costs.groups:
         raise InputError(
             "a search must have at least one group to decide, got none; exclude fewer layers"
         )
+    stuck = np.flatnonzero(~usable.any(axis=1))
+    if stuck.size:
+        raise InputError(
+            "every group must have a format that it may take, got none for "
+            f"{costs.groups[stuck[0]]!r}; allow none for it"
+        )
+
+
+def _check_tables(sensitivity: SensitivityTable, costs: CostTable) -> None:
     scored = set(sensitivity.groups)
     unscored = [name for name in costs.groups if name not in scored]
     if unscored:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from autoq.errors import InputError
 from autoq.formats import FormatName
 from autoq.models import Assignment
-from autoq.search._problem import Problem
+from autoq.search._problem import Problem, bits_between, check_between, check_usable
 from autoq.search._types import CostTable, Plan, SensitivityTable
 from autoq.search.costs import effective_bits
 
@@ -98,3 +98,14 @@ def reachable_bits(sensitivity: SensitivityTable, costs: CostTable) -> tuple[flo
         InputError: the tables cannot be used, as for `solve`.
     """
     return Problem(sensitivity=sensitivity, costs=costs).reachable_bits
+
+
+def check_budget(costs: CostTable, budget_bits: float) -> None:
+    """Refuse a budget that no scores could make feasible, before any are measured.
+
+    Raises:
+        BudgetInfeasibleError: the budget is below the floor or above the ceiling.
+        InputError: there is no group, or one may take no format.
+    """
+    check_usable(costs, costs.allowed)
+    check_between(budget_bits, *bits_between(costs, costs.allowed))

@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 
 from autoq.errors import BudgetInfeasibleError, InputError
 from autoq.search import CostTable, SensitivityTable, _highs, _knapsack, _relaxation
-from autoq.search.solver import plan_from_assignment, reachable_bits, solve, uniform_plan
+from autoq.search.solver import (
+    check_budget,
+    plan_from_assignment,
+    reachable_bits,
+    solve,
+    uniform_plan,
+)
 
 FORMATS = ("fp8", "nvfp4", "w4a8_awq", "none")
 BITS = np.array([8.0, 4.5, 4.25, 16.0])
@@ -275,13 +281,24 @@ def test_budgets_out_of_reach_name_floor_and_ceiling(budget):
         r"group in its smallest format\) to 8.0000 \(every group in its largest\)",
     ):
         solve(*tables, budget)
+    with pytest.raises(BudgetInfeasibleError, match=r"from 4.3333 .* to 8.0000"):
+        check_budget(tables[1], budget)
+
+
+@pytest.mark.parametrize("budget", [4.3333, 13 / 3, 6.0, 8.0])
+def test_budgets_within_reach_pass_before_anything_is_scored(budget):
+    allowed = np.array([[True, True, False, False], [True, False, True, False]])
+    _, costs = make_tables([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]], [4, 8], allowed=allowed)
+
+    check_budget(costs, budget)
 
 
 def test_a_search_without_groups_is_refused():
-    tables = make_tables(np.empty((0, 3)), [])
+    sensitivity, costs = make_tables(np.empty((0, 3)), [])
 
-    with pytest.raises(InputError, match=r"at least one group to decide, got none; exclude fewer"):
-        solve(*tables, 8)
+    for call in (lambda: check_budget(costs, 8), lambda: solve(sensitivity, costs, 8)):
+        with pytest.raises(InputError, match=r"at least one group to decide, got none; exclude"):
+            call()
 
 
 def test_infinite_scores_are_refused():
