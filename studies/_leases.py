@@ -7,7 +7,7 @@ import os
 import socket
 import time
 import uuid
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Self
 
@@ -137,11 +137,12 @@ class StudyLease:
     def _refusal(self, holder: LeaseRecord) -> str:
         with self._database.read() as session:
             name = session.scalar(select(StudyRow.name).where(StudyRow.id == self._study_id))
-        waited = f" after waiting {self._wait_seconds:g} s" if self._wait_seconds else ""
+        held = f"still held after {self._wait_seconds:g} s" if self._wait_seconds else "held"
         return (
-            f"one process at a time works on a study, and {name!r} is{waited} held by process "
-            f"{holder.pid} on host {holder.host} since {holder.acquired}; wait until it ends or "
-            f"stop it, then run again (without a sign of life its hold ends {holder.expires})"
+            f"one process at a time works on a study, and {name!r} is {held} by process "
+            f"{holder.pid} on host {holder.host} since {_to_the_second(holder.acquired)}; wait "
+            "until it ends or stop it, then run again (without a sign of life its hold ends "
+            f"{_to_the_second(holder.expires)})"
         )
 
 
@@ -189,3 +190,7 @@ def _record(row: LeaseRow) -> LeaseRecord:
         heartbeat=iso_time(row.heartbeat),
         expires=iso_time(row.expires),
     )
+
+
+def _to_the_second(moment: str) -> str:
+    return f"{datetime.fromisoformat(moment):%Y-%m-%d %H:%M:%S} UTC"
