@@ -84,8 +84,9 @@ def test_second_level_by_hand(implementation):
 @pytest.mark.parametrize("implementation", [int4, reference], ids=["fast", "reference"])
 def test_second_level_rounds_the_rate_to_float16_twice(implementation):
     def value(scale: float, tensor_scale: float) -> float:
-        operands = _codes([[1]]), torch.tensor([[scale]]), torch.tensor(tensor_scale)
-        return implementation.dequantize_two_level(*operands).item() / tensor_scale
+        divisor = torch.tensor(tensor_scale)
+        operands = _codes([[1]]), torch.tensor([[scale]]), divisor
+        return (implementation.dequantize_two_level(*operands) / divisor).item()
 
     # The group scale: 2**-25 is half of the smallest float16, a tie that goes to zero.
     assert value(2.0**-25, 2.0**-25) == 0.0
