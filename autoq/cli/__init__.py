@@ -1,0 +1,10 @@
+"""The `autoq` command.
+
+Results go to standard output, everything else (progress, notes, errors) to standard error.
+Exit codes: 0 fine; 1 unexpected; 2 what was given breaks a rule; 3 another process works on the
+study; 4 the store or what was written is not as it must be; 130 interrupted.
+"""
+
+from autoq.cli._app import app, main
+
+__all__ = ["app", "main"]

@@ -1,0 +1,203 @@
+"""Commands that read a study: `show`, `frontier`, `report`, `list`, `formats`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from autoq.cli._failures import reports_failures
+from autoq.cli._options import (
+    DEFAULT_STORE,
+    Bits,
+    Json,
+    Store,
+    StudyName,
+    opened_study,
+    store_is_missing,
+)
+from autoq.cli._output import (
+    check_writable,
+    print_json,
+    quiet_libraries,
+    results_kept_clean,
+    write_text,
+)
+from autoq.cli._search import checkpoint_line, print_study, write_report
+
+if TYPE_CHECKING:
+    from autoq.search import Plan
+
+
+@reports_failures
+def show(
+    study: StudyName = None, bits: Bits = None, store: Store = DEFAULT_STORE, as_json: Json = False
+) -> None:
+    """Show a study's plan: bits, predicted and measured loss, every group's format."""
+    quiet_libraries()
+    with results_kept_clean():
+        summary = opened_study(study, store).summary(bits)
+    if as_json:
+        print_json(summary)
+        return
+    print_study(summary)
+    if summary["export"]:
+        typer.echo(checkpoint_line(summary["export"]))
+
+
+@reports_failures
+def frontier(
+    study: StudyName = None,
+    points: Annotated[int, typer.Option(min=2, help="Evenly spaced budgets to solve.")] = 24,
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw a PNG there.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page there.")] = None,
+    store: Store = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Show the best plan for every budget: loss against bits, as table and picture."""
+    check_writable(png)
+    check_writable(html)
+    quiet_libraries()
+    with results_kept_clean():
+        from autoq.report import frontier_png, render_frontier_html, report_data
+
+        found = opened_study(study, store)
+        plans = found.frontier(points)
+        data = report_data(found.summary(), plans)
+        if png is not None:
+            frontier_png(data, png)
+        if html is not None:
+            write_text(html, render_frontier_html(data, plans))
+    if as_json:
+        pictures = {"png": png and str(png), "html": html and str(html)}
+        plain_plans = [_plain_plan(plan) for plan in plans]
+        print_json({"study": found.name, "unit": data.unit, "plans": plain_plans, **pictures})
+        return
+    from autoq.cli._tables import make_console, print_frontier
+
+    print_frontier(make_console(), plans, data.effective_bits, data.unit)
+    for path in filter(None, (png, html)):
+        typer.echo(f"picture: {path}")
+
+
+def _plain_plan(plan: Plan) -> Mapping[str, Any]:
+    return {
+        "budget": plan.budget_bits,
+        "effective_bits": plan.effective_bits,
+        "peer_effective_bits": plan.peer_effective_bits,
+        "stored_bits_per_weight": plan.stored_bits_per_weight,
+        "stored_bytes": plan.stored_bytes,
+        "predicted_loss": plan.predicted_loss,
+        "predicted_loss_interval": plan.predicted_loss_interval,
+        "bound": plan.bound,
+        "gap": plan.gap,
+        "assignment": plan.assignment,
+    }
+
+
+@reports_failures
+def report(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE.html", help="The file to write.")
+    ],
+    study: StudyName = None,
+    bits: Bits = None,
+    store: Store = DEFAULT_STORE,
+) -> None:
+    """Write a study's report: one HTML file that needs nothing else."""
+    check_writable(output)
+    quiet_libraries()
+    with results_kept_clean():
+        found = opened_study(study, store)
+        write_report(found, found.summary(bits), output)
+    typer.echo(f"report: {output}")
+
+
+@reports_failures
+def list_command(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
+    """List the studies of a store."""
+    quiet_libraries()
+    studies: list[dict[str, Any]] = []
+    if not store_is_missing(store):
+        with results_kept_clean():
+            from autoq.api import list_studies
+
+            studies = list_studies(store)
+    if as_json:
+        print_json({"store": store, "studies": studies})
+        return
+    if not studies:
+        typer.echo(f"no studies in {store}")
+        return
+    _print_studies(studies)
+
+
+def _print_studies(studies: list[dict[str, Any]]) -> None:
+    from autoq.cli._tables import make_console, plain_table
+
+    rows = [
+        (
+            study["name"],
+            study["status"],
+            ", ".join(f"{bits:g}" for bits in study["budgets"]),
+            str(study["exports"]),
+            study["updated"][:16].replace("T", " "),
+            study["model"],
+        )
+        for study in studies
+    ]
+    columns = ("study", "status", "budgets", "exports", "updated (UTC)", "model")
+    make_console().print(plain_table(*columns, rows=rows))
+
+
+@reports_failures
+def formats(as_json: Json = False) -> None:
+    """List the number formats: bits, blocks, and where their exports load."""
+    from autoq.formats import FORMATS
+
+    entries = [
+        {
+            "name": entry.name,
+            "summary": entry.summary,
+            "effective_bits": entry.weight_bits + _block_bits(entry.name),
+            "peer_bits": entry.peer_bits,
+            "block_size": entry.weight_block_size,
+            "portable": entry.portable,
+            "loads_in": entry.loads_in,
+        }
+        for entry in FORMATS.values()
+    ]
+    if as_json:
+        print_json({"formats": entries})
+        return
+    _print_formats(entries)
+
+
+def _block_bits(name: str) -> float:
+    """Bits per weight that block scales add."""
+    from autoq.formats import FORMATS
+
+    entry = FORMATS[name]
+    return entry.block_scale_bits / entry.weight_block_size if entry.weight_block_size else 0.0
+
+
+def _print_formats(entries: list[dict[str, Any]]) -> None:
+    from autoq.cli._tables import make_console, plain_table
+
+    rows = [
+        (
+            entry["name"],
+            f"{entry['effective_bits']:g}",
+            f"{entry['peer_bits']:g}",
+            str(entry["block_size"] or "-"),
+            "yes" if entry["portable"] else "when named",
+            f"{entry['summary']}; loads in {entry['loads_in']}"
+            if entry["name"] != "none"
+            else entry["summary"],
+        )
+        for entry in entries
+    ]
+    columns = ("format", "bits", "ModelOpt counts", "block", "by default", "what it is")
+    make_console().print(plain_table(*columns, rows=rows))

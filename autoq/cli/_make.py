@@ -1,0 +1,136 @@
+"""Commands that need the model: `export` and `eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from autoq.cli._failures import reports_failures
+from autoq.cli._options import (
+    DEFAULT_STORE,
+    Bits,
+    Container,
+    Json,
+    Overwrite,
+    Quiet,
+    Store,
+    check_store,
+    opened_study,
+)
+from autoq.cli._output import print_json, quiet_libraries, results_kept_clean
+from autoq.cli._progress import make_progress
+from autoq.cli._search import checkpoint_line
+from autoq.errors import InputError
+
+
+@reports_failures
+def export(
+    places: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[STUDY] OUT",
+            help="The study (the latest if left out), and the folder to write.",
+        ),
+    ],
+    bits: Bits = None,
+    container: Container = None,
+    overwrite: Overwrite = False,
+    store: Store = DEFAULT_STORE,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the checkpoint of a study's plan, for any budget, with no new pass over the data."""
+    if len(places) > 2:
+        raise typer.BadParameter(f"give [STUDY] OUT, got {len(places)} arguments")
+    *names, destination = places
+    quiet_libraries()
+    with results_kept_clean():
+        study = opened_study(names[0] if names else None, store)
+        written = study.export(
+            destination,
+            effective_bits=bits,
+            container=container,
+            overwrite=overwrite,
+            progress=make_progress(quiet=quiet),
+        )
+    if as_json:
+        print_json(written)
+    else:
+        typer.echo(checkpoint_line(written))
+
+
+@reports_failures
+def evaluate(
+    target: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT_OR_STUDY", help="An exported folder, or a study.")
+    ],
+    reference: Annotated[
+        Path | None,
+        typer.Option(metavar="MODEL_DIR", help="The original model; a study knows its own."),
+    ] = None,
+    data: Annotated[
+        str,
+        typer.Option(metavar="held_out|FILE", help="Text to measure on; never calibrated on."),
+    ] = "held_out",
+    bits: Bits = None,
+    sequences: Annotated[int, typer.Option(min=1, help="How many sequences.")] = 16,
+    sequence_length: Annotated[
+        int | None, typer.Option(min=2, help="Tokens in a sequence.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences in a batch.")] = 4,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    store: Store = DEFAULT_STORE,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure against the original: KL divergence, top-1 agreement, perplexity."""
+    _check_target(target, store)
+    quiet_libraries()
+    with results_kept_clean():
+        from autoq.api import evaluate as measure
+
+        found = measure(
+            target,
+            reference=None if reference is None else str(reference),
+            data=None if data == "held_out" else data,
+            store=store,
+            effective_bits=bits,
+            sequences=sequences,
+            sequence_length=sequence_length,
+            batch_size=batch_size,
+            dtype=dtype,
+            device=device,
+            progress=make_progress(quiet=quiet),
+        )
+    if as_json:
+        print_json(found)
+    else:
+        _print_metrics(target, found["metrics"])
+
+
+def _check_target(target: str, store: str) -> None:
+    path = Path(target)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise InputError(
+            f"the folder {target} has no config.json; name a checkpoint's folder or a study"
+        )
+    if not path.is_dir():
+        check_store(store)
+
+
+def _print_metrics(target: str, metrics: dict[str, Any]) -> None:
+    from autoq.report.numbers import metric_text, metric_value_text
+
+    typer.echo(f"{target} against the original:")
+    for name, found in metrics.items():
+        if found is None:
+            continue
+        entry = found if isinstance(found, dict) else {"value": found}
+        line = f"  {metric_text(name)}: {metric_value_text(name, entry['value'])}"
+        if entry.get("low") is not None:
+            low, high = (metric_value_text(name, entry[end]) for end in ("low", "high"))
+            line += f" (95 %: {low} to {high})"
+        typer.echo(line)

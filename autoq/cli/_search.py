@@ -1,0 +1,200 @@
+"""`autoq search`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from autoq.cli._failures import reports_failures
+from autoq.cli._options import DEFAULT_STORE, Json, Overwrite, Quiet, Store
+from autoq.cli._output import (
+    check_writable,
+    print_json,
+    quiet_libraries,
+    results_kept_clean,
+    write_text,
+)
+from autoq.cli._progress import make_progress
+
+if TYPE_CHECKING:
+    from autoq.api import Study
+
+
+@reports_failures
+def search(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL_DIR", help="Folder with a Hugging Face model.")
+    ],
+    bits: Annotated[
+        float, typer.Option("--bits", "-b", help="Budget: mean effective bits per searched weight.")
+    ],
+    formats: Annotated[
+        str | None,
+        typer.Option(
+            help="Formats to choose from, separated by commas; those that every engine loads if "
+            "left out. `autoq formats` lists them."
+        ),
+    ] = None,
+    calib: Annotated[
+        str | None,
+        typer.Option(
+            help="Calibration data: text, JSONL, parquet, .npy or .pt file, or a `datasets` name; "
+            "the bundled text if left out."
+        ),
+    ] = None,
+    store: Store = DEFAULT_STORE,
+    export: Annotated[
+        Path | None, typer.Option(help="Folder to write the checkpoint to; none if left out.")
+    ] = None,
+    container: Annotated[
+        str, typer.Option(help="Checkpoint to aim at: modelopt or compressed-tensors.")
+    ] = "modelopt",
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN=FORMAT", help="Groups that match may take only this; repeatable."
+        ),
+    ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB", help="Layers to search though left out by default; repeatable."
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Layers to leave alone; repeatable.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the study; made from the model if left out.")
+    ] = None,
+    calib_sequences: Annotated[int, typer.Option(help="Sequences to calibrate and score on.")] = 64,
+    sequence_length: Annotated[int, typer.Option(help="Tokens in a sequence.")] = 256,
+    batch_size: Annotated[int, typer.Option(help="Sequences in a batch.")] = 4,
+    held_out_sequences: Annotated[
+        int, typer.Option(help="Sequences to measure on, never calibrated on.")
+    ] = 16,
+    dtype: Annotated[
+        str, typer.Option(help="Of the model while searched: auto, float32, bfloat16, float16.")
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    overwrite: Overwrite = False,
+    no_measure: Annotated[
+        bool, typer.Option("--no-measure", help="Do not measure the plan on held-out data.")
+    ] = False,
+    compare_uniform: Annotated[
+        bool,
+        typer.Option("--compare-uniform", help="Measure every format applied to all layers, too."),
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write the report there.")
+    ] = None,
+    wait: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS", help="Wait this long for another process on the same study."
+        ),
+    ] = 0.0,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", help="Run Python code that the model folder brings."),
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Search a model: decide each layer's format within a budget, measure, export.
+
+    A search that was interrupted continues when the same command is run again.
+    """
+    check_writable(report)
+    quiet_libraries()
+    with results_kept_clean():
+        from autoq.api import search as run_search
+
+        study = run_search(
+            str(model),
+            effective_bits=bits,
+            formats=_names(formats),
+            rules=tuple(rule or ()),
+            include=tuple(include or ()),
+            exclude=tuple(exclude or ()),
+            calibration_data=calib,
+            calibration_sequences=calib_sequences,
+            sequence_length=sequence_length,
+            batch_size=batch_size,
+            held_out_sequences=held_out_sequences,
+            container=container,
+            dtype=dtype,
+            device=device,
+            seed=seed,
+            store=store,
+            name=name,
+            export=None if export is None else str(export),
+            overwrite=overwrite,
+            measure=not no_measure,
+            compare_uniform=compare_uniform,
+            trust_remote_code=trust_remote_code,
+            wait_seconds=wait,
+            progress=make_progress(quiet=quiet),
+        )
+        summary = study.summary()
+        if report is not None:
+            write_report(study, summary, report)
+    _print_result(summary, store, report, as_json=as_json, quiet=quiet)
+
+
+def write_report(study: Study, summary: dict[str, Any], path: Path) -> None:
+    """Write the study's HTML report.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from autoq.report import render_html, report_data
+
+    write_text(path, render_html(report_data(summary, study.frontier())))
+
+
+def _names(text: str | None) -> Sequence[str] | None:
+    """The names in a comma-separated list, or None where there are none."""
+    names = [part.strip() for part in (text or "").split(",")]
+    return [name for name in names if name] or None
+
+
+def _print_result(
+    summary: dict[str, Any], store: str, report: Path | None, *, as_json: bool, quiet: bool
+) -> None:
+    if as_json:
+        print_json({**summary, "report": None if report is None else str(report)})
+        return
+    if not quiet:
+        print_study(summary)
+    for line in _last_lines(summary, store, report):
+        typer.echo(line)
+
+
+def print_study(summary: dict[str, Any]) -> None:
+    """The tables of one plan of a study."""
+    from autoq.cli._tables import make_console, print_summary
+    from autoq.report import report_data
+
+    print_summary(make_console(), report_data(summary, []))
+
+
+def _last_lines(summary: dict[str, Any], store: str, report: Path | None) -> list[str]:
+    lines = [f"study: {summary['study']} in {store}"]
+    if summary["export"]:
+        lines.append(checkpoint_line(summary["export"]))
+    if report is not None:
+        lines.append(f"report: {report}")
+    return lines
+
+
+def checkpoint_line(export: dict[str, Any]) -> str:
+    """Where a checkpoint is, in which container, and how large."""
+    from autoq.report.numbers import bytes_text
+
+    size = bytes_text(export["stored_bytes"])
+    return f"checkpoint: {export['path']} ({export['container']}, {size}, read back and verified)"

@@ -1,0 +1,207 @@
+"""What people read on the terminal."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from autoq.report.numbers import (
+    MISSING,
+    bits_text,
+    bytes_text,
+    count_text,
+    interval_text,
+    loss_text,
+    metric_text,
+    metric_value_text,
+    percent_text,
+    unit_text,
+)
+
+if TYPE_CHECKING:
+    from autoq.report import GroupRow, MeasurementRow, Metric, ReportData
+    from autoq.search import Plan
+
+PIPED_WIDTH = 100
+"""Columns of output that does not go to a terminal, unless COLUMNS says otherwise."""
+
+COMPACT_FROM_ROWS = 60
+"""With more groups than this, equal neighbours share a line."""
+
+
+def make_console() -> Console:
+    """Standard output; as wide as the terminal, and without colours when piped."""
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        return Console(highlight=False, width=PIPED_WIDTH)
+    return console
+
+
+def print_summary(console: Console, data: ReportData) -> None:
+    """The panel, what was measured where several plans were, and the groups."""
+    console.print(_summary_panel(data))
+    if len(data.measurements) > 1:
+        console.print(_measurement_table(data.measurements))
+    console.print(_group_table(data.groups))
+
+
+def _summary_panel(data: ReportData) -> Panel:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in _summary_lines(data):
+        grid.add_row(name, Text(value))
+    return Panel(grid, title=Text(data.study), title_align="left", expand=False)
+
+
+def _summary_lines(data: ReportData) -> list[tuple[str, str]]:
+    effective, peer = bits_text(data.effective_bits), bits_text(data.peer_effective_bits)
+    stored, size = bits_text(data.stored_bits_per_weight), bytes_text(data.stored_bytes)
+    loss = f"{loss_text(data.predicted_loss)} {unit_text(data.unit)}"
+    lines = [
+        ("model", data.model),
+        ("budget", f"{bits_text(data.budget_bits)} effective bits per weight"),
+        ("effective bits", f"{effective} (as ModelOpt counts: {peer})"),
+        ("stored", f"{stored} bits per weight, {size}"),
+        ("predicted loss", f"{loss} (95 %: {interval_text(*data.predicted_loss_interval)})"),
+        ("gap", f"{percent_text(data.gap)} (no plan is below {loss_text(data.bound)})"),
+    ]
+    for name, value in data.measured.items():
+        measured = f"{metric_value_text(name, value)}{_interval_of(data, name, value)}"
+        lines.append((metric_text(name), measured))
+    if not data.measured:
+        lines.append(("measured", "nothing yet"))
+    return lines
+
+
+def _interval_of(data: ReportData, name: str, value: float) -> str:
+    for row in data.measurements:
+        metric = row.metric(name)
+        if metric is not None and metric.value == value and metric.low is not None:
+            ends = (metric_value_text(name, end) for end in (metric.low, metric.high))
+            return f" (95 %: {' to '.join(ends)})"
+    return ""
+
+
+def _measurement_table(rows: Sequence[MeasurementRow]) -> Table:
+    names = list(dict.fromkeys(metric.name for row in rows for metric in row.metrics))
+    shown = [name for name in names if not name.startswith("reference_")]
+    table = _table("measured plan", "bits", "predicted", *(metric_text(name) for name in shown))
+    for row in rows:
+        cells = [_metric_text(row.metric(name)) for name in shown]
+        table.add_row(
+            Text(row.label), bits_text(row.effective_bits), loss_text(row.predicted_loss), *cells
+        )
+    return table
+
+
+def _metric_text(metric: Metric | None) -> str:
+    return MISSING if metric is None else metric_value_text(metric.name, metric.value)
+
+
+@dataclass(frozen=True, slots=True)
+class _GroupLine:
+    """One group, or neighbouring blocks of one type that took the same format."""
+
+    name: str
+    format: str
+    weights: int
+    predicted_loss: float
+
+
+def _group_table(groups: Sequence[GroupRow]) -> Table:
+    lines = [_line_of([group]) for group in groups]
+    if len(groups) > COMPACT_FROM_ROWS:
+        lines = _compact(groups)
+    total = sum(line.predicted_loss for line in lines)
+    table = _table("group", "format", "weights", "loss", "share of loss", text_columns=2)
+    for line in lines:
+        share = line.predicted_loss / total if total > 0.0 else None
+        table.add_row(
+            Text(line.name),
+            Text(line.format),
+            count_text(line.weights),
+            loss_text(line.predicted_loss),
+            MISSING if share is None else f"{share:.1%}",
+        )
+    return table
+
+
+def _compact(groups: Sequence[GroupRow]) -> list[_GroupLine]:
+    """Groups of one type by depth, neighbours in one format joined."""
+    by_type: dict[tuple[str | None, str], list[GroupRow]] = {}
+    for group in groups:
+        by_type.setdefault((group.position.stack, group.position.type), []).append(group)
+    return [
+        _line_of(list(run))
+        for members in by_type.values()
+        for _, run in groupby(members, key=lambda group: group.format)
+    ]
+
+
+def _line_of(run: Sequence[GroupRow]) -> _GroupLine:
+    first, last = run[0], run[-1]
+    name = first.name
+    if len(run) > 1:
+        stack = f"{first.position.stack}." if first.position.stack else ""
+        blocks = f"{first.position.block}-{last.position.block}"
+        name = f"{stack}[{blocks}].{first.position.type}"
+    return _GroupLine(
+        name,
+        first.format,
+        sum(group.weights for group in run),
+        sum(group.predicted_loss or 0.0 for group in run),
+    )
+
+
+def print_frontier(
+    console: Console, plans: Sequence[Plan], chosen_bits: float | None, unit: str
+) -> None:
+    """Every plan of the frontier, fewest bits first; the study's own is marked."""
+    table = _table(
+        "effective bits",
+        "stored",
+        f"predicted loss, {unit_text(unit)}",
+        "95 %",
+        "gap",
+        "",
+        text_columns=0,
+    )
+    for plan in plans:
+        table.add_row(
+            bits_text(plan.effective_bits),
+            bytes_text(plan.stored_bytes),
+            loss_text(plan.predicted_loss),
+            interval_text(*plan.predicted_loss_interval),
+            percent_text(plan.gap),
+            "< this plan" if plan.effective_bits == chosen_bits else "",
+        )
+    console.print(table)
+
+
+def _table(*columns: str, text_columns: int = 1) -> Table:
+    """A plain table; all but the first `text_columns` columns hold numbers."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        if index < text_columns:
+            table.add_column(column, overflow="fold")
+        else:
+            table.add_column(column, justify="right")
+    return table
+
+
+def plain_table(*columns: str, rows: Sequence[Sequence[str]]) -> Table:
+    """A table of text."""
+    table = _table(*columns, text_columns=len(columns))
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table

@@ -1,0 +1,260 @@
+"""What a report shows, as plain data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from autoq.formats import FORMATS, NONE
+from autoq.report.layers import LayerPosition, layer_position
+from autoq.report.numbers import finite
+
+if TYPE_CHECKING:
+    from autoq.search import Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRow:
+    """One decision group and what was decided for it."""
+
+    name: str
+    position: LayerPosition
+    slots: tuple[str, ...]
+    reason: str
+    format: str
+    weights: int
+    effective_bits: float | None  # bits per weight in the chosen format
+    scores: Mapping[str, float | None]  # format -> predicted loss if only this group takes it
+    standard_errors: Mapping[str, float | None]
+    predicted_loss: float | None  # in the chosen format
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExcludedRow:
+    """A layer that search left alone, and why."""
+
+    name: str
+    reason: str
+    weights: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurvePoint:
+    """A plan's place in the picture of loss against bits."""
+
+    label: str
+    effective_bits: float
+    predicted_loss: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A measured value with its 95 % interval, where one is known."""
+
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasurementRow:
+    """A plan that was measured on the real quantised model."""
+
+    label: str
+    effective_bits: float | None
+    predicted_loss: float | None
+    metrics: tuple[Metric, ...]
+
+    def metric(self, name: str) -> Metric | None:
+        """The metric called `name`, or None if it was not measured."""
+        return next((metric for metric in self.metrics if metric.name == name), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportData:
+    """Everything on the page."""
+
+    study: str
+    model: str
+    unit: str  # "nats_per_token" when predicted loss is comparable to KL divergence
+    budget_bits: float | None
+    effective_bits: float | None
+    peer_effective_bits: float | None
+    stored_bits_per_weight: float | None
+    stored_bytes: int | None
+    predicted_loss: float | None
+    predicted_loss_interval: tuple[float | None, float | None]
+    bound: float | None
+    gap: float | None
+    formats: tuple[str, ...]  # most bits first
+    groups: tuple[GroupRow, ...]  # in depth order
+    excluded: tuple[ExcludedRow, ...]
+    frontier: tuple[CurvePoint, ...]
+    uniform: tuple[CurvePoint, ...]
+    measured: Mapping[str, float]
+    measurements: tuple[MeasurementRow, ...]
+    timings_seconds: tuple[tuple[str, float], ...]
+    peak_memory_bytes: int | None
+    export: Mapping[str, Any] | None
+    configuration: tuple[tuple[str, str], ...]
+    versions: tuple[tuple[str, str], ...]
+
+    @property
+    def chosen(self) -> CurvePoint | None:
+        """The plan's place in the picture, or None if its bits or loss are not known."""
+        if self.effective_bits is None or self.predicted_loss is None:
+            return None
+        return CurvePoint(
+            label=f"this plan: {self.effective_bits:.4f} bits",
+            effective_bits=self.effective_bits,
+            predicted_loss=self.predicted_loss,
+        )
+
+
+def report_data(summary: Mapping[str, Any], frontier: Sequence[Plan]) -> ReportData:
+    """The page of a study.
+
+    Args:
+        summary: what `Study.summary` gives.
+        frontier: what `Study.frontier` gives; may be empty.
+    """
+    groups = tuple(_group_row(group) for group in summary["groups"])
+    formats = _formats_by_bits(groups)
+    low, high = summary.get("predicted_loss_interval") or (None, None)
+    return ReportData(
+        study=str(summary["study"]),
+        model=str(summary["model"]),
+        unit=str(summary.get("unit", "relative")),
+        budget_bits=finite(summary.get("budget")),
+        effective_bits=finite(summary.get("effective_bits")),
+        peer_effective_bits=finite(summary.get("peer_effective_bits")),
+        stored_bits_per_weight=finite(summary.get("stored_bits_per_weight")),
+        stored_bytes=summary.get("stored_bytes"),
+        predicted_loss=finite(summary.get("predicted_loss")),
+        predicted_loss_interval=(finite(low), finite(high)),
+        bound=finite(summary.get("bound")),
+        gap=finite(summary.get("gap")),
+        formats=formats,
+        groups=groups,
+        excluded=tuple(_excluded_row(excluded) for excluded in summary.get("excluded") or ()),
+        frontier=curve_of(frontier),
+        uniform=_uniform_plans(groups, formats),
+        measured=_numbers(summary.get("measured")),
+        measurements=tuple(_measurement_row(row) for row in summary.get("measurements") or ()),
+        timings_seconds=tuple(_numbers(summary.get("timings_s")).items()),
+        peak_memory_bytes=summary.get("peak_rss_bytes"),
+        export=summary.get("export"),
+        configuration=_settings(summary.get("configuration")),
+        versions=_settings(summary.get("versions")),
+    )
+
+
+def curve_of(plans: Iterable[Plan]) -> tuple[CurvePoint, ...]:
+    """The plans as points, fewest bits first."""
+    points = [
+        CurvePoint(
+            label=f"{plan.effective_bits:.4f} bits",
+            effective_bits=plan.effective_bits,
+            predicted_loss=plan.predicted_loss,
+        )
+        for plan in plans
+    ]
+    return tuple(sorted(points, key=lambda point: point.effective_bits))
+
+
+def _group_row(group: Mapping[str, Any]) -> GroupRow:
+    return GroupRow(
+        name=str(group["name"]),
+        position=layer_position(str(group["name"])),
+        slots=tuple(str(slot) for slot in group.get("slots") or ()),
+        reason=str(group.get("reason", "")),
+        format=str(group["format"]),
+        weights=int(group["weights"]),
+        effective_bits=finite(group.get("effective_bits")),
+        scores={name: finite(score) for name, score in group["scores"].items()},
+        standard_errors={
+            name: finite(error) for name, error in (group.get("standard_errors") or {}).items()
+        },
+        predicted_loss=finite(group.get("predicted_loss")),
+    )
+
+
+def _excluded_row(excluded: Mapping[str, Any]) -> ExcludedRow:
+    return ExcludedRow(
+        name=str(excluded["name"]),
+        reason=str(excluded["reason"]),
+        weights=int(excluded["weights"]),
+    )
+
+
+def _measurement_row(row: Mapping[str, Any]) -> MeasurementRow:
+    return MeasurementRow(
+        label=str(row["label"]),
+        effective_bits=finite(row.get("effective_bits")),
+        predicted_loss=finite(row.get("predicted_loss")),
+        metrics=tuple(
+            Metric(
+                name=name, value=value, low=finite(found.get("low")), high=finite(found.get("high"))
+            )
+            for name, found in row["metrics"].items()
+            if (value := finite(found.get("value"))) is not None
+        ),
+    )
+
+
+def _numbers(values: Mapping[str, Any] | None) -> dict[str, float]:
+    """The finite ones among `values`."""
+    found = {name: finite(value) for name, value in (values or {}).items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _settings(values: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...]:
+    return tuple((str(name), _setting_text(value)) for name, value in (values or {}).items())
+
+
+def _setting_text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+        return ", ".join(value) or "(none)"
+    return json.dumps(value, default=str)
+
+
+def nominal_bits(name: str) -> float | None:
+    """Codes and block scales per weight, or None for a format that is not registered."""
+    if name not in FORMATS:
+        return None
+    entry = FORMATS[name]
+    blocks = entry.block_scale_bits / entry.weight_block_size if entry.weight_block_size else 0.0
+    return entry.weight_bits + blocks
+
+
+def _formats_by_bits(groups: Sequence[GroupRow]) -> tuple[str, ...]:
+    names: dict[str, None] = {NONE: None}
+    for group in groups:
+        names.update(dict.fromkeys([*group.scores, group.format]))
+    return tuple(sorted(names, key=lambda name: (-(nominal_bits(name) or 0.0), name)))
+
+
+def _uniform_plans(groups: Sequence[GroupRow], formats: Iterable[str]) -> tuple[CurvePoint, ...]:
+    """One format for every group that can take it, the others left as they are."""
+    points = [_uniform_plan(groups, name) for name in formats if name != NONE]
+    return tuple(point for point in points if point is not None)
+
+
+def _uniform_plan(groups: Sequence[GroupRow], name: str) -> CurvePoint | None:
+    bits_in_format, bits_of_none = nominal_bits(name), nominal_bits(NONE)
+    taking = [group for group in groups if group.scores.get(name) is not None]
+    if not taking or bits_in_format is None or bits_of_none is None:
+        return None
+    weights = sum(group.weights for group in groups)
+    quantised = sum(group.weights for group in taking)
+    bits = quantised * bits_in_format + (weights - quantised) * bits_of_none
+    return CurvePoint(
+        label=f"all {name}" if len(taking) == len(groups) else f"{name} where it fits",
+        effective_bits=bits / weights,
+        predicted_loss=sum(group.scores[name] or 0.0 for group in taking),
+    )
