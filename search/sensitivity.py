@@ -30,10 +30,11 @@ from torch import Tensor, nn
 from autoq.errors import ModelError
 from autoq.formats import FORMATS, NONE, FormatName
 from autoq.layers import LayerCalibration
-from autoq.layers.quantize import Container, fake_quantize_input, fake_quantize_weight, slot_weight
+from autoq.layers.quantize import Container, fake_quantize_input, fake_quantize_weight
 from autoq.layers.taps import MatrixCall, MatrixHandler, tapped
 from autoq.models import GroupName, ModelMap, SlotKind, SlotName, WeightSlot
 from autoq.models.checkpointing import checkpointed_blocks
+from autoq.models.weights import slot_weight
 
 ESTIMATOR = "token_projection"
 """Name of the estimator, stored with its results."""

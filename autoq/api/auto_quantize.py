@@ -27,6 +27,7 @@ from autoq.layers.simulate import SimulatedModel, slot_formats_of
 from autoq.models import ModelMap, SlotName
 from autoq.models.discovery import discover
 from autoq.models.forward import forward_logits, output_kind
+from autoq.models.loading import use_eager_experts
 from autoq.models.weights import check_finite
 from autoq.search import Plan, SensitivityTable, check_budget, solve
 from autoq.search.objectives import own_distribution_loss, own_output_loss
@@ -175,6 +176,7 @@ def _score(
     if loss_func is not None and forward_step is None:
         raise InputError("loss_func needs forward_step, which makes the output that it is given")
     model.eval()
+    use_eager_experts(model)
     storage_dtype = next(model.parameters()).dtype
     model_map = discover(model, exclude=disabled_layers)
     check_budget(constrained_costs(model_map, formats, (), {}), effective_bits)

@@ -8,14 +8,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
+from autoq.api.task import PROBE_TOKENS
 from autoq.export import (
     ExportResult,
     VerificationReport,
     export_checkpoint,
     refusals,
     verify_checkpoint,
+    verify_logits,
     warnings_for,
 )
 from autoq.formats import NONE, FormatName
@@ -56,6 +59,7 @@ def export_plan(
     container: Container,
     *,
     overwrite: bool,
+    check_logits: bool,
     progress: Progress,
 ) -> dict[str, Any]:
     """Write, verify and record the checkpoint of `plan`.
@@ -76,11 +80,12 @@ def export_plan(
     )
     try:
         result = _write(study, plan, slot_formats, destination, container, overwrite, progress)
-        report = _verify(study, result, slot_formats, container, progress)
+        verification = _plain(_verify(study, result, slot_formats, container, progress))
+        if check_logits and container is Container.COMPRESSED_TENSORS:
+            verification["transformers_logits"] = _compare_logits(study, result, progress)
     except BaseException as error:
         study.store.fail_export(export_id, reason=f"{type(error).__name__}: {error}")
         raise
-    verification = _plain(report)
     study.store.finish_export(
         export_id,
         files=[(file.path, file.size_bytes, file.sha256) for file in result.files],
@@ -151,6 +156,17 @@ def _verify(
         )
         advance()
         return report
+
+
+def _compare_logits(study: Study, result: ExportResult, progress: Progress) -> dict[str, float]:
+    """How far transformers' logits are from the simulation's, and how far they may be."""
+    vocabulary = study.loaded().vocabulary_size
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocabulary, (1, PROBE_TOKENS), generator=generator)
+    with progress.task("loading with transformers", 1) as advance:
+        difference = verify_logits(result.path, ids)
+        advance()
+    return {"relative_difference": difference}
 
 
 def _plain(report: VerificationReport) -> dict[str, Any]:

@@ -120,6 +120,7 @@ def search(
     model_map = discover(loaded.model, include=config.include, exclude=config.exclude)
     unusable = inexpressible(loaded.model, model_map, config.formats, config.container)
     _refuse_useless_formats(model_map, config, unusable)
+    _note_lost_groups(model_map, config, unusable, progress)
     costs = constrained_costs(model_map, config.formats, rules, unusable)
     check_budget(costs, effective_bits)
     check_finite(loaded.model, model_map.slots.values())
@@ -245,6 +246,27 @@ def _refuse_useless_formats(
                 f"the {config.container.value} container can hold no layer of this model in {fmt}: "
                 f"{reasons[0]}; drop the format or name another --container"
             )
+
+
+def _note_lost_groups(
+    model_map: ModelMap,
+    config: ScoringConfig,
+    unusable: Mapping[tuple[Any, Any], str],
+    progress: Progress,
+) -> None:
+    """Say which groups the container keeps unquantised: it may be most of the weights."""
+    quantised = [fmt for fmt in config.formats if fmt != NONE]
+    lost = [
+        group.name
+        for group in model_map.groups
+        if all((group.name, fmt) in unusable for fmt in quantised)
+    ]
+    if lost:
+        progress.note(
+            f"the {config.container.value} container keeps {len(lost)} of "
+            f"{len(model_map.groups)} groups unquantised; the first is {lost[0]}: "
+            f"{unusable[lost[0], quantised[0]]}"
+        )
 
 
 def _run_discovery(

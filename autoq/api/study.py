@@ -24,6 +24,7 @@ from autoq.api.task import (
     output_properties,
     token_batches,
 )
+from autoq.data.sources import HELD_OUT_SHARE
 from autoq.errors import InputError, ModelError
 from autoq.evaluators import Fidelity, measure_fidelity
 from autoq.formats import FormatName
@@ -212,17 +213,21 @@ class Study:
 
         Args:
             data: where the tokens come from; None is the held-out part of the calibration data.
+                Of another source everything may be used.
             sequences: how many held-out sequences.
         """
         progress = progress or SilentProgress()
         loaded = self.loaded()
+        calibrated_on = self.config.calibration_data
+        source = calibrated_on if data is None else data
         tokens = load_data(
             loaded,
-            self.config.calibration_data if data is None else data,
+            source,
             sequences=sequences,
             sequence_length=self.config.sequence_length,
             split="held_out",
             seed=self.config.seed,
+            held_out_share=HELD_OUT_SHARE if _same_source(source, calibrated_on) else 1.0,
         )
         batches = token_batches(tokens, self.config.batch_size, loaded.device)
         simulated = self.simulate(plan)
@@ -264,6 +269,7 @@ class Study:
         effective_bits: float | None = None,
         container: str | None = None,
         overwrite: bool = False,
+        check_logits: bool = True,
         progress: Progress | None = None,
     ) -> dict[str, Any]:
         """Write the checkpoint of a plan, read it back, and record it.
@@ -271,6 +277,8 @@ class Study:
         Args:
             effective_bits: another budget than the last plan's; needs no pass over data.
             container: "modelopt" or "compressed-tensors"; None is the one searched for.
+            check_logits: load a compressed-tensors checkpoint with transformers, too, and compare
+                its logits with the simulation's; takes the memory of two more models.
         Raises:
             ExportError: the container cannot express the plan, or the folder cannot be written.
             VerificationError: what was written does not read back bit for bit.
@@ -286,6 +294,7 @@ class Study:
                 Path(destination),
                 chosen,
                 overwrite=overwrite,
+                check_logits=check_logits,
                 progress=progress or SilentProgress(),
             )
 
@@ -362,6 +371,12 @@ def advancing(items: Any, advance: Any) -> Any:
 def peak_rss_bytes() -> int:
     """The largest resident memory that this process has had."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _same_source(first: str | None, second: str | None) -> bool:
+    if first is None or second is None:
+        return first == second
+    return first == second or Path(first).resolve() == Path(second).resolve()
 
 
 def _plan_label(effective_bits: float, rules: Sequence[str]) -> str:

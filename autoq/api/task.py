@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from autoq.api.config import ScoringConfig
 from autoq.data import Split, TokenData, load_token_sequences
+from autoq.data.sources import HELD_OUT_SHARE
 from autoq.errors import InputError
 from autoq.layers.simulate import SimulatedModel
 from autoq.models.folder import storage_dtype
 from autoq.models.forward import forward_logits, is_causal, output_kind
-from autoq.models.loading import load_model, load_tokenizer, model_fingerprint
+from autoq.models.loading import load_model, load_tokenizer, model_fingerprint, use_eager_experts
 from autoq.models.weights import fingerprint_of_module
 from autoq.search.objectives import own_distribution_loss, own_output_loss
 from autoq.search.sensitivity import BatchLoss
@@ -85,6 +86,7 @@ def resolve_device(name: str) -> torch.device:
 def load(config: ScoringConfig, model: str | Path | nn.Module) -> LoadedModel:
     """Load a model folder, or take a model that is in memory already."""
     if isinstance(model, nn.Module):
+        use_eager_experts(model)
         dtype = next(model.parameters()).dtype
         return LoadedModel(model.eval(), None, fingerprint_of_module(model), dtype)
     path = Path(model)
@@ -107,8 +109,13 @@ def load_data(
     sequence_length: int,
     split: Split,
     seed: int,
+    held_out_share: float = HELD_OUT_SHARE,
 ) -> TokenData:
-    """Token sequences for the model; shorter ones if the model has fewer positions."""
+    """Token sequences for the model; shorter ones if the model has fewer positions.
+
+    Args:
+        held_out_share: share of a file that is kept for measuring and never calibrated on.
+    """
     longest = loaded.longest_sequence
     return load_token_sequences(
         source,
@@ -118,6 +125,7 @@ def load_data(
         split=split,
         seed=seed,
         vocab_size=loaded.vocabulary_size,
+        held_out_share=held_out_share,
     )
 
 

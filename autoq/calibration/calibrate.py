@@ -15,8 +15,9 @@ from autoq.calibration.scales import scaled_input_amax, scaled_weight_amax
 from autoq.calibration.statistics import InputStatistics, collect_statistics
 from autoq.formats import FORMATS, NONE, CalibrationAlgorithm, FormatName, QuantFormat
 from autoq.layers import LayerCalibration
-from autoq.layers.quantize import Container, slot_weight
+from autoq.layers.quantize import Container
 from autoq.models import DecisionGroup, ModelMap, SlotKind, SlotName
+from autoq.models.weights import slot_weight
 
 Batch = TypeVar("Batch")
 

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoq.layers.quantize import slot_weight
 from autoq.layers.taps import MatrixCall, tapped
 from autoq.models import ModelMap, SlotKind, SlotName, WeightSlot
+from autoq.models.weights import slot_weight
 
 EXACT_FOLD_TOLERANCE = 1e-5
 """Relative change of the output that a true fold may show: powers of two are exact, so all that is

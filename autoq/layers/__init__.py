@@ -7,7 +7,6 @@ from autoq.layers.quantize import (
     fake_quantize_input,
     fake_quantize_weight,
     quantize_weight,
-    slot_weight,
 )
 
 __all__ = [
@@ -18,5 +17,4 @@ __all__ = [
     "fake_quantize_input",
     "fake_quantize_weight",
     "quantize_weight",
-    "slot_weight",
 ]

@@ -12,13 +12,12 @@ from enum import StrEnum
 from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from autoq.errors import InputError, ModelError
 from autoq.formats import FORMATS, ActivationScheme, QuantFormat, WeightElement
 from autoq.kernels import fp8, int4, nvfp4
 from autoq.layers._types import LayerCalibration, QuantizedWeight
-from autoq.models import SlotKind, WeightSlot
 
 
 class Container(StrEnum):
@@ -32,30 +31,6 @@ class Container(StrEnum):
 
     MODELOPT = "modelopt"
     COMPRESSED_TENSORS = "compressed-tensors"
-
-
-def slot_weight(model: nn.Module, slot: WeightSlot) -> Tensor:
-    """The slot's matrix [out_features, in_features]: a view, so writing to it changes the model.
-
-    Raises:
-        ModelError: the model has no such parameter, or it has another shape.
-    """
-    try:
-        matrix: Tensor = getattr(model.get_submodule(slot.module), slot.parameter).detach()
-        if slot.kind is SlotKind.EXPERT:
-            matrix = matrix[slot.expert]
-    except (AttributeError, IndexError) as error:
-        raise ModelError(
-            f"the model has no weight {slot.name}: {error}; discover it anew"
-        ) from None
-    if slot.kind is SlotKind.CONV1D:
-        matrix = matrix.t()
-    expected = (slot.out_features, slot.in_features)
-    if tuple(matrix.shape) != expected:
-        raise ModelError(
-            f"{slot.name} must have shape {expected}, got {tuple(matrix.shape)}; discover it anew"
-        )
-    return matrix
 
 
 def quantize_weight(

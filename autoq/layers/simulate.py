@@ -19,10 +19,10 @@ from autoq.layers.quantize import (
     Container,
     fake_quantize_input,
     fake_quantize_weight,
-    slot_weight,
 )
 from autoq.layers.taps import MatrixCall, install_taps
 from autoq.models import Assignment, ModelMap, SlotName, WeightSlot
+from autoq.models.weights import slot_weight
 
 
 class SimulatedModel:

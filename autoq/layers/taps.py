@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from autoq.errors import ModelError
 from autoq.models import SlotKind, WeightSlot
 
 
@@ -61,7 +62,7 @@ def install_taps(
     replaced: list[nn.Module] = []
     for path, members in by_module.items():
         module = model.get_submodule(path)
-        module.forward = _tapped_forward(module, members, handler)  # type: ignore[method-assign]
+        module.forward = _tapped_forward(module, members, handler)
         replaced.append(module)
     return partial(_remove_taps, replaced)
 
@@ -98,15 +99,26 @@ def _experts_forward(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    with _ExpertProducts(_slices_by_address(module, members), handler, top_k_index):
-        return type(module).forward(module, hidden_states, top_k_index, *args, **kwargs)
+    products = _ExpertProducts(_slices_by_address(module, members), handler, top_k_index)
+    with products:
+        result = type(module).forward(module, hidden_states, top_k_index, *args, **kwargs)
+    if not products.seen and top_k_index.numel():
+        raise ModelError(
+            f"the experts of {members[0].module} run in an implementation that hides their "
+            "products; call model.set_experts_implementation('eager') first"
+        )
+    return result
 
 
 def _slices_by_address(
     module: nn.Module, members: Iterable[WeightSlot]
-) -> Mapping[int, WeightSlot]:
-    """Address of an expert's slice -> its slot."""
-    return {getattr(module, slot.parameter)[slot.expert].data_ptr(): slot for slot in members}
+) -> dict[int, tuple[WeightSlot, int]]:
+    """Address of an expert's slice -> its slot and the expert's number."""
+    return {
+        getattr(module, slot.parameter)[slot.expert].data_ptr(): (slot, slot.expert)
+        for slot in members
+        if slot.expert is not None
+    }
 
 
 class _ExpertProducts(TorchFunctionMode):
@@ -114,11 +126,12 @@ class _ExpertProducts(TorchFunctionMode):
 
     def __init__(
         self,
-        slices: Mapping[int, WeightSlot],
+        slices: Mapping[int, tuple[WeightSlot, int]],
         handler: MatrixHandler,
         top_k_index: Tensor,
     ) -> None:
         super().__init__()
+        self.seen = False
         self._slices = slices
         self._handler = handler
         self._top_k_index = top_k_index
@@ -129,16 +142,18 @@ class _ExpertProducts(TorchFunctionMode):
         kwargs = kwargs or {}
         if function is nn.functional.linear and len(args) == 2 and not kwargs:
             inputs, weight = args
-            slot = self._slices.get(weight.data_ptr())
-            if slot is not None:
-                rows = self._token_rows(slot)
+            found = self._slices.get(weight.data_ptr())
+            if found is not None:
+                self.seen = True
+                slot, expert = found
+                rows = self._token_rows(expert)
                 call = MatrixCall(slot, weight, None, rows, self._top_k_index.shape[0])
                 return self._handler(call, inputs)
         return function(*args, **kwargs)
 
-    def _token_rows(self, slot: WeightSlot) -> Tensor:
+    def _token_rows(self, expert: int) -> Tensor:
         """Which tokens an expert sees, in the order of transformers' eager loop.
 
         The loop walks a mask laid out as [k, tokens].
         """
-        return torch.where(self._top_k_index.t() == slot.expert)[1]
+        return torch.where(torch.eq(self._top_k_index.t(), expert))[1]

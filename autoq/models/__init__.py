@@ -15,7 +15,7 @@ from autoq.models.discovery import discover
 from autoq.models.families import checkpoint_module_name, expert_tensor_names
 from autoq.models.forward import forward_logits, is_causal, output_kind
 from autoq.models.loading import load_model, load_tokenizer, model_fingerprint
-from autoq.models.weights import check_finite, fingerprint_of_module, weight_view
+from autoq.models.weights import check_finite, fingerprint_of_module, slot_weight
 
 __all__ = [
     "Assignment",
@@ -38,5 +38,5 @@ __all__ = [
     "load_tokenizer",
     "model_fingerprint",
     "output_kind",
-    "weight_view",
+    "slot_weight",
 ]

@@ -77,6 +77,13 @@ def load_model(
     return loaded
 
 
+def use_eager_experts(model: nn.Module) -> None:
+    """Make a model in memory compute its experts one by one, so that each product can be seen."""
+    choose = getattr(model, "set_experts_implementation", None)
+    if choose is not None:
+        choose("eager")
+
+
 def load_tokenizer(path: Path | str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model folder, offline.
 

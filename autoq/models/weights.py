@@ -19,15 +19,28 @@ from autoq.models._types import SlotKind, SlotName, WeightSlot
 _UNRELATED_SETTINGS = frozenset({"_name_or_path", "transformers_version"})
 
 
-def weight_view(model: nn.Module, slot: WeightSlot) -> Tensor:
-    """The slot's matrix as a view [out_features, in_features] of the model's own parameter."""
-    parameter: Tensor = getattr(model.get_submodule(slot.module), slot.parameter).detach()
+def slot_weight(model: nn.Module, slot: WeightSlot) -> Tensor:
+    """The slot's matrix [out_features, in_features]: a view, so writing to it changes the model.
+
+    Raises:
+        ModelError: the model has no such parameter, or it has another shape.
+    """
+    try:
+        matrix: Tensor = getattr(model.get_submodule(slot.module), slot.parameter).detach()
+        if slot.kind is SlotKind.EXPERT:
+            matrix = matrix[slot.expert]
+    except (AttributeError, IndexError) as error:
+        raise ModelError(
+            f"the model has no weight {slot.name}: {error}; discover it anew"
+        ) from None
     if slot.kind is SlotKind.CONV1D:
-        return parameter.T
-    if slot.kind is SlotKind.EXPERT:
-        assert slot.expert is not None
-        return parameter[slot.expert]
-    return parameter
+        matrix = matrix.t()
+    expected = (slot.out_features, slot.in_features)
+    if tuple(matrix.shape) != expected:
+        raise ModelError(
+            f"{slot.name} must have shape {expected}, got {tuple(matrix.shape)}; discover it anew"
+        )
+    return matrix
 
 
 def check_finite(
@@ -64,7 +77,7 @@ def _named_values(model: nn.Module, slots: Iterable[WeightSlot]) -> Iterator[tup
     seen: set[str] = set()
     for slot in slots:
         seen.add(f"{slot.module}.{slot.parameter}")
-        yield slot.name, weight_view(model, slot)
+        yield slot.name, slot_weight(model, slot)
     for name, values in model.state_dict().items():
         if name not in seen and values.is_floating_point():
             yield name, values

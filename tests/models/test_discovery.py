@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from autoq.errors import InputError
-from autoq.models import SlotKind, discover, weight_view
+from autoq.models import SlotKind, discover, slot_weight
 from autoq.testing.tiny_models import TINY_ARCHITECTURES, make_tiny_model
 
 QKV = "q/k/v read one input"
@@ -87,7 +87,7 @@ def test_every_matrix_is_a_slot_or_excluded_exactly_once(name):
 def test_slots_look_at_the_matrix_they_describe(name):
     model = make_tiny_model(name)
     for slot in discover(model).slots.values():
-        view = weight_view(model, slot)
+        view = slot_weight(model, slot)
         assert view.shape == (slot.out_features, slot.in_features)
         parameter = getattr(model.get_submodule(slot.module), slot.parameter)
         assert view.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr()

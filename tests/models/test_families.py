@@ -5,7 +5,7 @@ from safetensors import safe_open
 from torch import equal
 
 from autoq.errors import ModelError
-from autoq.models import checkpoint_module_name, discover, expert_tensor_names, weight_view
+from autoq.models import checkpoint_module_name, discover, expert_tensor_names, slot_weight
 from autoq.models.families import _EXPERT_NAMING, is_cross_attention
 from autoq.testing.tiny_models import make_tiny_model, write_tiny_model
 
@@ -20,7 +20,7 @@ def test_expert_slots_are_the_tensors_of_the_saved_checkpoint(name, tmp_path):
             if slot.expert is None:
                 continue
             names = expert_tensor_names(model_type, slot)
-            parts = weight_view(model, slot).chunk(len(names))
+            parts = slot_weight(model, slot).chunk(len(names))
             for tensor_name, part in zip(names, parts, strict=True):
                 assert equal(stored.get_tensor(f"{tensor_name}.weight"), part)
 
