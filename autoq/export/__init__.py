@@ -1,0 +1,39 @@
+"""Writing searched models as checkpoints that engines load, and reading them back."""
+
+from autoq.export._types import (
+    CheckpointContents,
+    ExportedFile,
+    ExportResult,
+    QuantizedModule,
+    VerificationReport,
+)
+from autoq.export.evaluation import (
+    LOGITS_BOUND,
+    load_checkpoint_for_evaluation,
+    simulated_checkpoint,
+    transformers_logits,
+    verify_logits,
+)
+from autoq.export.export import export_checkpoint
+from autoq.export.reader import QuantizedCheckpoint, read_quantized
+from autoq.export.rules import refusals, warnings_for
+from autoq.export.verify import verify_checkpoint
+
+__all__ = [
+    "LOGITS_BOUND",
+    "CheckpointContents",
+    "ExportResult",
+    "ExportedFile",
+    "QuantizedCheckpoint",
+    "QuantizedModule",
+    "VerificationReport",
+    "export_checkpoint",
+    "load_checkpoint_for_evaluation",
+    "read_quantized",
+    "refusals",
+    "simulated_checkpoint",
+    "transformers_logits",
+    "verify_checkpoint",
+    "verify_logits",
+    "warnings_for",
+]

@@ -1,0 +1,178 @@
+"""The manifest of the compressed-tensors container: one group per format, targets as regexes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from autoq.export._aliases import experts_aliases, experts_parent, fused_aliases
+from autoq.formats import NONE, FormatName
+
+COMPRESSED = "compressed"
+FORMAT_VERSION = "0.20.0"
+MIXED_FORMAT = "mixed-precision"
+
+_E4M3_STATIC_TENSOR = {
+    "num_bits": 8,
+    "type": "float",
+    "strategy": "tensor",
+    "symmetric": True,
+    "dynamic": False,
+}
+_E4M3_DYNAMIC_TOKEN = {**_E4M3_STATIC_TENSOR, "strategy": "token", "dynamic": True}
+_E2M1_GROUP_16 = {
+    "num_bits": 4,
+    "type": "float",
+    "strategy": "tensor_group",
+    "group_size": 16,
+    "symmetric": True,
+    "dynamic": False,
+    "scale_dtype": "torch.float8_e4m3fn",
+}
+_INT4_GROUP_128 = {
+    "num_bits": 4,
+    "type": "int",
+    "strategy": "group",
+    "group_size": 128,
+    "symmetric": True,
+    "dynamic": False,
+}
+
+COMPRESSED_TENSORS_SCHEMES: Mapping[str, Mapping[str, Any]] = {
+    "fp8": {
+        "format": "float-quantized",
+        "weights": _E4M3_STATIC_TENSOR,
+        "input_activations": _E4M3_STATIC_TENSOR,
+        "output_activations": None,
+    },
+    "nvfp4": {
+        "format": "nvfp4-pack-quantized",
+        "weights": _E2M1_GROUP_16,
+        "input_activations": {**_E2M1_GROUP_16, "dynamic": "local"},
+        "output_activations": None,
+    },
+    "w4a8_awq": {
+        "format": "pack-quantized",
+        "weights": _INT4_GROUP_128,
+        "input_activations": _E4M3_DYNAMIC_TOKEN,
+        "output_activations": None,
+    },
+}
+"""Format -> a config group without its targets."""
+
+# Stands for every expert's number in a name; no module name contains it.
+_ANY_EXPERT = "\0"
+
+
+def compressed_tensors_manifest(
+    formats: Mapping[str, FormatName], exported_by: Mapping[str, Any]
+) -> dict[str, Any]:
+    """config.json's quantization_config for the compressed-tensors container.
+
+    Args:
+        formats: checkpoint module name -> format, "none" included; at least one is not "none".
+        exported_by: who wrote the checkpoint and from what; JSON values.
+    """
+    used = [fmt for fmt in COMPRESSED_TENSORS_SCHEMES if fmt in formats.values()]
+    groups = {
+        f"group_{number}": {
+            "targets": module_patterns(formats, FormatName(fmt)),
+            **COMPRESSED_TENSORS_SCHEMES[fmt],
+        }
+        for number, fmt in enumerate(used)
+    }
+    single = COMPRESSED_TENSORS_SCHEMES[used[0]]["format"] if len(used) == 1 else MIXED_FORMAT
+    return {
+        "quant_method": "compressed-tensors",
+        "format": single,
+        "quantization_status": COMPRESSED,
+        "version": FORMAT_VERSION,
+        "global_compression_ratio": None,
+        "config_groups": groups,
+        "ignore": module_patterns(formats, NONE),
+        "kv_cache_scheme": None,
+        "sparsity_config": {},
+        "transform_config": {},
+        "exported_by": dict(exported_by),
+    }
+
+
+def module_patterns(formats: Mapping[str, FormatName], wanted: FormatName) -> list[str]:
+    """Anchored patterns that match the modules of one format, their fused aliases, nothing else.
+
+    Modules outside the numbered layers are given by name. Fused aliases stand only in patterns
+    that match real modules as well: TensorRT-LLM refuses a target that matches nothing.
+    """
+    chosen = {name: fmt for name, fmt in formats.items() if fmt == wanted}
+    experts = experts_aliases(formats)
+    after = {last: fused for fused, (last, _) in fused_aliases(chosen).items()}
+    names: dict[str, None] = {}
+    for name in chosen:
+        names[_for_any_expert(name, experts)] = None
+        if name in after:
+            names[after[name]] = None
+    if wanted == NONE:
+        names.update(dict.fromkeys(experts_aliases(chosen)))
+    return _patterns(names)
+
+
+def _for_any_expert(name: str, uniform_experts: Mapping[str, FormatName]) -> str:
+    parent = experts_parent(name)
+    if parent is None or parent not in uniform_experts:
+        return name
+    _, _, rest = name.removeprefix(f"{parent}.").partition(".")
+    return f"{parent}.{_ANY_EXPERT}.{rest}"
+
+
+def _patterns(names: Iterable[str]) -> list[str]:
+    """One pattern for all layers that have the same leaves in the same place."""
+    leaves: dict[tuple[str, str | None, str], list[str]] = {}
+    for name in names:
+        head, layer, parent, leaf = _split(name)
+        leaves.setdefault((head, layer, parent), []).append(leaf)
+    layers: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
+    patterns: list[str] = []
+    for (head, layer, parent), found in leaves.items():
+        if layer is None:
+            patterns += [f"{head}{leaf}" for leaf in found]
+        else:
+            layers.setdefault((head, parent, tuple(found)), []).append(layer)
+    for (head, parent, found_leaves), numbers in layers.items():
+        path = rf"{_escaped(head)}{_one_of(numbers)}\.{_escaped(parent)}{_leaf(found_leaves)}"
+        patterns.append(f"re:^{path}$")
+    return patterns
+
+
+def _split(name: str) -> tuple[str, str | None, str, str]:
+    """Name -> (path before the layer's number, the number, path between, leaf)."""
+    *path, leaf = name.split(".")
+    number = next((place for place, part in enumerate(path) if part.isdigit()), None)
+    if number is None:
+        return "".join(f"{part}." for part in path), None, "", leaf
+    head, parent = path[:number], path[number + 1 :]
+    return (
+        "".join(f"{part}." for part in head),
+        path[number],
+        "".join(f"{part}." for part in parent),
+        leaf,
+    )
+
+
+def _leaf(leaves: tuple[str, ...]) -> str:
+    """`q_proj`, or `(q|k|v)_proj`, or `(query|key)`."""
+    _, underscore, after = leaves[0].rpartition("_")
+    shared = underscore + after
+    stems = [leaf.removesuffix(shared) for leaf in leaves if leaf.endswith(shared)]
+    if len(leaves) == 1 or not underscore or len(stems) < len(leaves) or not all(stems):
+        return _one_of(leaves)
+    return _one_of(stems) + _escaped(shared)
+
+
+def _one_of(words: Iterable[str]) -> str:
+    escaped = [_escaped(word) for word in words]
+    return escaped[0] if len(escaped) == 1 else f"({'|'.join(escaped)})"
+
+
+def _escaped(text: str) -> str:
+    return re.escape(text).replace(re.escape(_ANY_EXPERT), r"\d+")

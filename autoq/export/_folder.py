@@ -1,0 +1,157 @@
+"""A folder that appears complete or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from autoq.errors import ExportError
+from autoq.export._types import ExportedFile
+
+_CHUNK_BYTES = 1 << 20
+
+# What a checkpoint needs beside weights and configuration. Code and weights never match.
+_COMPANIONS = (
+    "tokenizer*.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.bpe.model",
+    "spiece.model",
+    "sentencepiece.model",
+    "*.tiktoken",
+    "tekken.json",
+    "chat_template*",
+    "additional_chat_templates/*.jinja",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+
+
+@contextmanager
+def written_folder(destination: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A new sibling folder that takes the destination's name when the context ends well.
+
+    When it does not, the sibling is removed and whatever was at the destination is untouched.
+
+    Raises:
+        ExportError: something is at the destination and `overwrite` is off, or what is there is no
+            checkpoint; or the file system refuses (full, read-only, no permission).
+    """
+    destination = destination.absolute()
+    check_destination(destination, overwrite=overwrite)
+    sibling = destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        sibling.mkdir()
+        yield sibling
+        _flush(sibling)
+        _put_in_place(sibling, destination)
+    except (OSError, SafetensorError) as error:
+        raise ExportError(
+            f"cannot write {destination}: {_reason(error)}; "
+            "free space there, or choose a folder that can be written"
+        ) from error
+    finally:
+        shutil.rmtree(sibling, ignore_errors=True)
+
+
+def check_destination(destination: Path, *, overwrite: bool) -> None:
+    """Refuse a destination that is in use.
+
+    Raises:
+        ExportError: it exists and `overwrite` is off, or it does not look like a checkpoint.
+    """
+    if not os.path.lexists(destination):
+        return
+    if not overwrite:
+        raise ExportError(
+            f"the output folder must be new, and {destination} exists; "
+            "choose another or pass --overwrite"
+        )
+    if not destination.is_dir() or destination.is_symlink():
+        raise ExportError(f"--overwrite replaces a folder, and {destination} is none; move it away")
+    if any(destination.iterdir()) and not (destination / "config.json").is_file():
+        raise ExportError(
+            f"--overwrite replaces a checkpoint, and {destination} has no config.json; "
+            "choose another folder, or empty this one yourself"
+        )
+
+
+def copy_companions(source: Path, folder: Path) -> None:
+    """Copy the tokenizer, generation and chat template files of a model folder."""
+    for pattern in _COMPANIONS:
+        for file in sorted(source.glob(pattern)):
+            if file.is_file():
+                target = folder / file.relative_to(source)
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, target)
+
+
+def exported_files(folder: Path) -> tuple[ExportedFile, ...]:
+    """Sizes and hashes of everything in the folder, sorted by path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return tuple(
+        ExportedFile(
+            path=path.relative_to(folder).as_posix(),
+            size_bytes=path.stat().st_size,
+            sha256=_sha256(path),
+        )
+        for path in files
+    )
+
+
+def _put_in_place(sibling: Path, destination: Path) -> None:
+    if not destination.exists():
+        sibling.rename(destination)
+    else:
+        former = sibling.with_suffix(".former")
+        destination.rename(former)
+        try:
+            sibling.rename(destination)
+        except OSError:
+            former.rename(destination)
+            raise
+        shutil.rmtree(former, ignore_errors=True)
+    _flush_directory(destination.parent)
+
+
+def _flush(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+    _flush_directory(folder)
+
+
+def _flush_directory(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

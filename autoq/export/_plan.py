@@ -1,0 +1,127 @@
+"""A model with a plan, as the tensors that its checkpoint holds."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from autoq.errors import ModelError
+from autoq.export._folding import Calibrations, fold, folded_scales, stored_scale
+from autoq.export._names import CheckpointNames, checkpoint_tensors, unquantized_groups
+from autoq.export._packing import packed_tensors
+from autoq.formats import FORMATS, NONE, FormatName
+from autoq.layers import LayerCalibration, QuantizedWeight
+from autoq.layers.quantize import Container, quantize_weight
+from autoq.models import ModelMap, SlotName, WeightSlot
+from autoq.models.weights import slot_weight
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """What is to be written: original weights, a format for every slot, and its calibration."""
+
+    model: nn.Module
+    model_map: ModelMap
+    slot_formats: Mapping[SlotName, FormatName]
+    calibration: Calibrations
+    container: Container
+    scale_dtype: torch.dtype
+
+    @cached_property
+    def names(self) -> CheckpointNames:
+        """Where everything stands in the checkpoint."""
+        return checkpoint_names(self.model, self.model_map)
+
+    @cached_property
+    def module_formats(self) -> dict[str, FormatName]:
+        """Checkpoint module -> format, for everything linear."""
+        return self.names.module_formats(self.slot_formats)
+
+    @cached_property
+    def quantized_slots(self) -> list[WeightSlot]:
+        """Slots that are not "none"."""
+        slots = self.model_map.slots.items()
+        return [slot for name, slot in slots if self.slot_formats.get(name, NONE) != NONE]
+
+    def entry(self, slot: WeightSlot) -> LayerCalibration:
+        """Calibration of a quantised slot in its format."""
+        return self.calibration[slot.name, self.slot_formats[slot.name]]
+
+    def quantize(self, slot: WeightSlot) -> QuantizedWeight:
+        """Codes and scales of a slot's weight.
+
+        Raises:
+            ModelError: it holds NaN or infinity; the message names the slot.
+        """
+        fmt = FORMATS[self.slot_formats[slot.name]]
+        matrix = slot_weight(self.model, slot)
+        try:
+            return quantize_weight(matrix, fmt, self.entry(slot), scale_dtype=self.scale_dtype)
+        except ModelError as error:
+            raise ModelError(f"{slot.name}: {error}") from error
+
+    def packed(self, slot: WeightSlot, weight: QuantizedWeight) -> Iterator[tuple[str, Tensor]]:
+        """Name in the checkpoint -> tensor, for one quantised slot."""
+        entry = self.entry(slot)
+        for part in self.names.parts(slot.name):
+            tensors = packed_tensors(
+                weight,
+                entry,
+                first_row=part.first_row,
+                rows=part.rows,
+                container=self.container,
+                kind=slot.kind,
+                storage_dtype=self.scale_dtype,
+                pre_quant_scale=self._written_pre_quant_scale(slot, entry),
+            )
+            for suffix, tensor in tensors.items():
+                yield f"{part.module}.{suffix}", tensor
+
+    def unquantized_groups(self) -> Iterator[dict[str, Tensor]]:
+        """Model name -> tensor for everything that is stored as it is, a layer at a time."""
+        return unquantized_groups(self.model, self.model_map, self.quantized_slots)
+
+    def folded(self, group: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
+        """Checkpoint name -> tensor, AWQ scales in the norms, and how many tensors have one."""
+        folds = folded_scales(self.slot_formats, self.calibration)
+        pairs = {name: fold(name, tensor, folds) for name, tensor in group.items()}
+        tensors = checkpoint_tensors(self.model, {name: pair[0] for name, pair in pairs.items()})
+        return tensors, sum(is_folded for _, is_folded in pairs.values())
+
+    def _written_pre_quant_scale(self, slot: WeightSlot, entry: LayerCalibration) -> Tensor | None:
+        """TensorRT-LLM demands one of every w4a8_awq linear that it does not fuse, of ones too."""
+        scale = stored_scale(entry)
+        is_demanded = (
+            self.container is Container.MODELOPT
+            and self.slot_formats[slot.name] == "w4a8_awq"
+            and slot.name not in self._fused
+        )
+        return torch.ones(slot.in_features) if scale is None and is_demanded else scale
+
+    @cached_property
+    def _fused(self) -> set[SlotName]:
+        sets = [fused for group in self.model_map.groups for fused in group.fusion_sets]
+        return {name for fused in sets for name in fused}
+
+
+_known_names: weakref.WeakKeyDictionary[nn.Module, tuple[ModelMap, CheckpointNames]]
+_known_names = weakref.WeakKeyDictionary()
+
+
+def checkpoint_names(model: nn.Module, model_map: ModelMap) -> CheckpointNames:
+    """The names of a model, found once: whether a plan can be written is asked for every group.
+
+    Raises:
+        ExportError: a module's weight is not one tensor in the checkpoint.
+        ModelError: how the experts are spelled is not known.
+    """
+    known = _known_names.get(model)
+    if known is None or known[0] is not model_map:
+        known = (model_map, CheckpointNames(model, model_map))
+        _known_names[model] = known
+    return known[1]

@@ -1,0 +1,303 @@
+"""Running checkpoints: our own simulation of them, and transformers' as the second opinion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoq.errors import ExportError, VerificationError
+from autoq.export._names import CheckpointNames
+from autoq.export._types import CheckpointContents
+from autoq.export.reader import QuantizedCheckpoint, SlotReader, read_quantized
+from autoq.formats import NONE
+from autoq.layers.quantize import Container
+from autoq.layers.simulate import SimulatedModel
+from autoq.models import ModelMap, SlotName
+from autoq.models.discovery import discover
+from autoq.models.forward import forward_logits
+from autoq.models.loading import quiet_transformers
+from autoq.models.weights import slot_weight
+
+LOGITS_BOUND = 1e-2
+"""Largest allowed root mean square of transformers' minus our logits, relative to ours. Both
+compute in float32, but round in another order, which moves single activations to a neighbouring
+code: the two are equal in most runs, and never guaranteed to be."""
+
+_STORAGE_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def load_checkpoint_for_evaluation(
+    path: Path | str, *, dtype: torch.dtype | None = None
+) -> tuple[nn.Module, CheckpointContents]:
+    """Rebuild the model of a checkpoint with dequantised weights, and say what to do to inputs.
+
+    To run it as an engine would, pass both to `autoq.layers.simulate.SimulatedModel`, with
+    `weights=contents.dequantized`; the model alone computes with unquantised inputs.
+
+    Args:
+        path: a checkpoint of either container, or an unquantised one.
+        dtype: of the model; the checkpoint's own by default.
+    Raises:
+        ExportError: the folder is no readable checkpoint, its manifest and tensors contradict
+            each other, or they do not fit the architecture that config.json names.
+    """
+    checkpoint = read_quantized(path)
+    storage_dtype = _storage_dtype(checkpoint.config)
+    model = _unquantized_model(checkpoint, dtype or storage_dtype)
+    model_map = discover(model, include=("*",))
+    reader = SlotReader(checkpoint, CheckpointNames(model, model_map), model_map)
+    contents = _contents(checkpoint, reader, model_map, storage_dtype)
+    for slot, matrix in contents.dequantized.items():
+        slot_weight(model, model_map.slots[slot]).copy_(matrix)
+    return model, contents
+
+
+def simulated_checkpoint(path: Path | str, *, dtype: torch.dtype | None = None) -> SimulatedModel:
+    """The checkpoint's model, computing in the formats it is stored in.
+
+    Args and errors are those of `load_checkpoint_for_evaluation`; restoring is not possible.
+    """
+    return _simulated(*load_checkpoint_for_evaluation(path, dtype=dtype))
+
+
+def transformers_logits(
+    path: Path | str, input_ids: Tensor, *, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """What transformers computes from a compressed-tensors checkpoint, on the CPU.
+
+    Args:
+        input_ids: int64 [batch, tokens].
+        dtype: of the model. Weights of nvfp4 layers are of bfloat16 precision in any case, as
+            transformers unpacks them to nothing else.
+    Returns:
+        Logits [batch, tokens, vocabulary], or hidden states as `forward_logits` gives them.
+    Raises:
+        ExportError: the checkpoint is of the modelopt container, which transformers misreads.
+        VerificationError: transformers cannot load it, or finds keys missing, unexpected or of
+            another shape.
+    """
+    checkpoint = read_quantized(path)
+    if checkpoint.container is Container.MODELOPT:
+        raise ExportError(
+            f"transformers reads compressed-tensors checkpoints only, and {path} is modelopt; "
+            "export it with --container compressed-tensors"
+        )
+    model = _transformers_model(checkpoint, dtype)
+    with torch.no_grad():
+        return forward_logits(model, input_ids)
+
+
+def verify_logits(path: Path | str, input_ids: Tensor) -> float:
+    """Compare transformers' logits of a compressed-tensors checkpoint with our simulation's.
+
+    Returns:
+        Root mean square of the difference, relative to ours; at most `LOGITS_BOUND`.
+    Raises:
+        VerificationError: transformers cannot load it cleanly, or the difference is larger.
+    """
+    theirs = transformers_logits(path, input_ids)
+    ours = _logits_with_transformers_weights(path, input_ids)
+    difference = float((theirs - ours).norm() / ours.norm())
+    if not difference <= LOGITS_BOUND:
+        raise VerificationError(
+            f"transformers' logits of {path} differ from the simulation's by {difference:.2g} of "
+            f"their size, more than {LOGITS_BOUND:g}; the checkpoint is not what was searched"
+        )
+    return difference
+
+
+def _logits_with_transformers_weights(path: Path | str, input_ids: Tensor) -> Tensor:
+    model, contents = load_checkpoint_for_evaluation(path, dtype=torch.float32)
+    simulated = _simulated(model, contents)
+    for name, fmt in contents.slot_formats.items():
+        if fmt == "nvfp4":
+            weight = slot_weight(model, contents.model_map.slots[name])
+            weight.copy_(weight.bfloat16())
+    with torch.no_grad():
+        return forward_logits(simulated.model, input_ids)
+
+
+class _Dequantized(Mapping[SlotName, Tensor]):
+    """Matrices that are read and dequantised when asked for."""
+
+    def __init__(self, reader: SlotReader, slots: list[SlotName]) -> None:
+        self._reader = reader
+        self._slots = dict.fromkeys(slots)
+
+    def __getitem__(self, name: SlotName) -> Tensor:
+        if name not in self._slots:
+            raise KeyError(name)
+        return self._reader.dequantized(name)
+
+    def __iter__(self) -> Iterator[SlotName]:
+        return iter(self._slots)
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+
+def _simulated(model: nn.Module, contents: CheckpointContents) -> SimulatedModel:
+    return SimulatedModel(
+        model,
+        contents.model_map.slots,
+        contents.slot_formats,
+        contents.calibration,
+        container=contents.container or Container.MODELOPT,
+        scale_dtype=contents.storage_dtype,
+        weights=contents.dequantized,
+        keep_originals=False,
+    )
+
+
+def _contents(
+    checkpoint: QuantizedCheckpoint,
+    reader: SlotReader,
+    model_map: ModelMap,
+    storage_dtype: torch.dtype,
+) -> CheckpointContents:
+    formats = {slot: reader.format_of(slot) for slot in model_map.slots}
+    quantized = [slot for slot, fmt in formats.items() if fmt != NONE]
+    return CheckpointContents(
+        container=checkpoint.container,
+        model_map=model_map,
+        slot_formats=formats,
+        dequantized=_Dequantized(reader, quantized),
+        calibration={(slot, formats[slot]): reader.calibration(slot) for slot in quantized},
+        storage_dtype=storage_dtype,
+        config=checkpoint.config,
+    )
+
+
+def _unquantized_model(checkpoint: QuantizedCheckpoint, dtype: torch.dtype) -> nn.Module:
+    """The model with every tensor that is stored as it is; quantised weights are not set."""
+    settings = {k: v for k, v in checkpoint.config.items() if k != "quantization_config"}
+    model_class = _model_class(checkpoint)
+    tensors = {name: checkpoint.tensor(name) for name in checkpoint.unquantized_names}
+    try:
+        with quiet_transformers():
+            model, report = model_class.from_pretrained(
+                None,
+                config=model_class.config_class.from_dict(settings),
+                state_dict=tensors,
+                dtype=dtype,
+                experts_implementation="eager",
+                output_loading_info=True,
+            )
+    except Exception as error:  # transformers raises many kinds for one thing: it cannot load this
+        raise ExportError(f"{checkpoint.path} does not fit its architecture: {error}") from error
+    _refuse_gaps(checkpoint, model, report)
+    loaded: nn.Module = model.eval()
+    return loaded
+
+
+def _refuse_gaps(
+    checkpoint: QuantizedCheckpoint, model: nn.Module, report: Mapping[str, Any]
+) -> None:
+    wrong = sorted(
+        str(key) for kind in ("unexpected_keys", "mismatched_keys") for key in report[kind]
+    )
+    if wrong:
+        raise ExportError(
+            f"{checkpoint.path} has tensors its architecture does not know: {wrong[0]}"
+        )
+    model_map = discover(model, include=("*",))
+    names = CheckpointNames(model, model_map)
+    stored = {
+        f"{slot.module}.{slot.parameter}"
+        for slot in model_map.slots.values()
+        if all(part.module in checkpoint.formats for part in names.parts(slot.name))
+    }
+    missing = sorted(set(report["missing_keys"]) - stored)
+    if missing:
+        raise ExportError(f"{checkpoint.path} lacks weights of its architecture: {missing[0]}")
+
+
+def _transformers_model(checkpoint: QuantizedCheckpoint, dtype: torch.dtype) -> nn.Module:
+    try:
+        with quiet_transformers():
+            model, report = _model_class(checkpoint).from_pretrained(
+                str(checkpoint.path),
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                experts_implementation="eager",
+                output_loading_info=True,
+            )
+    except Exception as error:  # as above
+        raise VerificationError(
+            f"transformers cannot load {checkpoint.path}: {type(error).__name__}: {error}"
+        ) from error
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[kind]:
+            first = min(str(key) for key in report[kind])
+            raise VerificationError(
+                f"transformers finds {kind.replace('_', ' ')} in {checkpoint.path}: {first}"
+            )
+    return _mended(model.eval(), dtype)
+
+
+def _mended(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Mend what keeps transformers 5.23 and compressed-tensors 0.20 from the declared arithmetic.
+
+    nvfp4 weights are unpacked to bfloat16, and unquantised experts keep the dtype they are stored
+    in, whatever the model's dtype. Of an input [tokens, features], as OPT's feed-forward has it,
+    all tokens get one scale instead of one each; with a batch dimension they get their own.
+    """
+    for module in model.modules():
+        if getattr(module, "quantization_scheme", None) is not None:
+            _DeclaredArithmetic(module)
+            continue
+        for parameter in module.parameters(recurse=False):
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
+    return model
+
+
+class _DeclaredArithmetic:
+    """Hooks that run next to a quantised module's forward, after the one that unpacks its weight."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._adds_batch = False
+        module.register_forward_pre_hook(self._before)
+        module.register_forward_hook(self._after)
+
+    def _before(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        values, *others = inputs
+        weight = module.weight
+        assert isinstance(weight, nn.Parameter)
+        weight.data = weight.data.to(values.dtype)
+        self._adds_batch = values.ndim == 2
+        return (values[None] if self._adds_batch else values, *others)
+
+    def _after(self, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output[0] if self._adds_batch else output
+
+
+def _model_class(checkpoint: QuantizedCheckpoint) -> Any:
+    import transformers
+
+    architectures = checkpoint.config.get("architectures")
+    name = architectures[0] if isinstance(architectures, list) and architectures else None
+    found = getattr(transformers, name, None) if isinstance(name, str) else None
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise ExportError(
+            f"config.json of {checkpoint.path} must name an architecture that transformers has, "
+            f"got {name!r}"
+        )
+    return found
+
+
+def _storage_dtype(config: Mapping[str, Any]) -> torch.dtype:
+    name = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    if name not in _STORAGE_DTYPES:
+        known = ", ".join(_STORAGE_DTYPES)
+        raise ExportError(f"dtype in config.json must be one of {known}, got {name!r}")
+    return _STORAGE_DTYPES[name]

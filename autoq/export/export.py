@@ -1,0 +1,155 @@
+"""Writing a searched model as a checkpoint that engines load."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoq.errors import ExportError
+from autoq.export._compressed_tensors_manifest import compressed_tensors_manifest
+from autoq.export._folder import check_destination, copy_companions, exported_files, written_folder
+from autoq.export._folding import Calibrations
+from autoq.export._modelopt_manifest import modelopt_manifest
+from autoq.export._plan import ExportPlan
+from autoq.export._shards import ShardWriter
+from autoq.export._source import model_config, storage_dtypes
+from autoq.export._types import ExportResult
+from autoq.export.rules import refusals
+from autoq.formats import FormatName
+from autoq.layers.quantize import Container
+from autoq.models import ModelMap, SlotName
+
+Progress = Callable[[int, int], None]
+MAX_SHARD_BYTES = 5 * 10**9
+NESTED_MANIFEST = "hf_quant_config.json"
+
+
+def export_checkpoint(
+    model: nn.Module,
+    model_map: ModelMap,
+    slot_formats: Mapping[SlotName, FormatName],
+    calibration: Calibrations,
+    *,
+    source: Path | None,
+    destination: Path,
+    container: Container,
+    scale_dtype: torch.dtype,
+    overwrite: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    progress: Progress | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> ExportResult:
+    """Write the model as the plan says; the destination appears complete or not at all.
+
+    Args:
+        model: holds the original weights, in any dtype; it is not changed.
+        slot_formats: format of every slot; slots that are not in it count as "none".
+        calibration: of every quantised slot in its format.
+        source: the model's folder, from which tokenizer and generation files are copied; None if
+            the model came from elsewhere.
+        destination: the folder to create.
+        scale_dtype: dtype in which the model is stored, and INT4 scales with it. A tensor that
+            `source` stores in another dtype keeps that one.
+        overwrite: replace a checkpoint that is at `destination`.
+        max_shard_bytes: size at which the next file is started; what is held in memory.
+        progress: called with (steps done, all steps).
+        provenance: what to say of the checkpoint's origin in its manifest; JSON values.
+    Raises:
+        ExportError: the container cannot express the plan, the destination is in use, or it
+            cannot be written.
+        ModelError: a weight holds NaN or infinity.
+    """
+    lines = refusals(model, model_map, slot_formats, calibration, container)
+    if lines:
+        more = f" (and {len(lines) - 1} more like it)" if len(lines) > 1 else ""
+        raise ExportError(f"{lines[0]}{more}")
+    check_destination(destination, overwrite=overwrite)
+    _refuse_inside(source, destination)
+    plan = ExportPlan(model, model_map, slot_formats, calibration, container, scale_dtype)
+    with written_folder(destination, overwrite=overwrite) as folder:
+        _write_tensors(plan, source, folder, max_shard_bytes, progress)
+        if source is not None:
+            copy_companions(source, folder)
+        manifest = _write_configuration(plan, source, folder, provenance or {})
+        files = exported_files(folder)
+    weights = [file.size_bytes for file in files if file.path.endswith(".safetensors")]
+    return ExportResult(
+        path=destination,
+        container=container,
+        files=files,
+        stored_bytes=sum(weights),
+        manifest=manifest,
+    )
+
+
+def _write_tensors(
+    plan: ExportPlan,
+    source: Path | None,
+    folder: Path,
+    max_shard_bytes: int,
+    progress: Progress | None,
+) -> None:
+    writer = ShardWriter(folder, max_shard_bytes)
+    groups = list(plan.unquantized_groups())
+    total = len(plan.quantized_slots) + len(groups)
+    for number, tensors in enumerate(_all_tensors(plan, groups, source)):
+        writer.add(tensors)
+        if progress is not None:
+            progress(number + 1, total)
+    writer.finish()
+
+
+def _all_tensors(
+    plan: ExportPlan, groups: Iterable[Mapping[str, Tensor]], source: Path | None
+) -> Iterator[Iterable[tuple[str, Tensor]]]:
+    for slot in plan.quantized_slots:
+        yield plan.packed(slot, plan.quantize(slot))
+    dtypes = storage_dtypes(source) if source is not None else {}
+    for group in groups:
+        tensors, _ = plan.folded(group)
+        yield [
+            (name, _in_storage_dtype(tensor, dtypes.get(name, plan.scale_dtype)))
+            for name, tensor in tensors.items()
+        ]
+
+
+def _in_storage_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _write_configuration(
+    plan: ExportPlan, source: Path | None, folder: Path, provenance: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    config = model_config(plan.model, source, plan.scale_dtype)
+    manifest: Mapping[str, Any] = {}
+    exported_by = {"name": "autoq", **provenance}
+    if plan.quantized_slots:
+        if plan.container is Container.MODELOPT:
+            both = modelopt_manifest(plan.module_formats, exported_by)
+            manifest = both.flat
+            _write_json(folder / NESTED_MANIFEST, both.nested)
+        else:
+            manifest = compressed_tensors_manifest(plan.module_formats, exported_by)
+        config["quantization_config"] = dict(manifest)
+    _write_json(folder / "config.json", config)
+    return manifest
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _refuse_inside(source: Path | None, destination: Path) -> None:
+    if source is None:
+        return
+    model_folder, target = source.resolve(), destination.resolve()
+    if target == model_folder or target in model_folder.parents:
+        raise ExportError(
+            f"the output must not replace the model it is made from, and {destination} holds "
+            f"{source}; choose another folder"
+        )

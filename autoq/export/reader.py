@@ -1,0 +1,231 @@
+"""Reading quantised checkpoints back: as they are stored, and as the slots of a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from autoq.errors import ExportError, ModelError
+from autoq.export._manifest_reading import (
+    FormatOf,
+    compressed_tensors_formats,
+    container_of,
+    modelopt_formats,
+)
+from autoq.export._names import CheckpointNames
+from autoq.export._types import QuantizedModule
+from autoq.export._unpacking import (
+    checked_tensors,
+    expected_tensors,
+    unpacked_calibration,
+    unpacked_weight,
+)
+from autoq.formats import NONE, FormatName
+from autoq.layers import LayerCalibration, QuantizedWeight
+from autoq.layers.quantize import Container, dequantize_weight
+from autoq.models import ModelMap, SlotName, WeightSlot
+from autoq.models.folder import INDEX_NAME, read_config, shard_paths
+
+_SCALE_SUFFIX = ".weight_scale"
+
+
+class QuantizedCheckpoint(Mapping[str, QuantizedModule]):
+    """The quantised modules of a checkpoint, by name; tensors are read when asked for."""
+
+    def __init__(self, path: Path) -> None:
+        """
+        Raises:
+            ExportError: the folder is no readable checkpoint, or its manifest and its tensors
+                contradict each other.
+        """
+        try:
+            self.config = read_config(path)
+            self._files = _tensor_files(path)
+        except ModelError as error:
+            raise ExportError(str(error)) from error
+        self.path = path
+        self._open: dict[Path, Any] = {}
+        self.manifest = self._manifest()
+        self.container = container_of(self.manifest) if self.manifest else None
+        self.formats = self._formats()
+
+    @property
+    def tensor_names(self) -> list[str]:
+        """Every tensor of the checkpoint."""
+        return list(self._files)
+
+    @cached_property
+    def unquantized_names(self) -> list[str]:
+        """Tensors that belong to no quantised module, biases of quantised ones included."""
+        taken = {f"{name}.{suffix}" for name in self.formats for suffix in self._suffixes(name)}
+        return [name for name in self._files if name not in taken]
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor, as it is stored.
+
+        Raises:
+            ExportError: there is none of that name, or its file cannot be read.
+        """
+        if name not in self._files:
+            raise ExportError(f"{self.path} has no tensor {name}; it is incomplete")
+        file = self._files[name]
+        try:
+            if file not in self._open:
+                self._open[file] = safe_open(file, framework="pt")
+            return cast(Tensor, self._open[file].get_tensor(name))
+        except (SafetensorError, OSError) as error:
+            raise ExportError(f"{file} cannot be read: {error}") from error
+
+    def __getitem__(self, name: str) -> QuantizedModule:
+        fmt = self.formats[name]
+        tensors = {suffix: self.tensor(f"{name}.{suffix}") for suffix in self._suffixes(name)}
+        return QuantizedModule(name=name, format=fmt, tensors=tensors)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.formats)
+
+    def __len__(self) -> int:
+        return len(self.formats)
+
+    def _suffixes(self, module: str) -> list[str]:
+        if self.container is None:
+            return []
+        known = sorted(expected_tensors(self.container, self.formats[module]))
+        return [suffix for suffix in known if f"{module}.{suffix}" in self._files]
+
+    def _manifest(self) -> Mapping[str, Any]:
+        manifest = self.config.get("quantization_config")
+        if manifest is None:
+            return {}
+        if not isinstance(manifest, dict):
+            raise ExportError(f"quantization_config of {self.path} must be an object")
+        return manifest
+
+    def _formats(self) -> dict[str, FormatName]:
+        scaled = [name for name in self._files if name.endswith(_SCALE_SUFFIX)]
+        modules = [name.removesuffix(_SCALE_SUFFIX) for name in scaled]
+        if self.container is None:
+            if modules:
+                raise ExportError(f"{modules[0]} has scales, and {self.path} has no manifest")
+            return {}
+        readers: Mapping[Container, Any] = {
+            Container.MODELOPT: modelopt_formats,
+            Container.COMPRESSED_TENSORS: compressed_tensors_formats,
+        }
+        format_of: FormatOf = readers[self.container](self.manifest)
+        return {module: format_of(module) for module in modules}
+
+
+def read_quantized(path: Path | str) -> QuantizedCheckpoint:
+    """Open a checkpoint of either container: module name -> its format and its stored tensors.
+
+    Raises:
+        ExportError: the folder is no readable checkpoint, or its manifest and its tensors
+            contradict each other.
+    """
+    return QuantizedCheckpoint(Path(path))
+
+
+class SlotReader:
+    """The quantised matrices of a checkpoint, by the slots of a model."""
+
+    def __init__(
+        self, checkpoint: QuantizedCheckpoint, names: CheckpointNames, model_map: ModelMap
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._names = names
+        self._slots = model_map.slots
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor of the checkpoint, as it is stored."""
+        return self._checkpoint.tensor(name)
+
+    def format_of(self, slot: SlotName) -> FormatName:
+        """The format of a slot.
+
+        Raises:
+            ExportError: the modules it is stored in have different formats.
+        """
+        formats = {
+            self._checkpoint.formats.get(part.module, NONE) for part in self._names.parts(slot)
+        }
+        if len(formats) > 1:
+            raise ExportError(f"{slot} is stored in several formats: {', '.join(sorted(formats))}")
+        return formats.pop()
+
+    def calibration(self, name: SlotName) -> LayerCalibration:
+        """How a quantised slot's input is scaled; of parts that differ engines take the maximum.
+
+        Raises:
+            ExportError: a stored tensor is not as the container tabulates it.
+        """
+        entries = [entry for _, entry in self._read(name)]
+        return LayerCalibration(
+            weight_amax=max(entry.weight_amax for entry in entries),
+            input_amax=max(entry.input_amax for entry in entries),
+            pre_quant_scale=entries[0].pre_quant_scale,
+        )
+
+    def dequantized(self, name: SlotName) -> Tensor:
+        """The matrix that engines of the container compute with, float32 [out, in].
+
+        Raises:
+            ExportError: a stored tensor is not as the container tabulates it.
+        """
+        container = self._checkpoint.container
+        assert container is not None
+        return torch.cat(
+            [dequantize_weight(weight, container=container) for weight, _ in self._read(name)]
+        )
+
+    def _read(self, name: SlotName) -> list[tuple[QuantizedWeight, LayerCalibration]]:
+        slot = self._slots[name]
+        return [self._part(slot, part.module, part.rows) for part in self._names.parts(name)]
+
+    def _part(
+        self, slot: WeightSlot, module: str, rows: int
+    ) -> tuple[QuantizedWeight, LayerCalibration]:
+        container = self._checkpoint.container
+        assert container is not None
+        stored = self._checkpoint[module]
+        shape = (rows, slot.in_features)
+        tensors = checked_tensors(
+            module,
+            stored.tensors,
+            container=container,
+            fmt=stored.format,
+            shape=shape,
+            kind=slot.kind,
+        )
+        weight = unpacked_weight(tensors, container=container, fmt=stored.format, shape=shape)
+        return weight, unpacked_calibration(tensors, weight, container)
+
+
+def _tensor_files(path: Path) -> dict[str, Path]:
+    """Tensor name -> the file that holds it, from the headers."""
+    files: dict[str, Path] = {}
+    for shard in shard_paths(path):
+        try:
+            with safe_open(shard, framework="pt") as file:
+                names = file.keys()
+        except (SafetensorError, OSError) as error:
+            raise ExportError(f"{shard} cannot be read as safetensors: {error}") from error
+        for name in names:
+            if name in files:
+                raise ExportError(f"{name} is in {files[name].name} and in {shard.name}")
+            files[name] = shard
+    index = path / INDEX_NAME
+    if index.is_file():
+        content = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        listed = {str(name): str(file) for name, file in content.items()}
+        wrong = sorted(listed.items() ^ {name: file.name for name, file in files.items()}.items())
+        if wrong:
+            raise ExportError(f"{index} and the files disagree on where {wrong[0][0]} is")
+    return files

@@ -1,0 +1,270 @@
+"""What a container cannot express, and what its readers do with what it can.
+
+Checked against vLLM 0.33, SGLang 0.5.23, TensorRT-LLM 1.2, transformers 5.23 with
+compressed-tensors 0.20.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from autoq.errors import InputError
+from autoq.export._aliases import experts_parent
+from autoq.export._folding import Calibrations, folding_refusals, stored_scale
+from autoq.export._plan import checkpoint_names
+from autoq.formats import FORMATS, NONE, FormatName
+from autoq.layers import LayerCalibration
+from autoq.layers.quantize import Container
+from autoq.models import ModelMap, SlotKind, SlotName
+
+_FP8, _NVFP4, _W4A8 = FormatName("fp8"), FormatName("nvfp4"), FormatName("w4a8_awq")
+_SlotFormats = Mapping[SlotName, FormatName]
+
+# transformers' T5 and its relatives look at every linear's `weight` when they fill in what a
+# checkpoint lacks, and a packed linear has none.
+_T5_FEED_FORWARDS = ("DenseActDense", "DenseGatedActDense")
+
+
+def refusals(
+    model: nn.Module,
+    model_map: ModelMap,
+    slot_formats: Mapping[SlotName, FormatName],
+    calibration: Calibrations,
+    container: Container,
+) -> list[str]:
+    """Everything that keeps the plan from being written to the container, a line each, by name.
+
+    Args:
+        slot_formats: format of every slot; slots that are not in it count as "none".
+        calibration: of every quantised slot in its format.
+    Returns:
+        Empty if the plan can be exported.
+    """
+    quantized = {slot: fmt for slot, fmt in slot_formats.items() if fmt != NONE}
+    lines = [
+        *_slot_lines(model_map, quantized, calibration),
+        *_tied_lines(model, model_map, quantized),
+        *_group_lines(model_map, slot_formats, calibration),
+        *folding_refusals(model, model_map, quantized, calibration),
+    ]
+    if container is Container.COMPRESSED_TENSORS:
+        lines += _compressed_tensors_lines(model, model_map, quantized, calibration)
+    if not lines:
+        lines += _name_lines(model, model_map, slot_formats, container)
+    return list(dict.fromkeys(lines))
+
+
+def warnings_for(
+    model: nn.Module,
+    model_map: ModelMap,
+    slot_formats: Mapping[SlotName, FormatName],
+    container: Container,
+    storage_dtype: torch.dtype,
+) -> list[str]:
+    """One line for everything a user should know about who can load the result."""
+    used = {fmt for fmt in slot_formats.values() if fmt != NONE}
+    if not used:
+        return []
+    lines = [*_head_warnings(model, slot_formats)]
+    if container is Container.MODELOPT:
+        lines += _modelopt_warnings(model_map, used, slot_formats)
+    else:
+        lines += _compressed_tensors_warnings(model_map, used, slot_formats, storage_dtype)
+    return lines
+
+
+def _slot_lines(
+    model_map: ModelMap, quantized: _SlotFormats, calibration: Calibrations
+) -> Iterator[str]:
+    for name, fmt in quantized.items():
+        slot = model_map.slots.get(name)
+        if slot is None:
+            yield f"{name} is to be {fmt}, and the model has no such slot; search it again"
+            continue
+        reason = FORMATS[fmt].refusal(slot.out_features, slot.in_features)
+        if reason is not None:
+            yield f"{name} cannot be {fmt}: {reason}; choose another format for it"
+        entry = calibration.get((name, fmt))
+        if entry is None:
+            yield f"{name} has no calibration for {fmt}; calibrate it first"
+            continue
+        yield from _calibration_lines(name, entry)
+
+
+def _calibration_lines(name: SlotName, entry: LayerCalibration) -> Iterator[str]:
+    for what, amax in (("weight_amax", entry.weight_amax), ("input_amax", entry.input_amax)):
+        if not (math.isfinite(amax) and amax >= 0):
+            yield f"{what} of {name} must be finite and not negative, got {amax}; calibrate again"
+    scale = entry.pre_quant_scale
+    if scale is None:
+        return
+    mantissas, _ = torch.frexp(scale.float())
+    if not bool((mantissas == 0.5).all()):
+        yield f"the AWQ scale of {name} must hold powers of two only; calibrate it again"
+
+
+def _tied_lines(model: nn.Module, model_map: ModelMap, quantized: _SlotFormats) -> Iterator[str]:
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    shared = {**{source: copy for copy, source in tied.items()}, **tied}
+    for name in quantized:
+        slot = model_map.slots.get(name)
+        other = shared.get(f"{slot.module}.{slot.parameter}") if slot else None
+        if other is not None:
+            yield (
+                f"{name} shares its weight with {other}, which a checkpoint holds once and "
+                "unquantised; leave it at none"
+            )
+
+
+def _group_lines(
+    model_map: ModelMap, slot_formats: _SlotFormats, calibration: Calibrations
+) -> Iterator[str]:
+    for group in model_map.groups:
+        formats = {slot_formats.get(slot, NONE) for slot in group.slots}
+        if formats == {NONE}:
+            continue
+        if len(formats) > 1:
+            yield (
+                f"{group.reason}, so {group.name} takes one format, got "
+                f"{', '.join(sorted(formats))}; choose one"
+            )
+            continue
+        fmt = formats.pop()
+        for fused in group.fusion_sets:
+            yield from _shared_lines(fused, fmt, calibration)
+        for fused in group.input_sets:
+            entries = [calibration[slot, fmt] for slot in fused if (slot, fmt) in calibration]
+            if len({entry.input_amax for entry in entries}) > 1:
+                yield f"{fused[0]} and its like share an input, and input_amax differs"
+
+
+def _shared_lines(
+    fused: tuple[SlotName, ...], fmt: FormatName, calibration: Calibrations
+) -> Iterator[str]:
+    entries = [calibration[slot, fmt] for slot in fused if (slot, fmt) in calibration]
+    members = ", ".join(fused)
+    remedy = "calibrate them together"
+    if len({entry.input_amax for entry in entries}) > 1:
+        yield f"engines fuse {members}, and input_amax differs; {remedy}"
+    if fmt != _FP8 and len({entry.weight_amax for entry in entries}) > 1:
+        yield f"engines fuse {members}, and weight_amax differs; {remedy}"
+    if not _all_equal([entry.pre_quant_scale for entry in entries]):
+        yield f"engines fuse {members}, and their AWQ scales differ; {remedy}"
+
+
+def _all_equal(scales: list[Tensor | None]) -> bool:
+    if not scales or scales[0] is None:
+        return all(scale is None for scale in scales)
+    first = scales[0]
+    return all(scale is not None and torch.equal(scale, first) for scale in scales)
+
+
+def _name_lines(
+    model: nn.Module, model_map: ModelMap, slot_formats: _SlotFormats, container: Container
+) -> Iterator[str]:
+    try:
+        formats = checkpoint_names(model, model_map).module_formats(slot_formats)
+    except InputError as error:
+        yield str(error)
+        return
+    if container is Container.MODELOPT:
+        yield from _substring_lines(formats)
+
+
+def _substring_lines(formats: Mapping[str, FormatName]) -> Iterator[str]:
+    left_out = {experts_parent(name) or name for name, fmt in formats.items() if fmt == NONE}
+    quantized = "\n".join(name for name, fmt in formats.items() if fmt != NONE)
+    for name in sorted(left_out):
+        if name in quantized:
+            yield (
+                f"vLLM leaves out every module whose name contains {name}, which is to stay "
+                "unquantised, and quantised ones do; give them one format"
+            )
+
+
+def _compressed_tensors_lines(
+    model: nn.Module, model_map: ModelMap, quantized: _SlotFormats, calibration: Calibrations
+) -> Iterator[str]:
+    advice = "leave it at none, or use --container modelopt"
+    is_t5 = any(type(module).__name__.endswith(_T5_FEED_FORWARDS) for module in model.modules())
+    for name, fmt in quantized.items():
+        slot = model_map.slots.get(name)
+        if slot is None:
+            continue
+        entry = calibration.get((name, fmt))
+        if slot.kind is SlotKind.CONV1D:
+            yield f"compressed-tensors has no quantised Conv1D, as {name} is one; {advice}"
+        elif slot.kind is SlotKind.EXPERT:
+            yield (
+                "transformers does not quantise the inputs of fused experts from a "
+                f"compressed-tensors checkpoint, and reads nvfp4 ones wrong: {name}; {advice}"
+            )
+        elif is_t5 and fmt != _FP8:
+            yield (
+                "transformers' T5 cannot load packed weights from compressed-tensors: "
+                f"{name} as {fmt}; make it fp8, {advice}"
+            )
+        elif entry is not None and stored_scale(entry) is not None:
+            yield (
+                f"compressed-tensors has no place for the AWQ scale of {name}, which no norm can "
+                f"take; calibrate it without AWQ, {advice}"
+            )
+
+
+def _head_warnings(model: nn.Module, slot_formats: _SlotFormats) -> Iterator[str]:
+    getter = getattr(model, "get_output_embeddings", None)
+    head = getter() if getter is not None else None
+    for name, fmt in slot_formats.items():
+        if fmt != NONE and head is not None and dict(model.named_modules()).get(name) is head:
+            yield f"{name} is quantised ({fmt}): not every engine quantises the output head"
+
+
+def _modelopt_warnings(
+    model_map: ModelMap, used: set[FormatName], slot_formats: _SlotFormats
+) -> Iterator[str]:
+    yield (
+        "transformers cannot read the modelopt container: it fails on packed weights and computes "
+        "nonsense from fp8 without a word; use it with vLLM, SGLang or TensorRT-LLM"
+    )
+    if _W4A8 in used:
+        yield "w4a8_awq in this container loads in TensorRT-LLM only, on 8.9 (Ada) and 9.0 (Hopper)"
+    if {_W4A8, _NVFP4} <= used:
+        yield (
+            "no released engine runs w4a8_awq and nvfp4 of one modelopt checkpoint on one GPU; "
+            "use --container compressed-tensors with vLLM on 9.0, or leave one format out"
+        )
+    if _quantizes(SlotKind.CONV1D, model_map, slot_formats) and used != {_FP8}:
+        yield "of quantised Conv1D layers only fp8 was traced through an engine's loader (vLLM)"
+
+
+def _compressed_tensors_warnings(
+    model_map: ModelMap,
+    used: set[FormatName],
+    slot_formats: _SlotFormats,
+    storage_dtype: torch.dtype,
+) -> Iterator[str]:
+    if _FP8 in used:
+        yield "TensorRT-LLM does not read fp8 with one scale per tensor from compressed-tensors"
+    if _NVFP4 in used and storage_dtype is not torch.bfloat16:
+        name = str(storage_dtype).removeprefix("torch.")
+        yield (
+            f"transformers runs nvfp4 in bfloat16 only, and this model is stored in {name}: load "
+            "it with dtype=torch.bfloat16"
+        )
+    if _W4A8 not in used:
+        return
+    yield "w4a8_awq in this container loads in transformers, and in vLLM on 9.0 (Hopper) only"
+    for name, fmt in slot_formats.items():
+        slot = model_map.slots[name]
+        if fmt == _W4A8 and slot.out_features % 128:
+            yield f"vLLM needs w4a8_awq layers with out_features divisible by 128: {name}"
+
+
+def _quantizes(kind: SlotKind, model_map: ModelMap, slot_formats: _SlotFormats) -> bool:
+    return any(
+        fmt != NONE and model_map.slots[name].kind is kind for name, fmt in slot_formats.items()
+    )

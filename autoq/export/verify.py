@@ -1,0 +1,180 @@
+"""Proving that what was written is what was searched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoq.errors import ExportError, VerificationError
+from autoq.export._folding import Calibrations
+from autoq.export._plan import ExportPlan
+from autoq.export._types import VerificationReport
+from autoq.export.export import NESTED_MANIFEST
+from autoq.export.lint import compressed_tensors_faults, modelopt_faults
+from autoq.export.reader import QuantizedCheckpoint, SlotReader, read_quantized
+from autoq.formats import FormatName
+from autoq.layers import QuantizedWeight
+from autoq.layers.quantize import Container, dequantize_weight
+from autoq.models import ModelMap, SlotName, WeightSlot
+
+_ACROSS_FUSION = {
+    Container.MODELOPT: ("weight_scale_2", "input_scale", "pre_quant_scale"),
+    Container.COMPRESSED_TENSORS: ("weight_global_scale", "input_global_scale", "input_scale"),
+}
+"""Tensors that the members of a fusion set have to share, bit for bit."""
+
+
+def verify_checkpoint(
+    path: Path,
+    model: nn.Module,
+    model_map: ModelMap,
+    slot_formats: Mapping[SlotName, FormatName],
+    calibration: Calibrations,
+    container: Container,
+    scale_dtype: torch.dtype,
+) -> VerificationReport:
+    """Read a checkpoint back and compare all of it with the searched model.
+
+    Manifests must say the same and name every linear once, as each engine reads them; tensors
+    must be as the container tabulates them; quantised matrices must dequantise to the searched
+    model's, bit for bit, and everything else must equal the source's, bit for bit.
+
+    compressed-tensors stores reciprocals of nvfp4's float32 scales. There "the searched model's"
+    means with that scale taken through two reciprocals, which can change its last bit.
+
+    Args:
+        path: the checkpoint's folder.
+        model: holds the original weights; other arguments are those of `export_checkpoint`.
+    Raises:
+        VerificationError: names the first tensor or module that differs.
+    """
+    plan = ExportPlan(model, model_map, slot_formats, calibration, container, scale_dtype)
+    try:
+        return _verify(plan, path)
+    except ExportError as error:
+        raise VerificationError(f"{path} does not read back: {error}") from error
+
+
+def _verify(plan: ExportPlan, path: Path) -> VerificationReport:
+    checkpoint = read_quantized(path)
+    _verify_manifest(plan, checkpoint)
+    _verify_fusion_sets(plan, checkpoint)
+    reader = SlotReader(checkpoint, plan.names, plan.model_map)
+    seen = {name for slot in plan.quantized_slots for name in _verify_slot(plan, reader, slot)}
+    unquantized, folded = _verify_unquantized(plan, checkpoint)
+    surplus = sorted(set(checkpoint.tensor_names) - seen - unquantized)
+    if surplus:
+        raise VerificationError(f"{path} has a tensor {surplus[0]} that the model has not")
+    return VerificationReport(
+        container=plan.container,
+        quantized_matrices=len(plan.quantized_slots),
+        unquantized_tensors=len(unquantized),
+        folded_norms=folded,
+        stored_bytes=sum(file.stat().st_size for file in path.glob("*.safetensors")),
+    )
+
+
+def _verify_manifest(plan: ExportPlan, checkpoint: QuantizedCheckpoint) -> None:
+    if not plan.quantized_slots:
+        faults = [f"nothing is quantised, and {checkpoint.path} has a manifest"]
+        faults = faults if checkpoint.manifest else []
+    elif checkpoint.container is not plan.container:
+        faults = [f"the container is {checkpoint.container}, not {plan.container}"]
+    elif plan.container is Container.MODELOPT:
+        nested = _nested_manifest(checkpoint.path)
+        faults = list(modelopt_faults(checkpoint.manifest, nested, plan.module_formats))
+    else:
+        faults = list(compressed_tensors_faults(checkpoint.manifest, plan.module_formats))
+    if faults:
+        raise VerificationError(f"the manifest of {checkpoint.path} is wrong: {faults[0]}")
+
+
+def _nested_manifest(path: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads((path / NESTED_MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise VerificationError(f"{path / NESTED_MANIFEST} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise VerificationError(f"{path / NESTED_MANIFEST} must hold an object")
+    return content
+
+
+def _verify_fusion_sets(plan: ExportPlan, checkpoint: QuantizedCheckpoint) -> None:
+    for members in plan.names.fusion_sets(plan.model_map):
+        stored = [checkpoint[name].tensors for name in members if name in checkpoint]
+        for suffix in _ACROSS_FUSION[plan.container]:
+            found = [tensors.get(suffix) for tensors in stored]
+            if any(not _same(tensor, found[0]) for tensor in found):
+                raise VerificationError(f"{', '.join(members)} must share one {suffix}")
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return same_bits(one, other)
+
+
+def _verify_slot(plan: ExportPlan, reader: SlotReader, slot: WeightSlot) -> list[str]:
+    """Names of the slot's tensors, all of them as searched."""
+    weight = plan.quantize(slot)
+    expected = dict(plan.packed(slot, weight))
+    for name, tensor in expected.items():
+        _compare(name, reader.tensor(name), tensor)
+    searched = dequantize_weight(_as_stored(weight, plan.container), container=plan.container)
+    if not same_bits(reader.dequantized(slot.name), searched):
+        raise VerificationError(
+            f"{slot.name} dequantises to other values than the searched model's; this is a fault "
+            "of autoq, please report it"
+        )
+    return list(expected)
+
+
+def _as_stored(weight: QuantizedWeight, container: Container) -> QuantizedWeight:
+    if container is not Container.COMPRESSED_TENSORS or weight.format != "nvfp4":
+        return weight
+    scale = weight.tensors["global_scale"].reciprocal().reciprocal()
+    return replace(weight, tensors={**weight.tensors, "global_scale": scale})
+
+
+def _verify_unquantized(plan: ExportPlan, checkpoint: QuantizedCheckpoint) -> tuple[set[str], int]:
+    """Names of the tensors that are stored as they are, and how many have a scale in them."""
+    names: set[str] = set()
+    folded = 0
+    for group in plan.unquantized_groups():
+        tensors, with_scale = plan.folded(group)
+        folded += with_scale
+        for name, tensor in tensors.items():
+            names.add(name)
+            stored = checkpoint.tensor(name)
+            _compare(
+                name, stored, tensor.to(stored.dtype) if stored.is_floating_point() else tensor
+            )
+    return names, folded
+
+
+def _compare(name: str, stored: Tensor, expected: Tensor) -> None:
+    if stored.dtype != expected.dtype or stored.shape != expected.shape:
+        raise VerificationError(
+            f"{name} must be {expected.dtype} {tuple(expected.shape)}, and the checkpoint has "
+            f"{stored.dtype} {tuple(stored.shape)}"
+        )
+    if not same_bits(stored, expected.cpu()):
+        differing = int((stored != expected.cpu()).sum())
+        raise VerificationError(
+            f"{name} differs from the searched model's in {differing} of {stored.numel()} values; "
+            "the file was changed or the disk is failing: export again"
+        )
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same, bit for bit: -0.0 is not 0.0, and NaN equals itself."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    flat, flat_other = one.contiguous().reshape(-1), other.contiguous().reshape(-1)
+    return torch.equal(flat.view(torch.uint8), flat_other.view(torch.uint8))
