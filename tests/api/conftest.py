@@ -1,0 +1,29 @@
+"""A tiny model folder and arguments that make a whole search take about a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autoq.testing.tiny_models import write_tiny_model
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model("llama", tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture
+def quick(tmp_path: Path) -> dict[str, Any]:
+    """Keyword arguments of a search that is small and has its own store."""
+    return {
+        "formats": ("fp8", "nvfp4"),
+        "effective_bits": 6.0,
+        "calibration_sequences": 6,
+        "sequence_length": 32,
+        "batch_size": 2,
+        "held_out_sequences": 2,
+        "store": f"sqlite:///{tmp_path / 'studies.db'}",
+    }

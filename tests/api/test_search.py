@@ -1,0 +1,257 @@
+"""The main job: stored, resumable, repeatable, and refused with a reason."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import autoq
+from autoq.api import Study, pipeline
+from autoq.errors import (
+    BudgetInfeasibleError,
+    DataError,
+    ExportError,
+    InputError,
+    ModelError,
+    StudyLockedError,
+    UnknownNameError,
+)
+from autoq.models import load_model
+from autoq.progress import SilentProgress
+from autoq.search.sensitivity import SensitivityScorer
+from autoq.studies import StudyStore
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: no handler of ours may swallow it."""
+
+
+def test_summary_has_the_documented_keys_and_is_json(llama_folder: Path, quick: Any) -> None:
+    study = autoq.search(llama_folder, **quick)
+    summary = study.summary()
+    documented = {
+        *("study", "model", "budget", "assignment", "groups", "effective_bits"),
+        *("stored_bits_per_weight", "stored_bytes", "predicted_loss", "predicted_loss_interval"),
+        *("bound", "gap", "measured", "timings_s", "peak_rss_bytes", "export"),
+    }
+    assert documented <= set(summary)
+    assert json.loads(json.dumps(summary)) == summary
+    assert summary["assignment"].keys() == study.model_map.slots.keys()
+    assert summary["effective_bits"] <= 6.0
+    assert 0 <= summary["gap"] < 1e-6
+    assert summary["measured"]["kl_divergence"] > 0
+
+
+def test_the_same_search_again_computes_nothing(
+    llama_folder: Path, quick: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = autoq.search(llama_folder, **quick)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(pipeline, "calibrate", refuse)
+    monkeypatch.setattr(SensitivityScorer, "score_batch", refuse)
+    monkeypatch.setattr(Study, "measure", refuse)
+    second = autoq.search(llama_folder, **quick)
+    assert second.summary()["measured"] == first.summary()["measured"]
+    assert second.id == first.id
+
+
+def test_another_budget_needs_no_pass_over_data(
+    llama_folder: Path, quick: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    study = autoq.search(llama_folder, **quick)
+    monkeypatch.setattr(SensitivityScorer, "score_batch", None)
+    reopened = autoq.open_study(study.name, quick["store"])
+    tight, loose = reopened.solve(5.0), reopened.solve(7.5)
+    assert tight.effective_bits <= 5.0 < loose.effective_bits <= 7.5
+    assert loose.predicted_loss < tight.predicted_loss
+    exported = reopened.export(tmp_path / "out", effective_bits=5.0)
+    assert exported["effective_bits"] == tight.effective_bits
+
+
+@pytest.mark.parametrize("killed_at", [0, 2], ids=["first_batch", "last_batch"])
+def test_a_search_killed_while_scoring_ends_with_the_same_bits(
+    llama_folder: Path, quick: Any, tmp_path: Path, killed_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = autoq.search(llama_folder, **quick)
+    score_batch = SensitivityScorer.score_batch
+
+    def killing(self: SensitivityScorer, index: int, loss: Any) -> Any:
+        if index == killed_at:
+            raise Killed
+        return score_batch(self, index, loss)
+
+    interrupted = {**quick, "store": f"sqlite:///{tmp_path / 'interrupted.db'}"}
+    monkeypatch.setattr(SensitivityScorer, "score_batch", killing)
+    with pytest.raises(Killed):
+        autoq.search(llama_folder, **interrupted)
+    scored: list[int] = []
+
+    def counting(self: SensitivityScorer, index: int, loss: Any) -> Any:
+        scored.append(index)
+        return score_batch(self, index, loss)
+
+    monkeypatch.setattr(SensitivityScorer, "score_batch", counting)
+    resumed = autoq.search(llama_folder, **interrupted)
+    assert scored == list(range(killed_at, 3))
+    contributions = resumed.sensitivity.contributions
+    np.testing.assert_array_equal(contributions, whole.sensitivity.contributions)
+    assert resumed.plan().assignment == whole.plan().assignment
+    assert resumed.summary()["measured"] == whole.summary()["measured"]
+
+
+def test_killed_while_calibrating_it_starts_that_stage_again(
+    llama_folder: Path, quick: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibrate = pipeline.calibrate
+
+    def killing(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    monkeypatch.setattr(pipeline, "calibrate", killing)
+    with pytest.raises(Killed):
+        autoq.search(llama_folder, **quick)
+    monkeypatch.setattr(pipeline, "calibrate", calibrate)
+    assert autoq.search(llama_folder, **quick).plan().effective_bits <= 6.0
+
+
+def test_everything_is_in_the_store_before_the_export(
+    llama_folder: Path, quick: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        raise ExportError("no space left")
+
+    monkeypatch.setattr("autoq.api.exporting.export_checkpoint", failing)
+    with pytest.raises(ExportError, match="no space left"):
+        autoq.search(llama_folder, **quick, export=tmp_path / "out")
+    study = autoq.open_study(None, quick["store"])
+    assert study.summary()["measured"]["kl_divergence"] > 0
+    assert [record.status.value for record in study.store.exports(study.id)] == ["failed"]
+
+
+def test_rules_bind_and_are_part_of_the_plan_not_of_the_study(
+    llama_folder: Path, quick: Any
+) -> None:
+    free = autoq.search(llama_folder, **quick, measure=False)
+    bound = autoq.search(
+        llama_folder, **{**quick, "effective_bits": 12.0}, rules=["model.layers.0.*=none"]
+    )
+    assert bound.id == free.id
+    assignment = bound.summary()["assignment"]
+    assert {fmt for slot, fmt in assignment.items() if ".layers.0." in slot} == {"none"}
+    assert {fmt for slot, fmt in assignment.items() if ".layers.1." in slot} <= {"fp8", "nvfp4"}
+
+
+def test_w4a8_is_never_offered_unasked_and_warned_of(llama_folder: Path, quick: Any) -> None:
+    notes: list[str] = []
+
+    class Noting(SilentProgress):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    quick["formats"] = None
+    study = autoq.search(llama_folder, **quick, measure=False, progress=Noting())
+    assert study.config.formats == ("fp8", "nvfp4")
+    assert not notes
+    quick["formats"] = ("w4a8_awq", "fp8")
+    autoq.search(llama_folder, **quick, measure=False, progress=Noting())
+    assert any("TensorRT-LLM" in note and "vLLM" in note for note in notes)
+
+
+def test_compare_uniform_measures_every_format(llama_folder: Path, quick: Any) -> None:
+    study = autoq.search(llama_folder, **quick, compare_uniform=True)
+    rows = {row["label"]: row for row in study.summary()["measurements"]}
+    assert rows.keys() == {"6 bits", "uniform fp8", "uniform nvfp4"}
+    losses = [
+        rows[label]["metrics"]["kl_divergence"]["value"]
+        for label in ("uniform fp8", "6 bits", "uniform nvfp4")
+    ]
+    assert losses == sorted(losses)
+
+
+def test_a_model_in_memory_can_be_searched(llama_folder: Path, quick: Any, tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).integers(3, 250, (16, 32))
+    np.save(tmp_path / "ids.npy", ids)
+    model = load_model(llama_folder, dtype="float32")
+    study = autoq.search(model, **quick, calibration_data=str(tmp_path / "ids.npy"))
+    assert study.plan().effective_bits <= 6.0
+    with pytest.raises(ModelError, match="model in memory"):
+        autoq.open_study(study.name, quick["store"]).measure(study.plan())
+
+
+def test_a_changed_model_folder_is_noticed(llama_folder: Path, quick: Any, tmp_path: Path) -> None:
+    folder = shutil.copytree(llama_folder, tmp_path / "model")
+    study = autoq.search(folder, **quick, measure=False)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
+    with pytest.raises(ModelError, match="fingerprints differ"):
+        autoq.open_study(study.name, quick["store"]).export(tmp_path / "out")
+
+
+def test_a_second_process_is_told_who_holds_the_study(llama_folder: Path, quick: Any) -> None:
+    study = autoq.search(llama_folder, **quick, measure=False)
+    with (
+        StudyStore.open(quick["store"]) as store,
+        store.lease(study.id),
+        pytest.raises(StudyLockedError, match="held by process"),
+    ):
+        autoq.search(llama_folder, **quick)
+
+
+REFUSED = [
+    pytest.param({"effective_bits": 3.0}, BudgetInfeasibleError, r"4\.5.*16", id="below_floor"),
+    pytest.param({"effective_bits": 17.0}, BudgetInfeasibleError, r"4\.5.*16", id="above_ceiling"),
+    pytest.param({"formats": ("nvpf4",)}, UnknownNameError, "did you mean nvfp4", id="format"),
+    pytest.param({"formats": ("none",)}, InputError, "at least one quantised", id="only_none"),
+    pytest.param({"rules": ["model.layer.0.*=none"]}, InputError, "match", id="rule_no_match"),
+    pytest.param({"exclude": ["nothing*"]}, InputError, "nothing", id="exclude_no_match"),
+    pytest.param({"container": "gguf"}, InputError, "known: modelopt", id="container"),
+    pytest.param({"dtype": "int8"}, InputError, "dtype must be one of", id="dtype"),
+    pytest.param({"calibration_data": "missing.jsonl"}, DataError, "missing", id="data"),
+    pytest.param({"calibration_sequences": 0}, InputError, ">= 1, got 0", id="sequences"),
+]
+
+
+@pytest.mark.parametrize(("changes", "error", "message"), REFUSED)
+def test_search_refuses(
+    llama_folder: Path,
+    quick: Any,
+    changes: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    with pytest.raises(error, match=message):
+        autoq.search(llama_folder, **{**quick, **changes})
+
+
+def test_an_existing_output_is_refused_before_any_work(
+    llama_folder: Path, quick: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ExportError, match=r"exists.*--overwrite"):
+        autoq.search(llama_folder, **quick, export=tmp_path / "out")
+    assert not (tmp_path / "studies.db").exists()
+
+
+def test_nan_weights_are_named(llama_folder: Path, quick: Any) -> None:
+    model = load_model(llama_folder, dtype="float32")
+    with torch.no_grad():
+        model.get_submodule("model.layers.1.mlp.down_proj").weight[3, 5] = torch.nan  # type: ignore
+    with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.down_proj"):
+        autoq.search(model, **quick, calibration_data="unused.npy")
+
+
+def test_inexpressible_formats_are_refused_by_name(quick: Any, tmp_path: Path) -> None:
+    from autoq.testing.tiny_models import write_tiny_model
+
+    folder = write_tiny_model("gpt2", tmp_path / "gpt2")
+    with pytest.raises(ExportError, match="Conv1D"):
+        autoq.search(folder, **quick, container="compressed-tensors")
