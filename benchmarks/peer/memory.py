@@ -1,7 +1,8 @@
-"""Resident memory of the running process, for both tools alike."""
+"""Resident memory of the running process, measured for both tools alike."""
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 
@@ -14,3 +15,18 @@ def peak_rss_bytes() -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError("no VmHWM in /proc/self/status; this benchmark needs Linux")
+
+
+def import_ahead(model: str, *modules: str) -> None:
+    """Import what a search would import on its way, so that memory before and after compares.
+
+    Args:
+        model: folder whose architecture's code transformers puts off till loading.
+        modules: what the tool itself puts off.
+    """
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(model)
+    transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    for module in modules:
+        importlib.import_module(module)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memory import peak_rss_bytes
+from memory import import_ahead, peak_rss_bytes
 
 if TYPE_CHECKING:
     from autoq.api import Study
@@ -34,10 +34,10 @@ def main() -> None:
 
     torch.set_num_threads(arguments.threads)
     import transformers
-    from transformers import AutoModelForCausalLM  # noqa: F401  what both tools import
 
     from autoq.api import search
 
+    import_ahead(arguments.model, "alembic.command", "scipy.optimize")
     imports_rss = peak_rss_bytes()
     with tempfile.TemporaryDirectory() as folder:
         search_start = time.perf_counter()

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from memory import peak_rss_bytes
+from memory import import_ahead, peak_rss_bytes
 
 CONFIGS = {
     "nvfp4": "NVFP4_DEFAULT_CFG",
@@ -43,6 +43,7 @@ def main() -> None:
         from modelopt_cpu_shim import install
 
         install()
+    import_ahead(arguments.model, "pulp")
     imports_rss = peak_rss_bytes()
     ids = torch.from_numpy(np.load(arguments.tokens).astype(np.int64))
     model = transformers.AutoModelForCausalLM.from_pretrained(

@@ -9,7 +9,6 @@ import sys
 import pytest
 
 HEAVY = {
-    "alembic",
     "compressed_tensors",
     "datasets",
     "lm_eval",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import typer
 
 from autoq.formats import FORMATS
 
@@ -31,3 +32,11 @@ def test_readme_states_the_bits_of_every_format(readme: str) -> None:
     for name, entry in FORMATS.items():
         bits = entry.storage_bits(1024, 1024).effective_bits / 1024**2
         assert f" {bits:g} |" in rows[name], f"{name} takes {bits:g} effective bits per weight"
+
+
+def test_readme_shows_every_command(readme: str) -> None:
+    from autoq.cli import app
+
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    missing = [name for name in commands if f"autoq {name}" not in readme]
+    assert not missing, f"show these commands in the README: {missing}"

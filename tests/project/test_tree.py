@@ -62,9 +62,10 @@ def _unsafe_call(call: ast.Call) -> Iterator[str]:
         yield f"calls {called}()"
     if called == "torch.load" and not _is_constant(keywords.get("weights_only"), True):
         yield "calls torch.load() without weights_only=True"
-    for name in ("allow_pickle", "trust_remote_code"):
-        if _is_constant(keywords.get(name), True):
-            yield f"calls {called}() with {name}=True"
+    if called.endswith("load") and _is_constant(keywords.get("allow_pickle"), True):
+        yield f"calls {called}() with allow_pickle=True"
+    if _is_constant(keywords.get("trust_remote_code"), True):
+        yield f"calls {called}() with trust_remote_code=True"
 
 
 def _is_constant(node: ast.expr | None, value: object) -> bool:
