@@ -106,7 +106,11 @@ def test_nan_and_infinity_become_null_in_json(make_study, store_path):
     assert json.loads(text) == record.configuration
 
 
-@pytest.mark.parametrize("value", [np.zeros(2), {1: "a"}, object(), b"bytes"], ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [np.zeros(2), {1: "a"}, object(), b"bytes"],
+    ids=["array", "number_as_key", "object", "bytes"],
+)
 def test_what_is_not_plain_data_stays_out_of_json(value, make_study, store):
     with pytest.raises(TypeError, match="JSON column"):
         make_study(configuration={"value": value})
