@@ -77,7 +77,7 @@ def frontier(
         return
     from autoq.cli._tables import make_console, print_frontier
 
-    print_frontier(make_console(), plans, data.effective_bits, data.unit)
+    print_frontier(make_console(), data, plans)
     for path in filter(None, (png, html)):
         typer.echo(f"picture: {path}")
 

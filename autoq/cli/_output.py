@@ -37,7 +37,6 @@ def quiet_libraries() -> None:
     for name, value in _QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     warnings.simplefilter("ignore")
-    logging.getLogger().setLevel(logging.ERROR)
     for name in ("alembic", "datasets", "optuna", "sqlalchemy", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 PIPED_WIDTH = 100
 """Columns of output that does not go to a terminal, unless COLUMNS says otherwise."""
 
+_OWN_PLAN = "< this plan"
+
 COMPACT_FROM_ROWS = 60
 """With more groups than this, equal neighbours share a line."""
 
@@ -71,7 +73,7 @@ def _summary_lines(data: ReportData) -> list[tuple[str, str]]:
         ("model", data.model),
         ("budget", f"{bits_text(data.budget_bits)} effective bits per weight"),
         ("effective bits", f"{effective} (as ModelOpt counts: {peer})"),
-        ("stored", f"{stored} bits per weight, {size}"),
+        ("stored", f"{stored} bits per weight, {size} for the searched layers"),
         ("predicted loss", f"{loss} (95 %: {interval_text(*data.predicted_loss_interval)})"),
         ("gap", f"{percent_text(data.gap)} (no plan is below {loss_text(data.bound)})"),
     ]
@@ -163,29 +165,40 @@ def _line_of(run: Sequence[GroupRow]) -> _GroupLine:
     )
 
 
-def print_frontier(
-    console: Console, plans: Sequence[Plan], chosen_bits: float | None, unit: str
-) -> None:
-    """Every plan of the frontier, fewest bits first; the study's own is marked."""
-    table = _table(
-        "effective bits",
-        "stored",
-        f"predicted loss, {unit_text(unit)}",
-        "95 %",
-        "gap",
-        "",
-        text_columns=0,
+def print_frontier(console: Console, data: ReportData, plans: Sequence[Plan]) -> None:
+    """Every plan of the frontier, fewest bits first, and the study's own among them."""
+    lines = [_frontier_line(plan, data.effective_bits) for plan in plans]
+    if data.effective_bits not in [bits for bits, _ in lines] and data.effective_bits is not None:
+        lines.append((data.effective_bits, _own_line(data)))
+    console.print(
+        Text(f"{data.study}: the best plan for each budget, loss in {unit_text(data.unit)}")
     )
-    for plan in plans:
-        table.add_row(
-            bits_text(plan.effective_bits),
-            bytes_text(plan.stored_bytes),
-            loss_text(plan.predicted_loss),
-            interval_text(*plan.predicted_loss_interval),
-            percent_text(plan.gap),
-            "< this plan" if plan.effective_bits == chosen_bits else "",
-        )
+    table = _table("effective bits", "stored", "predicted loss", "95 %", "gap", "", text_columns=0)
+    for _, cells in sorted(lines, key=lambda line: line[0]):
+        table.add_row(*cells)
     console.print(table)
+
+
+def _frontier_line(plan: Plan, own_bits: float | None) -> tuple[float, list[str]]:
+    return plan.effective_bits, [
+        bits_text(plan.effective_bits),
+        bytes_text(plan.stored_bytes),
+        loss_text(plan.predicted_loss),
+        interval_text(*plan.predicted_loss_interval),
+        percent_text(plan.gap),
+        _OWN_PLAN if plan.effective_bits == own_bits else "",
+    ]
+
+
+def _own_line(data: ReportData) -> list[str]:
+    return [
+        bits_text(data.effective_bits),
+        bytes_text(data.stored_bytes),
+        loss_text(data.predicted_loss),
+        interval_text(*data.predicted_loss_interval),
+        percent_text(data.gap),
+        _OWN_PLAN,
+    ]
 
 
 def _table(*columns: str, text_columns: int = 1) -> Table:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from autoq.report.markup import Markup, join, tag
 
 _LABEL_HEIGHT = 15.0  # pixels between baselines of neighbouring labels
+_MOST_STEPS = 12  # half heights that a label may move, so that it stays with its point
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +122,22 @@ class Label:
     style: str  # CSS class
 
 
-def spread_labels(labels: Sequence[Label], top: float, bottom: float, right: float) -> Markup:
-    """The labels beside their points, moved up or down where they would cover each other.
+def spread_labels(
+    labels: Sequence[Label],
+    top: float,
+    bottom: float,
+    right: float,
+    marks: Iterable[tuple[float, float]] = (),
+) -> Markup:
+    """The labels beside their points, moved up or down where they would cover something.
 
     A label that would leave the picture on the right is written to the left of its point.
+
+    Args:
+        marks: further places, as pixels, that labels should not cover.
     """
-    placed: list[tuple[float, float, float]] = []  # left, right, baseline
+    points = [*((label.x, label.y) for label in labels), *marks]
+    placed = [(x - 6, x + 6, y + 4) for x, y in points]  # left, right, baseline
     parts: list[Markup] = []
     for label in sorted(labels, key=lambda label: label.y):
         width = 6.8 * len(label.text)
@@ -151,7 +162,7 @@ def _free_baseline(
 ) -> float:
     """The baseline nearest to `wanted` at which nothing placed is covered."""
     offsets = [0.0]
-    for step in range(1, 2 * len(placed) + 2):
+    for step in range(1, _MOST_STEPS + 1):
         offsets += [step * _LABEL_HEIGHT / 2, -step * _LABEL_HEIGHT / 2]
     for offset in offsets:
         baseline = wanted + offset

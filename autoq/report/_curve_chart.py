@@ -66,7 +66,7 @@ def curve_chart(data: CurveData) -> Markup:
         *(_measured_mark(entry, x, y) for entry in data.measured),
         *(_uniform_mark(plan, x, y) for plan in uniform),
         _chosen_mark(chosen, x, y) if chosen else Markup(),
-        _labels(chosen, uniform, x, y),
+        _labels(chosen, uniform, _places(plans, data.measured, x, y), x, y),
         _legend(chosen is not None, bool(uniform), bool(data.measured)),
     ]
     return tag(
@@ -140,7 +140,25 @@ def _chosen_mark(plan: CurvePoint, x: Scale, y: Scale) -> Markup:
     )
 
 
-def _labels(chosen: CurvePoint | None, uniform: Sequence[CurvePoint], x: Scale, y: Scale) -> Markup:
+def _places(
+    plans: Sequence[CurvePoint],
+    measured: Sequence[tuple[str, float, Metric]],
+    x: Scale,
+    y: Scale,
+) -> list[tuple[float, float]]:
+    """Where marks are, so that labels keep off them."""
+    points = [(plan.effective_bits, plan.predicted_loss) for plan in plans]
+    points += [(bits, metric.value) for _, bits, metric in measured]
+    return [(x.pixel(bits), y.pixel(loss)) for bits, loss in points]
+
+
+def _labels(
+    chosen: CurvePoint | None,
+    uniform: Sequence[CurvePoint],
+    marks: Sequence[tuple[float, float]],
+    x: Scale,
+    y: Scale,
+) -> Markup:
     labels = [
         # The curve is below every other plan, so there is room above.
         Label(x.pixel(plan.effective_bits), y.pixel(plan.predicted_loss) - 6, plan.label, "label")
@@ -149,7 +167,7 @@ def _labels(chosen: CurvePoint | None, uniform: Sequence[CurvePoint], x: Scale, 
     if chosen is not None:
         left, top = x.pixel(chosen.effective_bits), y.pixel(chosen.predicted_loss)
         labels.append(Label(left + 3, top - 8, chosen.label, "label strong"))
-    return spread_labels(labels, _TOP, _BOTTOM, _RIGHT)
+    return spread_labels(labels, _TOP, _BOTTOM, _RIGHT, marks)
 
 
 def _legend(chosen: bool, uniform: bool, measured: bool) -> Markup:

@@ -113,6 +113,22 @@ class ReportData:
             predicted_loss=self.predicted_loss,
         )
 
+    @property
+    def curve(self) -> tuple[CurvePoint, ...]:
+        """The frontier, through this plan unless another beats or equals it.
+
+        A frontier is solved at some budgets only, so this plan may lie between them; rules of
+        the user's can put it above.
+        """
+        plan = self.chosen
+        if plan is None or any(
+            other.effective_bits <= plan.effective_bits
+            and other.predicted_loss <= plan.predicted_loss
+            for other in self.frontier
+        ):
+            return self.frontier
+        return tuple(sorted([*self.frontier, plan], key=lambda point: point.effective_bits))
+
 
 def report_data(summary: Mapping[str, Any], frontier: Sequence[Plan]) -> ReportData:
     """The page of a study.

@@ -143,17 +143,16 @@ def _heat_cells(
 
 
 def _heat_cell(group: GroupRow, name: str, box: _Box, ends: tuple[float, float]) -> Markup:
-    loss = group.scores.get(name)
+    loss, error = group.scores.get(name), group.standard_errors.get(name)
     if name == NONE:
         style, fill, says = "cell empty", None, "no loss"
     elif loss is None:
         style, fill, says = "cell barred", None, "cannot take this format"
     else:
-        style, fill, says = "cell", loss_colour(loss, *ends), f"loss {loss_text(loss)}"
-    error = group.standard_errors.get(name)
-    spread = f" (standard error {loss_text(error)})" if error is not None else ""
+        spread = f" (standard error {loss_text(error)})" if error is not None else ""
+        style, fill, says = "cell", loss_colour(loss, *ends), f"loss {loss_text(loss)}{spread}"
     chosen = "; chosen" if name == group.format else ""
-    title = tag("title", f"{group.name} in {name}: {says}{spread}{chosen}")
+    title = tag("title", f"{group.name} in {name}: {says}{chosen}")
     return box.rect(title, inset=0.5, fill=fill, class_=style)
 
 
@@ -221,6 +220,8 @@ def _format_legend(groups: Sequence[GroupRow], colours: Mapping[str, str]) -> Ma
     entries = []
     for name, colour in colours.items():
         taken = [group for group in groups if group.format == name]
+        if not taken:
+            continue
         share = sum(group.weights for group in taken) / total
         swatch = tag("span", class_="swatch", style=f"background:{colour}")
         text = f"{name}: {len(taken)} of {len(groups)} groups, {share:.1%} of the weights"

@@ -103,7 +103,7 @@ def _tiles(data: ReportData) -> Markup:
         _tile(
             "stored bits per weight",
             bits_text(data.stored_bits_per_weight),
-            f"{bytes_text(data.stored_bytes)}; as ModelOpt counts {bits_text(data.peer_effective_bits)}",
+            f"{bytes_text(data.stored_bytes)} searched; ModelOpt counts {bits_text(data.peer_effective_bits)}",
         ),
         _tile(
             f"predicted loss, {unit_text(data.unit)}",
@@ -143,7 +143,7 @@ def _tile(name: str, value: str, more: str) -> Markup:
 def _curve(data: ReportData) -> Markup:
     return curve_chart(
         CurveData(
-            plans=data.frontier,
+            plans=data.curve,
             chosen=data.chosen,
             uniform=data.uniform,
             measured=measured_points(data.measurements, data.unit),

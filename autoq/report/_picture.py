@@ -30,7 +30,7 @@ def frontier_png(data: ReportData, path: Path) -> None:
     figure = Figure(figsize=(9.0, 5.0), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    _draw_plans(axes, data.frontier, marker="o", markersize=3, label="best plan for each budget")
+    _draw_plans(axes, data.curve, marker="o", markersize=3, label="best plan for each budget")
     _draw_plans(
         axes,
         data.uniform,

@@ -25,13 +25,15 @@ def bits_text(value: Any) -> str:
 
 
 def loss_text(value: Any) -> str:
-    """A loss, four significant digits: 0.01234, 1.234e-05."""
+    """A loss, four significant digits or more: 0.01234, 1.234e-05, 2348.7."""
     number = finite(value)
     if number is None:
         return MISSING
     if number == 0.0:
         return "0"
-    return f"{number:.3e}" if abs(number) < 1e-3 or abs(number) >= 1e5 else f"{number:#.4g}"
+    if 1e3 <= abs(number) < 1e6:
+        return f"{number:.1f}"
+    return f"{number:#.4g}" if 1e-3 <= abs(number) < 1e3 else f"{number:.3e}"
 
 
 def interval_text(low: Any, high: Any) -> str:
@@ -42,12 +44,12 @@ def interval_text(low: Any, high: Any) -> str:
 
 
 def percent_text(value: Any) -> str:
-    """A share, one decimal below ten per cent of the way to either end: 99.21 %."""
+    """A share, two decimals: 99.21 %; what they cannot show is less than they can."""
     number = finite(value)
     if number is None:
         return MISSING
-    if 0.0 < abs(number) < 1e-4:
-        return f"{number * 100:.1e} %"
+    if 0.0 < number < 5e-5:
+        return "< 0.01 %"
     return f"{number * 100:.2f} %"
 
 
