@@ -28,8 +28,6 @@ demo: $(INSTALLED)
 	$(BIN)/autoq search "$$($(BIN)/python -c 'from autoq.bundled import model_path; print(model_path())')" \
 	  --bits 5.0 --compare-uniform --store sqlite:///$(DEMO)/autoq.db \
 	  --export $(DEMO)/checkpoint --report $(DEMO)/report.html --overwrite
-	@echo "report:     $(DEMO)/report.html"
-	@echo "checkpoint: $(DEMO)/checkpoint"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) -m "not slow and not gpu"
