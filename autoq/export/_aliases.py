@@ -39,6 +39,21 @@ def fused_aliases(formats: Mapping[str, FormatName]) -> dict[str, tuple[str, For
     return aliases
 
 
+def part_aliases(formats: Mapping[str, FormatName]) -> dict[str, FormatName]:
+    """Names of the parts of modules that a checkpoint holds fused, as Phi-3's -> their format.
+
+    TensorRT-LLM looks for the first part's entry whatever the checkpoint holds.
+    """
+    aliases: dict[str, FormatName] = {}
+    for module, fmt in formats.items():
+        parent, dot, leaf = module.rpartition(".")
+        parts = next((parts for parts, fused in _FUSED_LEAVES if fused == leaf), ())
+        names = [f"{parent}{dot}{part}" for part in parts]
+        if not any(name in formats for name in names):
+            aliases.update(dict.fromkeys(names, fmt))
+    return aliases
+
+
 def experts_aliases(formats: Mapping[str, FormatName]) -> dict[str, FormatName]:
     """Path of a layer's experts -> the format of all of them; mixed experts get no alias."""
     found: dict[str, set[FormatName]] = {}

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from autoq.export._aliases import experts_aliases, experts_parent, fused_aliases
+from autoq.export._aliases import experts_aliases, experts_parent, fused_aliases, part_aliases
 from autoq.formats import NONE, FormatName
 
 MODELOPT_ENTRIES: Mapping[str, Mapping[str, Any]] = {
@@ -97,7 +97,7 @@ def _mapped(formats: Mapping[str, FormatName]) -> dict[str, FormatName]:
         mapped[name] = fmt
         if name in after:
             mapped[after[name]] = fmt
-    return {**mapped, **experts_aliases(quantized)}
+    return {**mapped, **part_aliases(quantized), **experts_aliases(quantized)}
 
 
 def _ignored(formats: Mapping[str, FormatName]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -109,8 +109,9 @@ class ExportPlan:
         return {name for fused in sets for name in fused}
 
 
-_known_names: weakref.WeakKeyDictionary[nn.Module, tuple[ModelMap, CheckpointNames]]
-_known_names = weakref.WeakKeyDictionary()
+_known_names: MutableMapping[nn.Module, tuple[ModelMap, CheckpointNames]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def checkpoint_names(model: nn.Module, model_map: ModelMap) -> CheckpointNames:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from autoq.errors import ExportError
-from autoq.export._aliases import experts_aliases, experts_parent, fused_aliases
+from autoq.export._aliases import experts_aliases, experts_parent, fused_aliases, part_aliases
 from autoq.export._manifest_reading import compressed_tensors_formats, pattern_matcher
 from autoq.export._modelopt_manifest import MIXED, MODELOPT_ENTRIES
 from autoq.formats import NONE, FormatName
@@ -56,7 +56,7 @@ def _ignore_faults(ignore: list[str], formats: _Formats) -> Iterator[str]:
 def _map_faults(layers: Mapping[str, Any], formats: _Formats) -> Iterator[str]:
     quantized = {name: fmt for name, fmt in formats.items() if fmt != NONE}
     fused = {name: fmt for name, (_, fmt) in fused_aliases(quantized).items()}
-    expected = {**quantized, **fused, **experts_aliases(quantized)}
+    expected = {**quantized, **fused, **part_aliases(quantized), **experts_aliases(quantized)}
     for name, fmt in expected.items():
         if layers.get(name) != MODELOPT_ENTRIES[fmt]:
             yield f"quantized_layers must say {fmt} of {name}, got {layers.get(name)}"
