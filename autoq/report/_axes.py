@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from autoq.report.markup import Markup, join, tag
 
 _LABEL_HEIGHT = 15.0  # pixels between baselines of neighbouring labels
-_MOST_STEPS = 12  # half heights that a label may move, so that it stays with its point
+_MOST_STEPS = 6  # half heights that a label may move, so that it stays with its point
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,13 @@ class Scale:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten, with 2 and 5 between them where few powers are in sight."""
+    """Powers of ten, with more round values between them the fewer powers are in sight."""
     decades = math.log10(high / low)
-    sizes = (1.0, 2.0, 5.0) if decades <= 2.5 else (1.0,)
+    sizes: tuple[float, ...] = (1.0,)
+    if decades <= 2.5:
+        sizes = (1.0, 2.0, 5.0)
+    if decades <= 0.7:
+        sizes = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
     step = max(1, math.ceil(decades / 8))
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     return [
@@ -60,7 +64,7 @@ def log_scale(values: Iterable[float], start: float, end: float) -> Scale:
     """A logarithmic axis that holds the positive values with some room on both sides."""
     positive = [value for value in values if value > 0.0]
     low, high = (min(positive), max(positive)) if positive else (1.0, 10.0)
-    margin = max((high / low) ** 0.06, 1.15)
+    margin = max((high / low) ** 0.1, 1.4)
     return Scale(low / margin, high * margin, start, end, logarithmic=True)
 
 

@@ -104,6 +104,12 @@ def test_linear_axis_has_round_ticks():
 def test_one_value_still_makes_an_axis():
     axis = log_scale([0.5], 0.0, 100.0)
     assert axis.low < 0.5 < axis.high
+    assert len(axis.ticks()) >= 2
+
+
+@pytest.mark.parametrize("high", [0.011, 0.02, 0.1, 1.0, 100.0, 1e9])
+def test_logarithmic_axes_have_some_ticks_and_not_too_many(high):
+    assert 2 <= len(log_scale([0.01, high], 0.0, 100.0).ticks()) <= 10
 
 
 def test_labels_of_one_point_do_not_cover_each_other():
