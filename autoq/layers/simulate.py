@@ -54,6 +54,7 @@ class SimulatedModel:
         self._container = container
         self._scale_dtype = scale_dtype
         self._formats: dict[SlotName, FormatName] = {}
+        self._owners = _owners(model, slots)
         self._originals: dict[SlotName, Tensor] | None = {} if keep_originals else None
         self._remove_taps: Callable[[], None] = _nothing
         self.apply(slot_formats, weights=weights)
@@ -64,19 +65,29 @@ class SimulatedModel:
         *,
         weights: Mapping[SlotName, Tensor] | None = None,
     ) -> None:
-        """Change to another assignment; only slots whose format changes are touched."""
+        """Change to another assignment; only slots whose format changes are touched.
+
+        Of slots that share one matrix the first decides what it holds.
+        """
+        changes = {
+            name: slot_formats.get(name, NONE)
+            for name in self._slots
+            if slot_formats.get(name, NONE) != self._formats.get(name, NONE)
+        }
+        if changes.keys() & self._formats.keys():
+            self._kept_originals()
         self._remove_taps()
-        for name in self._slots:
-            wanted = slot_formats.get(name, NONE)
-            if wanted != self._formats.get(name, NONE):
+        for name, wanted in changes.items():
+            if self._owners[name] == name:
                 self._change(name, wanted, None if weights is None else weights.get(name))
+            self._formats[name] = wanted
+        self._formats = {name: fmt for name, fmt in self._formats.items() if fmt != NONE}
         self._install_taps()
 
     def _change(self, name: SlotName, wanted: FormatName, replacement: Tensor | None) -> None:
-        weight = slot_weight(self.model, self._slots[name]).detach()
+        weight = slot_weight(self.model, self._slots[name])
         if name in self._formats:
             weight.copy_(self._kept_originals().pop(name))
-            del self._formats[name]
         if wanted == NONE:
             return
         if replacement is None:
@@ -90,7 +101,6 @@ class SimulatedModel:
         if self._originals is not None:
             self._originals[name] = weight.clone()
         weight.copy_(replacement)
-        self._formats[name] = wanted
 
     def _install_taps(self) -> None:
         inputs = {
@@ -105,21 +115,22 @@ class SimulatedModel:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """The original model, for as long as the context lasts."""
+        originals = self._kept_originals()
         self._remove_taps()
-        self._exchange()
+        self._exchange(originals)
         try:
             yield
         finally:
-            self._exchange()
+            self._exchange(originals)
             self._install_taps()
 
     def restore(self) -> None:
         """Give the model its own weights back."""
         self.apply({})
 
-    def _exchange(self) -> None:
-        for name, other in self._kept_originals().items():
-            weight = slot_weight(self.model, self._slots[name]).detach()
+    def _exchange(self, weights: Mapping[SlotName, Tensor]) -> None:
+        for name, other in weights.items():
+            weight = slot_weight(self.model, self._slots[name])
             current = weight.clone()
             weight.copy_(other)
             other.copy_(current)
@@ -128,6 +139,15 @@ class SimulatedModel:
         if self._originals is None:
             raise RuntimeError("the original weights were not kept")
         return self._originals
+
+
+def _owners(model: nn.Module, slots: Mapping[SlotName, WeightSlot]) -> dict[SlotName, SlotName]:
+    """Slot -> the first slot with the same matrix; most own theirs."""
+    first: dict[int, SlotName] = {}
+    return {
+        name: first.setdefault(slot_weight(model, slot).data_ptr(), name)
+        for name, slot in slots.items()
+    }
 
 
 def _nothing() -> None:

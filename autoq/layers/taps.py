@@ -55,22 +55,28 @@ def tapped(model: nn.Module, slots: Iterable[WeightSlot], handler: MatrixHandler
 def install_taps(
     model: nn.Module, slots: Iterable[WeightSlot], handler: MatrixHandler
 ) -> Callable[[], None]:
-    """As `tapped`, until the returned function is called."""
+    """As `tapped`, until the returned function is called.
+
+    Taps do not add up: of several on one slot only the newest sees its products.
+    """
     by_module: dict[str, list[WeightSlot]] = {}
     for slot in slots:
         by_module.setdefault(slot.module, []).append(slot)
-    replaced: list[nn.Module] = []
+    replaced: list[tuple[nn.Module, Callable[..., Any] | None]] = []
     for path, members in by_module.items():
         module = model.get_submodule(path)
+        replaced.append((module, vars(module).get("forward")))
         module.forward = _tapped_forward(module, members, handler)
-        replaced.append(module)
     return partial(_remove_taps, replaced)
 
 
-def _remove_taps(modules: Iterable[nn.Module]) -> None:
-    for module in modules:
-        # The class's own forward shows again.
-        module.__dict__.pop("forward", None)
+def _remove_taps(replaced: Iterable[tuple[nn.Module, Callable[..., Any] | None]]) -> None:
+    for module, own_forward in replaced:
+        if own_forward is not None:
+            module.forward = own_forward
+        else:
+            # The class's own forward shows again.
+            vars(module).pop("forward", None)
 
 
 def _tapped_forward(
