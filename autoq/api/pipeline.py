@@ -25,6 +25,7 @@ from autoq.api.study import (
     SENSITIVITY,
     SOLVE,
     Study,
+    check_destination,
     constrained_costs,
     peak_rss_bytes,
 )
@@ -115,7 +116,7 @@ def search(
     )
     _warn_of_narrow_formats(config, progress)
     if export is not None:
-        _check_destination(Path(export), overwrite)
+        check_destination(Path(export), overwrite=overwrite)
     loaded = load(config, model)
     model_map = discover(loaded.model, include=config.include, exclude=config.exclude)
     unusable = inexpressible(loaded.model, model_map, config.formats, config.container)
@@ -126,6 +127,8 @@ def search(
     check_finite(loaded.model, model_map.slots.values())
     opened = StudyStore.open(store) if isinstance(store, str) else store
     study, task = _open_study(opened, config, loaded, name)
+    if name is not None and study.name != name:
+        progress.note(f"the same search is in the store as {study.name}; continuing that study")
     with opened.lease(study.id, wait_seconds=wait_seconds) as lease:
         if not _done(study, DISCOVERY):
             _run_discovery(study, loaded, model_map, unusable)
@@ -180,13 +183,6 @@ def _warn_of_narrow_formats(config: ScoringConfig, progress: Progress) -> None:
     for name in config.formats:
         if not FORMATS[name].portable:
             progress.note(f"{name} is not portable: it loads in {FORMATS[name].loads_in}")
-
-
-def _check_destination(destination: Path, overwrite: bool) -> None:
-    if destination.exists() and not overwrite:
-        raise ExportError(
-            f"the output folder {destination} exists; choose another or pass --overwrite"
-        )
 
 
 def _open_study(

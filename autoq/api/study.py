@@ -25,7 +25,7 @@ from autoq.api.task import (
     token_batches,
 )
 from autoq.data.sources import HELD_OUT_SHARE
-from autoq.errors import InputError, ModelError
+from autoq.errors import ExportError, InputError, ModelError
 from autoq.evaluators import Fidelity, measure_fidelity
 from autoq.formats import FormatName
 from autoq.layers import LayerCalibration
@@ -287,6 +287,7 @@ class Study:
 
         chosen = parse_container(container) if container else self.config.container
         plan = self.plan(effective_bits)
+        check_destination(Path(destination), overwrite=overwrite)
         with self.repeated_stage(EXPORT):
             return export_plan(
                 self,
@@ -359,6 +360,18 @@ def constrained_costs(
             allowed[row, column] &= (group, fmt) not in unusable
     parsed = [parse_rule(rule) for rule in rules]
     return apply_rules(replace(costs, allowed=allowed), model_map, parsed)
+
+
+def check_destination(destination: Path, *, overwrite: bool) -> None:
+    """Refuse an output folder that exists, before any work.
+
+    Raises:
+        ExportError: it exists and may not be replaced.
+    """
+    if destination.exists() and not overwrite:
+        raise ExportError(
+            f"the output folder {destination} exists; choose another or pass --overwrite"
+        )
 
 
 def advancing(items: Any, advance: Any) -> Any:

@@ -78,9 +78,11 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(name)
-    except RuntimeError:
-        raise InputError(f"no device named {name!r}; use auto, cpu or cuda") from None
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise InputError(f"this machine has no device {name!r}; use auto or cpu") from None
+    return device
 
 
 def load(config: ScoringConfig, model: str | Path | nn.Module) -> LoadedModel:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from autoq.export.export import NESTED_MANIFEST
 from autoq.export.lint import compressed_tensors_faults, modelopt_faults
 from autoq.export.reader import QuantizedCheckpoint, SlotReader, read_quantized
 from autoq.formats import FormatName
-from autoq.layers import QuantizedWeight
 from autoq.layers.quantize import Container, dequantize_weight
 from autoq.models import ModelMap, SlotName, WeightSlot
 
@@ -44,9 +42,6 @@ def verify_checkpoint(
     Manifests must say the same and name every linear once, as each engine reads them; tensors
     must be as the container tabulates them; quantised matrices must dequantise to the searched
     model's, bit for bit, and everything else must equal the source's, bit for bit.
-
-    compressed-tensors stores reciprocals of nvfp4's float32 scales. There "the searched model's"
-    means with that scale taken through two reciprocals, which can change its last bit.
 
     Args:
         path: the checkpoint's folder.
@@ -126,20 +121,13 @@ def _verify_slot(plan: ExportPlan, reader: SlotReader, slot: WeightSlot) -> list
     expected = dict(plan.packed(slot, weight))
     for name, tensor in expected.items():
         _compare(name, reader.tensor(name), tensor)
-    searched = dequantize_weight(_as_stored(weight, plan.container), container=plan.container)
+    searched = dequantize_weight(weight, container=plan.container)
     if not same_bits(reader.dequantized(slot.name), searched):
         raise VerificationError(
             f"{slot.name} dequantises to other values than the searched model's; this is a fault "
             "of autoq, please report it"
         )
     return list(expected)
-
-
-def _as_stored(weight: QuantizedWeight, container: Container) -> QuantizedWeight:
-    if container is not Container.COMPRESSED_TENSORS or weight.format != "nvfp4":
-        return weight
-    scale = weight.tensors["global_scale"].reciprocal().reciprocal()
-    return replace(weight, tensors={**weight.tensors, "global_scale": scale})
 
 
 def _verify_unquantized(plan: ExportPlan, checkpoint: QuantizedCheckpoint) -> tuple[set[str], int]:

@@ -196,15 +196,33 @@ def _quantize_e2m1(
     return {"codes": codes, "block_scale": block_scale, "global_scale": scale.to(weight.device)}
 
 
-def _dequantize_e2m1(tensors: _Tensors, _: Container, dtype: torch.dtype) -> Tensor:
-    scales = tensors["block_scale"], tensors["global_scale"]
-    return nvfp4.dequantize(tensors["codes"], *scales, dtype)
+def _dequantize_e2m1(tensors: _Tensors, container: Container, dtype: torch.dtype) -> Tensor:
+    scale = _read_global_scale(tensors["global_scale"], container)
+    return nvfp4.dequantize(tensors["codes"], tensors["block_scale"], scale, dtype)
 
 
 def _fake_quantize_e2m1(
-    weight: Tensor, _: QuantFormat, calibration: LayerCalibration, __: torch.dtype, ___: Container
+    weight: Tensor,
+    fmt: QuantFormat,
+    calibration: LayerCalibration,
+    scale_dtype: torch.dtype,
+    container: Container,
 ) -> Tensor:
-    return nvfp4.fake_quantize(weight, nvfp4.global_scale(calibration.weight_amax))
+    scale = nvfp4.global_scale(calibration.weight_amax)
+    if torch.equal(_read_global_scale(scale, container), scale):
+        return nvfp4.fake_quantize(weight, scale)
+    tensors = _quantize_e2m1(weight, fmt, calibration, scale_dtype)
+    return _dequantize_e2m1(tensors, container, weight.dtype)
+
+
+def _read_global_scale(scale: Tensor, container: Container) -> Tensor:
+    """The scale that a reader has: compressed-tensors stores its reciprocal.
+
+    Two reciprocals change the last bit of about one scale in six.
+    """
+    if container is Container.COMPRESSED_TENSORS:
+        return scale.reciprocal().reciprocal()
+    return scale
 
 
 def _quantize_int4(
