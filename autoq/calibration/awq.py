@@ -26,7 +26,8 @@ from autoq.layers.quantize import (
 ALPHA_STEPS = 10
 """The exponents tried are 0, 1/10, ... 1."""
 
-_SCALE_LIMIT = 2.0**13  # keeps scaled values far from the ends of every float format
+_EXPONENT_LIMIT = 13
+"""Keeps scaled values far from the ends of every float format."""
 
 
 def search_input_scale(
@@ -52,10 +53,19 @@ def search_input_scale(
     expected = [rows @ weight.t() for weight in floats]
 
     def output_error(scale: Tensor | None) -> float:
-        return sum(
-            _output_error(weight, rows, target, scale, statistics, fmt, scale_dtype, container)
-            for weight, target in zip(floats, expected, strict=True)
+        calibration = LayerCalibration(
+            weight_amax=scaled_weight_amax(floats, scale, fmt, scale_dtype),
+            input_amax=scaled_input_amax(statistics, scale),
+            pre_quant_scale=scale,
         )
+        inputs = fake_quantize_input(rows, fmt, calibration, container=container)
+        error = 0.0
+        for weight, target in zip(floats, expected, strict=True):
+            quantized = fake_quantize_weight(
+                weight, fmt, calibration, scale_dtype=scale_dtype, container=container
+            )
+            error += float((inputs @ quantized.t() - target).square().sum())
+        return error
 
     best, best_error = None, output_error(None)
     for scale in _candidates(floats, statistics):
@@ -74,30 +84,9 @@ def _candidates(weights: Sequence[Tensor], statistics: InputStatistics) -> Itera
         alpha = step / ALPHA_STEPS
         gain = (input_mean.pow(alpha) / weight_amax.pow(1 - alpha)).log2()
         exponents = ((gain.amax() + gain.amin()) / 2 - gain).round()
-        exponents = exponents.clamp(-13, 13) + 0.0  # + 0.0: no negative zero in the key
+        # + 0.0: no negative zero in the key
+        exponents = exponents.clamp(-_EXPONENT_LIMIT, _EXPONENT_LIMIT) + 0.0
         key = exponents.numpy(force=True).tobytes()
         if key not in seen:
             seen.add(key)
             yield torch.exp2(exponents)
-
-
-def _output_error(
-    weight: Tensor,
-    rows: Tensor,
-    expected: Tensor,
-    scale: Tensor | None,
-    statistics: InputStatistics,
-    fmt: QuantFormat,
-    scale_dtype: torch.dtype,
-    container: Container,
-) -> float:
-    calibration = LayerCalibration(
-        weight_amax=scaled_weight_amax([weight], scale, fmt, scale_dtype),
-        input_amax=scaled_input_amax(statistics, scale),
-        pre_quant_scale=scale,
-    )
-    quantized = fake_quantize_weight(
-        weight, fmt, calibration, scale_dtype=scale_dtype, container=container
-    )
-    inputs = fake_quantize_input(rows, fmt, calibration, container=container)
-    return float((inputs @ quantized.t() - expected).square().sum())

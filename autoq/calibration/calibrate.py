@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from autoq.calibration.awq import search_input_scale
 from autoq.calibration.folding import find_folds
-from autoq.calibration.scales import scaled_input_amax, scaled_weight_amax
+from autoq.calibration.scales import scaled_input_amax, scaled_weight_amax, sharing_sets
 from autoq.calibration.statistics import InputStatistics, collect_statistics
 from autoq.formats import FORMATS, NONE, CalibrationAlgorithm, FormatName, QuantFormat
 from autoq.layers import LayerCalibration
@@ -85,51 +85,59 @@ class _Calibrator:
         slots = [self.model_map.slots[name] for name in group.slots]
         if any(fmt.refusal(slot.out_features, slot.in_features) for slot in slots):
             return
-        for members in _sharing_sets(group):
-            shared = self._calibrate_set(members, fmt, self._input_statistics(group, members))
+        searches = fmt.calibration is CalibrationAlgorithm.AWQ_LITE and self._scalable(group)
+        shared_amax = self._shared_input_amax(group)
+        for members in sharing_sets(group):
+            scale = self._input_scale(members, fmt) if searches else None
+            calibration = self._calibrate_set(members, fmt, scale, shared_amax)
             for name in members:
-                yield (name, fmt.name), shared
+                yield (name, fmt.name), calibration
 
     def _calibrate_set(
-        self, members: Sequence[SlotName], fmt: QuantFormat, inputs: Sequence[InputStatistics]
+        self,
+        members: Sequence[SlotName],
+        fmt: QuantFormat,
+        scale: Tensor | None,
+        shared_amax: Mapping[SlotName, float],
     ) -> LayerCalibration:
-        weights = [slot_weight(self.model, self.model_map.slots[name]) for name in members]
-        scale = self._input_scale(members, weights, fmt)
+        first = members[0]  # the members share their statistics
+        input_amax = shared_amax.get(first)
+        if input_amax is None:
+            input_amax = scaled_input_amax(self.statistics[first], scale)
         return LayerCalibration(
-            weight_amax=scaled_weight_amax(weights, scale, fmt, self.scale_dtype),
-            input_amax=max(scaled_input_amax(statistics, scale) for statistics in inputs),
+            weight_amax=scaled_weight_amax(self._weights(members), scale, fmt, self.scale_dtype),
+            input_amax=input_amax,
             pre_quant_scale=scale,
-            folds_into=self.folds.get(members[0]) if scale is not None else None,
+            folds_into=self.folds.get(first) if scale is not None else None,
         )
 
-    def _input_scale(
-        self, members: Sequence[SlotName], weights: Sequence[Tensor], fmt: QuantFormat
-    ) -> Tensor | None:
-        if fmt.calibration is not CalibrationAlgorithm.AWQ_LITE:
-            return None
-        if self.model_map.slots[members[0]].kind is SlotKind.EXPERT:
+    def _weights(self, members: Sequence[SlotName]) -> list[Tensor]:
+        return [slot_weight(self.model, self.model_map.slots[name]) for name in members]
+
+    def _scalable(self, group: DecisionGroup) -> bool:
+        """Whether the group's slots can have input scales of their own."""
+        if group.input_sets or self.model_map.slots[group.slots[0]].kind is SlotKind.EXPERT:
             # Experts share one input with the router and no container stores a scale for them.
-            return None
+            return False
+        # A matrix that several slots share cannot be divided by the scale of each.
+        addresses = {weight.data_ptr() for weight in self._weights(group.slots)}
+        return len(addresses) == len(group.slots)
+
+    def _shared_input_amax(self, group: DecisionGroup) -> dict[SlotName, float]:
+        """Largest input magnitude over each input set, for all its members."""
+        shared: dict[SlotName, float] = {}
+        for names in group.input_sets:
+            amax = max(scaled_input_amax(self.statistics[name], None) for name in names)
+            shared.update(dict.fromkeys(names, amax))
+        return shared
+
+    def _input_scale(self, members: Sequence[SlotName], fmt: QuantFormat) -> Tensor | None:
         if self.container is Container.COMPRESSED_TENSORS and members[0] not in self.folds:
             return None
         return search_input_scale(
-            weights,
+            self._weights(members),
             self.statistics[members[0]],
             fmt,
             scale_dtype=self.scale_dtype,
             container=self.container,
         )
-
-    def _input_statistics(
-        self, group: DecisionGroup, members: Sequence[SlotName]
-    ) -> list[InputStatistics]:
-        """Statistics of every slot whose activation scale the members share."""
-        sharing = next((names for names in group.input_sets if members[0] in names), members)
-        return [self.statistics[name] for name in sharing]
-
-
-def _sharing_sets(group: DecisionGroup) -> list[Sequence[SlotName]]:
-    """The group's slots in sets that share weight and input scales; most are alone."""
-    fused = {name for names in group.fusion_sets for name in names}
-    alone: Iterable[Sequence[SlotName]] = ([name] for name in group.slots if name not in fused)
-    return [*group.fusion_sets, *alone]

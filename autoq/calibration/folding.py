@@ -1,15 +1,16 @@
 """Which norm can absorb a layer's input scale without changing the model.
 
 A power-of-two scale on a norm's output can be undone in the columns of the layers that read it,
-exactly. Whether those layers are all that read it is found by trying: scale, undo, and compare
-the model's output. No table of architectures is needed, and a norm that does not simply multiply
-by its weight (Gemma's `1 + weight`), or that feeds a router or a residual, fails the trial.
+exactly. Whether those layers are all that read it is found by trying: scale the norm, divide the
+layers' inputs by as much, and compare the model's output. No table of architectures is needed,
+and a norm that does not simply multiply by its weight (Gemma's `1 + weight`), or that feeds a
+router or a residual, fails the trial.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autoq.calibration.scales import sharing_sets
 from autoq.layers.taps import MatrixCall, tapped
 from autoq.models import ModelMap, SlotKind, SlotName, WeightSlot
-from autoq.models.weights import slot_weight
 
 EXACT_FOLD_TOLERANCE = 1e-5
 """Relative change of the output that a true fold may show: powers of two are exact, so all that is
-left is the order of additions inside a norm's or a matrix product's kernel."""
+left is the order of operations inside a norm's kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ def find_folds(
 def _candidates(
     model: nn.Module, model_map: ModelMap, run: Callable[[], Tensor]
 ) -> list[_Candidate]:
-    """Norms whose output is the very tensor that slots of one decision group receive."""
+    """Norms whose output is the very tensor that the slots of one input scale receive."""
     norm_outputs: dict[int, tuple[str, Tensor]] = {}
     readers: dict[str, list[WeightSlot]] = {}
 
@@ -74,7 +75,7 @@ def _candidates(
     finally:
         for hook in hooks:
             hook.remove()
-    return list(_one_group_each(readers, model_map))
+    return list(_one_scale_each(readers, model_map))
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -82,59 +83,60 @@ def _is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower() and weight is not None and weight.dim() == 1
 
 
-def _one_group_each(
+def _one_scale_each(
     readers: Mapping[str, Sequence[WeightSlot]], model_map: ModelMap
 ) -> Iterator[_Candidate]:
-    """Only a norm read by one whole decision group can be folded whatever the others take."""
-    group_of = model_map.group_of()
+    """Only a norm read by all slots of one scale, and no others, can take that scale."""
+    scaled_together = {frozenset(s) for group in model_map.groups for s in sharing_sets(group)}
     for norm, slots in readers.items():
-        groups = {group_of[slot.name] for slot in slots}
         plain = all(slot.kind is not SlotKind.EXPERT for slot in slots)
-        if len(groups) == 1 and plain:
+        if plain and frozenset(slot.name for slot in slots) in scaled_together:
             yield _Candidate(norm, tuple(dict.fromkeys(slots)))
 
 
 def _survives(
     model: nn.Module,
-    candidates: Iterable[_Candidate],
+    candidates: Sequence[_Candidate],
     run: Callable[[], Tensor],
     expected: Tensor,
 ) -> bool:
-    with _scaled(model, list(candidates)):
+    with _scaled(model, candidates):
         difference = (run() - expected).abs().max()
     return bool(difference <= EXACT_FOLD_TOLERANCE * expected.abs().max())
 
 
 @contextmanager
 def _scaled(model: nn.Module, candidates: Sequence[_Candidate]) -> Iterator[None]:
-    """Norm outputs times varied powers of two, the readers' columns divided by them."""
-    undo = [_scale_one(model, candidate) for candidate in candidates]
-    try:
+    """Norm outputs times varied powers of two, which their readers divide their inputs by.
+
+    The readers' products stay exactly what they are; whatever else reads the norms changes.
+    """
+    scales: dict[SlotName, Tensor] = {}
+
+    def divide_out(call: MatrixCall, inputs: Tensor) -> Tensor:
+        return call.compute(inputs / scales[call.slot.name].to(inputs.dtype))
+
+    with ExitStack() as stack:
+        for candidate in candidates:
+            scale = stack.enter_context(_scaled_norm(model, candidate))
+            scales.update({slot.name: scale for slot in candidate.slots})
+        readers = [slot for candidate in candidates for slot in candidate.slots]
+        stack.enter_context(tapped(model, readers, divide_out))
         yield
-    finally:
-        for restore in undo:
-            restore()
 
 
-def _scale_one(model: nn.Module, candidate: _Candidate) -> Callable[[], None]:
+@contextmanager
+def _scaled_norm(model: nn.Module, candidate: _Candidate) -> Iterator[Tensor]:
+    """The norm's weight and bias times a scale, which is returned: 1/2, 1 and 2 by turns."""
     norm: Any = model.get_submodule(candidate.norm)
-    weights = [slot_weight(model, slot) for slot in candidate.slots]
-    scale = _varied_powers_of_two(weights[0])
-    scaled = [norm.weight, *([norm.bias] if getattr(norm, "bias", None) is not None else [])]
-    originals = [tensor.detach().clone() for tensor in (*scaled, *weights)]
-    for vector in scaled:
-        vector.mul_(scale)
-    for weight in weights:
-        weight.div_(scale)
-
-    def restore() -> None:
-        for tensor, original in zip((*scaled, *weights), originals, strict=True):
-            tensor.copy_(original)
-
-    return restore
-
-
-def _varied_powers_of_two(weight: Tensor) -> Tensor:
-    """1/2, 1 and 2 by turns, [in_features]."""
-    exponents = torch.arange(weight.shape[1], device=weight.device) % 3 - 1
-    return torch.exp2(exponents.to(torch.float32)).to(weight.dtype)
+    vectors = [norm.weight, *([norm.bias] if getattr(norm, "bias", None) is not None else [])]
+    originals = [vector.detach().clone() for vector in vectors]
+    exponents = torch.arange(norm.weight.shape[0], device=norm.weight.device) % 3 - 1
+    scale = torch.exp2(exponents.float())
+    try:
+        for vector in vectors:
+            vector.mul_(scale)
+        yield scale
+    finally:
+        for vector, original in zip(vectors, originals, strict=True):
+            vector.copy_(original)

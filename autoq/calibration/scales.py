@@ -10,6 +10,13 @@ from torch import Tensor
 from autoq.calibration.statistics import InputStatistics
 from autoq.formats import QuantFormat, WeightElement
 from autoq.kernels import int4
+from autoq.models import DecisionGroup, SlotName
+
+
+def sharing_sets(group: DecisionGroup) -> list[tuple[SlotName, ...]]:
+    """The group's slots in sets that share weight, activation and input scales; most are alone."""
+    fused = {name for names in group.fusion_sets for name in names}
+    return [*group.fusion_sets, *((name,) for name in group.slots if name not in fused)]
 
 
 def scaled_input_amax(statistics: InputStatistics, scale: Tensor | None) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from autoq.errors import ModelError
 from autoq.layers.taps import MatrixCall, tapped
-from autoq.models import ModelMap, SlotName
+from autoq.models import ModelMap, SlotKind, SlotName
 
 Batch = TypeVar("Batch")
 
@@ -43,11 +43,13 @@ class InputStatistics:
 
     def record(self, rows: Tensor, keep: int) -> None:
         """Add inputs [rows, in_features]; keep up to `keep` of them, evenly spaced."""
+        if not rows.shape[0]:
+            return
         magnitudes = rows.abs()
         torch.maximum(self.channel_amax, magnitudes.amax(dim=0).float(), out=self.channel_amax)
         self.channel_absolute_sum += magnitudes.sum(dim=0, dtype=torch.float32)
         self.row_count += rows.shape[0]
-        if keep and rows.shape[0]:
+        if keep:
             self.kept_rows.append(rows[:: max(1, rows.shape[0] // keep)][:keep].clone())
 
 
@@ -68,7 +70,8 @@ def collect_statistics(
     Args:
         run: runs the model on one batch; its result is ignored.
         batch_count: how many batches will come; sets how many rows of each are kept.
-        keep_rows: keep `KEPT_ROWS` input rows per layer for a search on real inputs.
+        keep_rows: keep about `KEPT_ROWS` input rows per layer for a search on real inputs; none of
+            experts, which are many and never searched for.
         after_batch: called after every batch, for progress.
 
     Raises:
@@ -98,7 +101,8 @@ class _Collector:
         last = self._last_input.get(leader)
         if last is None or last() is not inputs:
             self._last_input[leader] = weakref.ref(inputs)
-            self._entry(leader, inputs.device).record(inputs.flatten(0, -2), self._keep)
+            keep = 0 if call.slot.kind is SlotKind.EXPERT else self._keep
+            self._entry(leader, inputs.device).record(inputs.flatten(0, -2), keep)
         return call.compute(inputs)
 
     def _entry(self, leader: SlotName, device: torch.device) -> InputStatistics:
