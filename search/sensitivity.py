@@ -89,6 +89,7 @@ class SensitivityScorer:
         self._seed = seed
         self._group_of = model_map.group_of()
         self._leaders = _fusion_leaders(model_map)
+        self._last_inputs: _QuantizedInputs | None = None
 
     def score_batch(self, index: int, loss: Callable[[], BatchLoss]) -> NDArray[np.float64]:
         """Contributions of one batch.
@@ -99,12 +100,15 @@ class SensitivityScorer:
         Returns:
             float64 [sequences, groups, formats]; NaN where a group cannot take a format.
         Raises:
-            ModelError: the loss or a gradient is not finite, or no gradient reaches a layer.
+            ModelError: the loss or a gradient is not finite, no gradient reaches a layer, or a
+                layer's input rows are not the tokens of the sequences.
         """
         projections = _Projections(self._row_fraction, self._seed * 1_000_003 + index)
-        self._last_inputs: _QuantizedInputs | None = None
 
         def handler(call: MatrixCall, inputs: Tensor) -> Tensor:
+            if not inputs.requires_grad:
+                # Parameters are frozen: what has no layer before it starts a graph of its own.
+                inputs = inputs.detach().requires_grad_(True)
             result: Tensor = _ScoredProduct.apply(  # type: ignore[no-untyped-call]
                 inputs, call, self._observer(call, projections)
             )
@@ -119,6 +123,7 @@ class SensitivityScorer:
                 )
             projections.sequences = batch.sequences
             batch.total.backward()  # type: ignore[no-untyped-call]
+        self._last_inputs = None
         self._check_observed(projections)
         return self._contributions(projections, batch)
 
@@ -253,6 +258,12 @@ class _Projections:
         """(tokens in the batch, the input rows to take, their positions among the sampled)."""
         if call.token_rows is None:
             total = inputs.shape[0]
+            if total % self.sequences:
+                raise ModelError(
+                    f"scoring needs as many rows from every sequence, and {call.slot.name} gets "
+                    f"{total} of {self.sequences} sequences; exclude it with --exclude "
+                    f"'{call.slot.name}'"
+                )
             rows = self._sample(total).to(inputs.device)
             return total, rows, torch.arange(rows.numel(), device=inputs.device)
         total = call.token_count
@@ -293,7 +304,7 @@ class _QuantizedInputs:
                 self.inputs, FORMATS[name], calibration, container=self._container
             ).float()
             if calibration.pre_quant_scale is not None:
-                changed /= calibration.pre_quant_scale
+                changed /= calibration.pre_quant_scale.to(changed.device)
             self._by_format[name] = changed
         return self._by_format[name]
 
@@ -327,7 +338,7 @@ class _WeightErrors:
         return error
 
     def _compute(self, slot: WeightSlot, name: FormatName) -> Tensor:
-        weight = slot_weight(self._model, slot).detach()
+        weight = slot_weight(self._model, slot)
         exact = weight.float()
         calibration = self._calibration[slot.name, name]
         quantized = fake_quantize_weight(
@@ -338,7 +349,7 @@ class _WeightErrors:
             container=self._container,
         )
         if calibration.pre_quant_scale is not None:
-            quantized = quantized * calibration.pre_quant_scale
+            quantized = quantized * calibration.pre_quant_scale.to(quantized.device)
         return (quantized - exact).to(weight.dtype)
 
 
@@ -347,7 +358,6 @@ def scoring_mode(model: nn.Module, model_map: ModelMap, handler: MatrixHandler) 
     """Gradients to activations only, blocks checkpointed, every slot's product in `handler`."""
     with ExitStack() as stack:
         stack.enter_context(_frozen_parameters(model))
-        stack.enter_context(_gradient_from_embeddings(model))
         stack.enter_context(tapped(model, model_map.slots.values(), handler))
         stack.enter_context(checkpointed_blocks(model, model_map.blocks))
         stack.enter_context(torch.enable_grad())
@@ -364,25 +374,6 @@ def _frozen_parameters(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in required:
             parameter.requires_grad_(True)
-
-
-@contextmanager
-def _gradient_from_embeddings(model: nn.Module) -> Iterator[None]:
-    """The embeddings' output asks for a gradient, so that backward runs through the whole model."""
-
-    def ask(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        return output.requires_grad_(True)
-
-    hooks = [
-        module.register_forward_hook(ask)
-        for module in model.modules()
-        if isinstance(module, nn.Embedding)
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _fusion_leaders(model_map: ModelMap) -> dict[SlotName, SlotName]:

@@ -1,0 +1,89 @@
+"""Losses without labels: their gradients average to the curvature of the divergence."""
+
+import pytest
+import torch
+
+from autoq.search.objectives import own_distribution_loss, own_output_loss
+
+LOGITS = torch.tensor([1.5, 0.0, -0.5, 0.7, -2.0])
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def gradient_of(loss, values, seed=0):
+    values = values.clone().requires_grad_(True)
+    return torch.autograd.grad(loss(values, generator(seed)), values)[0]
+
+
+def test_gradients_average_to_the_fisher_matrix_of_the_distribution():
+    draws = 40_000
+    gradients = gradient_of(own_distribution_loss, LOGITS.repeat(draws, 1)).double()
+    found = gradients.t() @ gradients / draws
+
+    def divergence(logits):
+        p = LOGITS.double().softmax(-1)
+        return (p * (p.log() - logits.log_softmax(-1))).sum()
+
+    expected = torch.autograd.functional.hessian(divergence, LOGITS.double())
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.01)
+    assert expected.abs().max() > 0.2
+    torch.testing.assert_close(gradients.mean(dim=0), torch.zeros(5).double(), rtol=0, atol=0.01)
+
+
+def test_labels_are_drawn_from_the_models_own_distribution():
+    draws = 40_000
+    gradients = gradient_of(own_distribution_loss, LOGITS.repeat(draws, 1))
+    p = LOGITS.softmax(-1)
+    labels = (p - gradients).round()  # the gradient is p - onehot(label)
+    assert torch.equal(labels.sum(dim=1), torch.ones(draws))
+    torch.testing.assert_close(labels.mean(dim=0), p, rtol=0, atol=0.01)
+
+
+def test_the_loss_is_the_summed_surprise_of_the_labels():
+    logits = torch.randn(2, 3, 7, generator=generator(1))
+    gradient = gradient_of(own_distribution_loss, logits)
+    labels = (logits.softmax(-1) - gradient).argmax(-1)
+    expected = -logits.log_softmax(-1).gather(-1, labels[..., None]).sum()
+    torch.testing.assert_close(own_distribution_loss(logits, generator()), expected)
+
+
+@pytest.mark.parametrize("loss", [own_distribution_loss, own_output_loss])
+def test_the_generator_alone_decides_the_draw(loss):
+    values = torch.randn(2, 9, 50, generator=generator(1))
+    torch.manual_seed(1)
+    first = gradient_of(loss, values)
+    torch.manual_seed(2)
+    assert torch.equal(gradient_of(loss, values), first)
+    assert not torch.equal(gradient_of(loss, values, seed=1), first)
+
+
+def test_impossible_words_are_never_drawn():
+    logits = torch.full((2000, 6), -torch.inf)
+    logits[:, 2:4] = 0
+    gradient = gradient_of(own_distribution_loss, logits)
+    drawn = (logits.softmax(-1) - gradient).argmax(-1)
+    assert set(drawn.tolist()) == {2, 3}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_narrow_logits_are_summed_in_float32(dtype):
+    logits = torch.randn(4, 500, 50, generator=generator(1)).to(dtype)
+    loss = own_distribution_loss(logits, generator())
+    assert loss.dtype is torch.float32
+    expected = own_distribution_loss(logits.float(), generator())
+    assert float(loss) == float(expected)
+
+
+def test_the_output_loss_estimates_half_the_squared_error():
+    hidden = torch.randn(1, 1, 16, generator=generator(1))
+    error = torch.randn(16, generator=generator(2)).double()
+    slopes = torch.stack(
+        [
+            (gradient_of(own_output_loss, hidden, seed).double().flatten() * error).sum()
+            for seed in range(3000)
+        ]
+    )
+    expected = 0.5 * error.square().sum()
+    assert float(0.5 * slopes.square().mean()) == pytest.approx(float(expected), rel=0.1)
