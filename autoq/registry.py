@@ -37,7 +37,9 @@ class Registry(Mapping[str, T], Generic[T]):
         """
         if name in self._entries:
             return self._entries[name]
-        close = ", ".join(difflib.get_close_matches(name, self._entries, cutoff=0.5))
+        by_folded = {entry.casefold(): entry for entry in self._entries}
+        matches = difflib.get_close_matches(name.casefold(), by_folded, cutoff=0.5)
+        close = ", ".join(by_folded[match] for match in matches)
         hint = f" (did you mean {close}?)" if close else ""
         known = ", ".join(sorted(self._entries))
         raise UnknownNameError(f"no {self._kind} named {name!r}{hint}; known: {known}")

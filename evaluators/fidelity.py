@@ -61,22 +61,24 @@ def measure_fidelity(
             [sequences, tokens, vocabulary or features].
         has_vocabulary: the outputs are logits.
         causal: position t predicts token t + 1, so perplexity is defined.
+
     Raises:
         AutoqError: there is nothing to compare, or an output holds NaN or Inf.
     """
     totals = _Totals()
     for ids, reference, quantised in pairs:
-        if not bool(torch.isfinite(quantised).all()):
-            raise AutoqError(
-                "the quantised model's output holds NaN or Inf; measure with --dtype float32"
-            )
+        for whose, output in (("original", reference), ("quantised", quantised)):
+            if not bool(torch.isfinite(output).all()):
+                raise AutoqError(
+                    f"the {whose} model's output holds NaN or Inf; measure with --dtype float32"
+                )
         for row in range(ids.shape[0]):
             _add_sequence(
                 totals, ids[row], reference[row].float(), quantised[row].float(), has_vocabulary
             )
     if not totals.divergence:
         raise AutoqError("no sequence to measure on; give at least one held-out sequence")
-    with_perplexity = has_vocabulary and causal
+    with_perplexity = causal and bool(totals.nll)
     return Fidelity(
         kl_divergence=_estimate(totals.divergence),
         top1_agreement=_estimate(totals.agreement) if has_vocabulary else None,
@@ -110,6 +112,8 @@ def _add_sequence(
     totals.divergence.append(float(per_token.double().mean()))
     same = log_reference.argmax(-1) == log_quantised.argmax(-1)
     totals.agreement.append(float(same.double().mean()))
+    if ids.shape[0] < 2:
+        return  # no token is predicted from the one before
     targets = ids[1:, None].to(reference.device)
     totals.reference_nll.append(-float(log_reference[:-1].gather(-1, targets).double().mean()))
     totals.nll.append(-float(log_quantised[:-1].gather(-1, targets).double().mean()))
