@@ -150,6 +150,7 @@ def _cost_table(peer: list[dict[str, Any]], own: list[dict[str, Any]]) -> str:
         "solving, s": lambda r: r["stage_seconds"]["solving"],
         "calibration + scoring + solving, s": _search_seconds,
         "whole call, s": lambda r: r["search_seconds"],
+        "whole call, CPU s": lambda r: r["search_cpu_seconds"],
         "whole process, s": lambda r: r["process_seconds"],
         "peak resident memory, MB": lambda r: r["peak_rss_bytes"] / 1e6,
         "the same above the imports, MB": lambda r: (

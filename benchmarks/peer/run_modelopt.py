@@ -51,10 +51,11 @@ def main() -> None:
     ).eval()
     stages = StageSeconds()
     stages.watch_modelopt()
-    search_start = time.perf_counter()
+    search_start, cpu_start = time.perf_counter(), time.process_time()
     with _silence():
         _, state = mtq.auto_quantize(model, **_search_arguments(arguments, ids, mtq))
     search_seconds = time.perf_counter() - search_start
+    cpu_seconds = time.process_time() - cpu_start
     _write(
         arguments.out,
         {
@@ -65,6 +66,7 @@ def main() -> None:
             },
             "stage_seconds": stages.seconds,
             "search_seconds": search_seconds,
+            "search_cpu_seconds": cpu_seconds,
             "process_seconds": time.perf_counter() - process_start,
             "imports_rss_bytes": imports_rss,
             "peak_rss_bytes": peak_rss_bytes(),

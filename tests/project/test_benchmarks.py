@@ -41,6 +41,7 @@ def run_of(seconds: float, rss_bytes: float) -> dict[str, Any]:
     return {
         "stage_seconds": {"calibration": seconds, "scoring": 2 * seconds, "solving": 0.5},
         "search_seconds": 4 * seconds,
+        "search_cpu_seconds": 3 * seconds,
         "process_seconds": 8 * seconds,
         "imports_rss_bytes": 100e6,
         "peak_rss_bytes": rss_bytes,
