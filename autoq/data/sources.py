@@ -209,7 +209,7 @@ def _too_little(
     return (
         f"{request.sequences} sequences of {request.sequence_length} tokens need {request.tokens} "
         f"tokens, and {description} has {available}{rows}; give more data, or ask for fewer or "
-        "shorter sequences, or change held_out_share"
+        "shorter sequences"
     )
 
 
