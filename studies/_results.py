@@ -83,20 +83,43 @@ class ResultRepository(Repository):
 
         Measuring the same again (same plan, label, metric and data) replaces the number.
         """
-        low, high = interval if interval is not None else (None, None)
-        identity = {
-            "plan_id": plan_id,
-            "label": label,
-            "metric": metric,
-            "data_sha256": data_sha256,
-        }
+        return self.add_measurements(
+            study_id,
+            {metric: (value, interval)},
+            label=label,
+            plan_id=plan_id,
+            details=details,
+            tokens=tokens,
+            data_sha256=data_sha256,
+        )[0]
+
+    def add_measurements(
+        self,
+        study_id: int,
+        values: Mapping[str, tuple[float, tuple[float, float] | None]],
+        *,
+        label: str,
+        plan_id: int | None = None,
+        details: Mapping[str, Any] | None = None,
+        tokens: int | None = None,
+        data_sha256: str | None = None,
+    ) -> list[int]:
+        """Store all metrics of one run, or none, as (value, interval); return their ids.
+
+        Other arguments are those of `add_measurement`.
+        """
+        run = {"plan_id": plan_id, "label": label, "data_sha256": data_sha256}
+        ids = []
         with self._database.write() as session:
             self._touched(session, study_id)
-            row = _measurement_like(session, study_id, identity)
-            row.value, row.interval_low, row.interval_high = value, low, high
-            row.details, row.tokens, row.created = json_clean(details or {}), tokens, utc_now()
-            session.flush()
-            return row.id
+            for metric, (value, interval) in values.items():
+                row = _measurement_like(session, study_id, {**run, "metric": metric})
+                row.value = value
+                row.interval_low, row.interval_high = interval or (None, None)
+                row.details, row.tokens, row.created = json_clean(details or {}), tokens, utc_now()
+                session.flush()
+                ids.append(row.id)
+        return ids
 
     def measurements(self, study_id: int) -> list[MeasurementRecord]:
         """The study's measurements, oldest first."""

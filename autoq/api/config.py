@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -32,7 +30,7 @@ class ScoringConfig:
     container: Container = Container.MODELOPT
     dtype: str = "auto"  # of the model while it is searched
     device: str = "auto"
-    row_fraction: float = 0.25  # share of the tokens whose projections are computed
+    row_fraction: float = 1.0  # share of the tokens whose projections are computed
     seed: int = 0
     trust_remote_code: bool = False
 
@@ -74,18 +72,6 @@ class ScoringConfig:
         }
         values["container"] = parse_container(values.get("container", Container.MODELOPT))
         return cls(**values)
-
-    def key(self, model_fingerprint: str, calibration_sha256: str) -> str:
-        """SHA-256 that is equal exactly for searches that share their scores."""
-        text = json.dumps(
-            {
-                "configuration": self.to_json(),
-                "model": model_fingerprint,
-                "calibration": calibration_sha256,
-            },
-            sort_keys=True,
-        )
-        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def parse_container(name: str) -> Container:

@@ -31,6 +31,9 @@ from autoq.studies import PlanRecord
 if TYPE_CHECKING:
     from autoq.api.study import Study
 
+EXPORT = "export"
+"""The stage of a study that writes a checkpoint, by name in the store."""
+
 
 def inexpressible(
     model: nn.Module, model_map: ModelMap, formats: Sequence[FormatName], container: Container
@@ -62,12 +65,25 @@ def export_plan(
     check_logits: bool,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Write, verify and record the checkpoint of `plan`.
+    """Write, verify and record the checkpoint of `plan`; the study's lease must be held.
 
     Raises:
         ExportError: the container cannot express the plan, or the folder cannot be written.
         VerificationError: what was written does not read back bit for bit.
     """
+    with study.repeated_stage(EXPORT):
+        return _export(study, plan, destination, container, overwrite, check_logits, progress)
+
+
+def _export(
+    study: Study,
+    plan: PlanRecord,
+    destination: Path,
+    container: Container,
+    overwrite: bool,
+    check_logits: bool,
+    progress: Progress,
+) -> dict[str, Any]:
     started = time.perf_counter()
     loaded = study.loaded()
     slot_formats = slot_formats_of(study.model_map, _assignment(plan))

@@ -16,7 +16,8 @@ from typing import Any
 from torch import nn
 
 from autoq.api.config import ScoringConfig, parse_container
-from autoq.api.exporting import inexpressible
+from autoq.api.exporting import export_plan, inexpressible
+from autoq.api.renewal import RenewingProgress
 from autoq.api.serialize import calibration_to_plain, model_map_to_json
 from autoq.api.study import (
     CALIBRATION,
@@ -25,13 +26,14 @@ from autoq.api.study import (
     SENSITIVITY,
     SOLVE,
     Study,
-    check_destination,
     constrained_costs,
     peak_rss_bytes,
 )
 from autoq.api.task import LoadedModel, ScoringTask, load, load_data, own_distribution_task
 from autoq.calibration import calibrate
+from autoq.data import TokenData
 from autoq.errors import ExportError, UnknownNameError
+from autoq.export import check_destination
 from autoq.formats import FORMATS, NONE, FormatName, portable_formats
 from autoq.models import ModelMap
 from autoq.models.discovery import discover
@@ -39,7 +41,7 @@ from autoq.models.weights import check_finite
 from autoq.progress import Progress, SilentProgress
 from autoq.search import SensitivityTable, check_budget
 from autoq.search.sensitivity import ESTIMATOR, SensitivityScorer
-from autoq.studies import PlanRecord, SensitivityCell, StudyStore, WorkStatus
+from autoq.studies import PlanRecord, SensitivityCell, StudyStore, WorkStatus, study_key
 
 DEFAULT_STORE = "sqlite:///autoq.db"
 
@@ -60,7 +62,7 @@ def search(
     container: str = "modelopt",
     dtype: str = "auto",
     device: str = "auto",
-    row_fraction: float = 0.25,
+    row_fraction: float = 1.0,
     seed: int = 0,
     store: str | StudyStore = DEFAULT_STORE,
     name: str | None = None,
@@ -116,7 +118,8 @@ def search(
     )
     _warn_of_narrow_formats(config, progress)
     if export is not None:
-        check_destination(Path(export), overwrite=overwrite)
+        source = None if isinstance(model, nn.Module) else model
+        check_destination(Path(export), source, overwrite=overwrite)
     loaded = load(config, model)
     model_map = discover(loaded.model, include=config.include, exclude=config.exclude)
     unusable = inexpressible(loaded.model, model_map, config.formats, config.container)
@@ -126,21 +129,32 @@ def search(
     check_budget(costs, effective_bits)
     check_finite(loaded.model, model_map.slots.values())
     opened = StudyStore.open(store) if isinstance(store, str) else store
-    study, task = _open_study(opened, config, loaded, name)
+    discovered = _discovered(loaded, model_map, unusable)
+    study, task = _open_study(opened, config, loaded, discovered, name)
+    held_out = study.held_out(sequences=held_out_sequences) if measure else None
     if name is not None and study.name != name:
         progress.note(f"the same search is in the store as {study.name}; continuing that study")
     with opened.lease(study.id, wait_seconds=wait_seconds) as lease:
+        progress = RenewingProgress(progress, lease)
         if not _done(study, DISCOVERY):
-            _run_discovery(study, loaded, model_map, unusable)
+            _run_discovery(study, discovered)
         if not _done(study, CALIBRATION):
-            _run_calibration(study, loaded, task, lease, progress)
+            _run_calibration(study, loaded, task, progress)
         if not _done(study, SENSITIVITY):
-            _run_sensitivity(study, loaded, task, lease, progress)
+            _run_sensitivity(study, loaded, task, progress)
         plan = _run_solve(study, effective_bits, rules)
-        if measure:
-            _run_measure(study, plan, held_out_sequences, compare_uniform, progress)
+        if held_out is not None:
+            _run_measure(study, plan, held_out, compare_uniform, progress)
         if export is not None:
-            study.export(export, overwrite=overwrite, progress=progress)
+            export_plan(
+                study,
+                plan,
+                Path(export),
+                config.container,
+                overwrite=overwrite,
+                check_logits=True,
+                progress=progress,
+            )
         opened.set_status(study.id, WorkStatus.DONE)
     return study
 
@@ -186,7 +200,11 @@ def _warn_of_narrow_formats(config: ScoringConfig, progress: Progress) -> None:
 
 
 def _open_study(
-    store: StudyStore, config: ScoringConfig, loaded: LoadedModel, name: str | None
+    store: StudyStore,
+    config: ScoringConfig,
+    loaded: LoadedModel,
+    discovered: Mapping[str, Any],
+    name: str | None,
 ) -> tuple[Study, ScoringTask]:
     data = load_data(
         loaded,
@@ -196,7 +214,15 @@ def _open_study(
         split="calibration",
         seed=config.seed,
     )
-    key = config.key(loaded.fingerprint, data.sha256)
+    # With what was discovered and the estimator in it, a version of autoq that groups or scores
+    # otherwise begins another study instead of mixing its scores with the old ones.
+    scored = {
+        **config.to_json(),
+        "calibration_sha256": data.sha256,
+        "discovered": discovered,
+        "estimator": ESTIMATOR,
+    }
+    key = study_key(scored, loaded.fingerprint)
     record = store.create_or_get(
         name=name or f"{_model_name(loaded)}-{key[:8]}",
         key=key,
@@ -265,15 +291,11 @@ def _note_lost_groups(
         )
 
 
-def _run_discovery(
-    study: Study,
-    loaded: LoadedModel,
-    model_map: ModelMap,
-    unusable: Mapping[tuple[Any, Any], str],
-) -> None:
-    started = time.perf_counter()
-    study.store.begin_stage(study.id, DISCOVERY)
-    payload = {
+def _discovered(
+    loaded: LoadedModel, model_map: ModelMap, unusable: Mapping[tuple[Any, Any], str]
+) -> dict[str, Any]:
+    """What discovery found, as plain data."""
+    return {
         "model_map": model_map_to_json(model_map),
         "storage_dtype": str(loaded.storage_dtype).removeprefix("torch."),
         "inexpressible": [
@@ -281,20 +303,20 @@ def _run_discovery(
             for (group, fmt), reason in unusable.items()
         ],
     }
-    study.store.finish_stage(study.id, DISCOVERY, time.perf_counter() - started, payload)
+
+
+def _run_discovery(study: Study, discovered: Mapping[str, Any]) -> None:
+    started = time.perf_counter()
+    study.store.begin_stage(study.id, DISCOVERY)
+    study.store.finish_stage(study.id, DISCOVERY, time.perf_counter() - started, discovered)
 
 
 def _run_calibration(
-    study: Study, loaded: LoadedModel, task: ScoringTask, lease: Any, progress: Progress
+    study: Study, loaded: LoadedModel, task: ScoringTask, progress: Progress
 ) -> None:
     started = time.perf_counter()
     study.store.begin_stage(study.id, CALIBRATION)
     with progress.task("calibrating", len(task.batches)) as advance:
-
-        def after_batch() -> None:
-            advance()
-            lease.heartbeat()
-
         table = calibrate(
             loaded.model,
             study.model_map,
@@ -304,7 +326,7 @@ def _run_calibration(
             run_small=task.run_small,
             container=study.config.container,
             scale_dtype=loaded.storage_dtype,
-            after_batch=after_batch,
+            after_batch=advance,
         )
     records, arrays = calibration_to_plain(table)
     study.store.put_arrays(study.id, CALIBRATION, arrays)
@@ -314,7 +336,7 @@ def _run_calibration(
 
 
 def _run_sensitivity(
-    study: Study, loaded: LoadedModel, task: ScoringTask, lease: Any, progress: Progress
+    study: Study, loaded: LoadedModel, task: ScoringTask, progress: Progress
 ) -> None:
     config = study.config
     scorer = SensitivityScorer(
@@ -337,7 +359,6 @@ def _run_sensitivity(
             started = time.perf_counter()
             scores = scorer.score_batch(index, lambda index=index: task.loss(index))  # type: ignore[misc]
             study.store.put_score_batch(study.id, index, scores, time.perf_counter() - started)
-            lease.heartbeat()
             advance()
     _finish_sensitivity(study, scorer.formats, task.unit)
 
@@ -372,20 +393,24 @@ def _sensitivity_cells(table: SensitivityTable) -> list[SensitivityCell]:
 def _run_solve(study: Study, effective_bits: float, rules: Sequence[str]) -> PlanRecord:
     with study.repeated_stage(SOLVE) as payload:
         plan = study.solve(effective_bits, rules=rules)
-        payload.update(plan_id=plan.id, label=plan.label)
+        payload.update(plan_id=plan.id, label=plan.label, rules=list(rules))
     return plan
 
 
 def _run_measure(
-    study: Study, plan: PlanRecord, sequences: int, compare_uniform: bool, progress: Progress
+    study: Study, plan: PlanRecord, held_out: TokenData, compare_uniform: bool, progress: Progress
 ) -> None:
     plans = [plan]
     if compare_uniform:
         plans += [study.uniform(name) for name in study.config.formats if name != NONE]
-    measured = {record.plan_id for record in study.store.measurements(study.id)}
+    measured = {
+        record.plan_id
+        for record in study.store.measurements(study.id)
+        if record.data_sha256 == held_out.sha256
+    }
     missing = [entry for entry in plans if entry.id not in measured]
     if not missing:
         return
     with study.repeated_stage(MEASURE):
         for entry in missing:
-            study.measure(entry, sequences=sequences, progress=progress)
+            study.measure_on(entry, held_out, progress=progress)

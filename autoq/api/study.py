@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from autoq.api.config import ScoringConfig, parse_container
+from autoq.api.renewal import RenewingProgress
 from autoq.api.serialize import calibration_from_plain, model_map_from_json
 from autoq.api.task import (
     LoadedModel,
@@ -24,9 +25,11 @@ from autoq.api.task import (
     output_properties,
     token_batches,
 )
+from autoq.data import TokenData
 from autoq.data.sources import HELD_OUT_SHARE
-from autoq.errors import ExportError, InputError, ModelError
+from autoq.errors import InputError, ModelError
 from autoq.evaluators import Fidelity, measure_fidelity
+from autoq.export import check_destination
 from autoq.formats import FormatName
 from autoq.layers import LayerCalibration
 from autoq.layers.simulate import SimulatedModel, slot_formats_of
@@ -46,7 +49,7 @@ from autoq.search import (
 from autoq.studies import PlanRecord, StudyRecord, StudyStore, WorkStatus
 
 DISCOVERY, CALIBRATION, SENSITIVITY = "discovery", "calibration", "sensitivity"
-SOLVE, MEASURE, EXPORT = "solve", "measure", "export"
+SOLVE, MEASURE = "solve", "measure"
 """The stages of a study, by name in the store."""
 
 
@@ -144,6 +147,12 @@ class Study:
 
     # Plans
 
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """The rules that the last search was given; they bind other budgets, too."""
+        solved = self._store.stage(self.id, SOLVE)
+        return tuple(solved.payload.get("rules", ())) if solved else ()
+
     def plans(self) -> list[PlanRecord]:
         """Every plan that was solved, oldest first."""
         return self._store.plans(self.id)
@@ -168,17 +177,17 @@ class Study:
         )
 
     def frontier(self, points: int = 64) -> list[Plan]:
-        """Plans for all budgets at once, by rising bits."""
-        return frontier(self.sensitivity, self.costs(), points=points)
+        """Plans for all budgets at once, by rising bits, under the study's rules."""
+        return frontier(self.sensitivity, self.costs(self.rules), points=points)
 
     def plan(self, effective_bits: float | None = None) -> PlanRecord:
-        """The plan for a budget, or the one that was asked for last.
+        """The plan for a budget under the study's rules, or the one that was asked for last.
 
         Raises:
             InputError: no plan was solved yet and no budget is given.
         """
         if effective_bits is not None:
-            return self.solve(effective_bits)
+            return self.solve(effective_bits, rules=self.rules)
         return self._store.plan(self._finished(SOLVE)["plan_id"])
 
     def _stored_plan(self, label: str) -> PlanRecord | None:
@@ -216,12 +225,19 @@ class Study:
                 Of another source everything may be used.
             sequences: how many held-out sequences.
         """
-        progress = progress or SilentProgress()
-        loaded = self.loaded()
+        tokens = self.held_out(data, sequences=sequences)
+        return self.measure_on(plan, tokens, data=data, progress=progress)
+
+    def held_out(self, data: str | None = None, *, sequences: int = 16) -> TokenData:
+        """Tokens that were not calibrated on; arguments are those of `measure`.
+
+        Raises:
+            DataError: the data cannot be read, or are too short.
+        """
         calibrated_on = self.config.calibration_data
         source = calibrated_on if data is None else data
-        tokens = load_data(
-            loaded,
+        return load_data(
+            self.loaded(),
             source,
             sequences=sequences,
             sequence_length=self.config.sequence_length,
@@ -229,6 +245,22 @@ class Study:
             seed=self.config.seed,
             held_out_share=HELD_OUT_SHARE if _same_source(source, calibrated_on) else 1.0,
         )
+
+    def measure_on(
+        self,
+        plan: PlanRecord,
+        tokens: TokenData,
+        *,
+        data: str | None = None,
+        progress: Progress | None = None,
+    ) -> Fidelity:
+        """Measure a plan on tokens and store what was found.
+
+        Args:
+            data: where the tokens come from, if not from the study's own held-out data.
+        """
+        progress = progress or SilentProgress()
+        loaded = self.loaded()
         batches = token_batches(tokens, self.config.batch_size, loaded.device)
         simulated = self.simulate(plan)
         try:
@@ -239,26 +271,29 @@ class Study:
                 )
         finally:
             simulated.restore()
-        self._store_fidelity(plan, fidelity, tokens.sha256)
+        self._store_fidelity(plan, fidelity, tokens.sha256, data)
         return fidelity
 
-    def _store_fidelity(self, plan: PlanRecord, fidelity: Fidelity, sha256: str) -> None:
+    def _store_fidelity(
+        self, plan: PlanRecord, fidelity: Fidelity, sha256: str, data: str | None
+    ) -> None:
         intervals = {
             "kl_divergence": fidelity.kl_divergence,
             "top1_agreement": fidelity.top1_agreement,
         }
+        values = {}
         for metric, value in fidelity.metrics().items():
             estimate = intervals.get(metric)
-            self._store.add_measurement(
-                self.id,
-                plan_id=plan.id,
-                label=plan.label,
-                metric=metric,
-                value=value,
-                interval=(estimate.low, estimate.high) if estimate else None,
-                tokens=fidelity.tokens,
-                data_sha256=sha256,
-            )
+            values[metric] = (value, (estimate.low, estimate.high) if estimate else None)
+        self._store.add_measurements(
+            self.id,
+            values,
+            plan_id=plan.id,
+            label=plan.label,
+            details={} if data is None else {"data": data},
+            tokens=fidelity.tokens,
+            data_sha256=sha256,
+        )
 
     # Exporting
 
@@ -282,22 +317,25 @@ class Study:
         Raises:
             ExportError: the container cannot express the plan, or the folder cannot be written.
             VerificationError: what was written does not read back bit for bit.
+            StudyLockedError: another process works on the study.
         """
         from autoq.api.exporting import export_plan
 
         chosen = parse_container(container) if container else self.config.container
         plan = self.plan(effective_bits)
-        check_destination(Path(destination), overwrite=overwrite)
-        with self.repeated_stage(EXPORT):
-            return export_plan(
+        check_destination(Path(destination), self._record.model_path or None, overwrite=overwrite)
+        with self._store.lease(self.id) as lease:
+            written = export_plan(
                 self,
                 plan,
                 Path(destination),
                 chosen,
                 overwrite=overwrite,
                 check_logits=check_logits,
-                progress=progress or SilentProgress(),
+                progress=RenewingProgress(progress or SilentProgress(), lease),
             )
+            self._store.set_status(self.id, WorkStatus.DONE)
+        return written
 
     @contextmanager
     def repeated_stage(self, name: str) -> Iterator[dict[str, Any]]:
@@ -362,18 +400,6 @@ def constrained_costs(
     return apply_rules(replace(costs, allowed=allowed), model_map, parsed)
 
 
-def check_destination(destination: Path, *, overwrite: bool) -> None:
-    """Refuse an output folder that exists, before any work.
-
-    Raises:
-        ExportError: it exists and may not be replaced.
-    """
-    if destination.exists() and not overwrite:
-        raise ExportError(
-            f"the output folder {destination} exists; choose another or pass --overwrite"
-        )
-
-
 def advancing(items: Any, advance: Any) -> Any:
     """The items, reporting each when the next is asked for."""
     for item in items:
@@ -393,7 +419,9 @@ def _same_source(first: str | None, second: str | None) -> bool:
 
 
 def _plan_label(effective_bits: float, rules: Sequence[str]) -> str:
-    label = f"{effective_bits:g} bits"
+    # All digits: plans are found by their label, and a wider budget's plan may not fit this one.
+    bits = f"{effective_bits:g}"
+    label = f"{bits if float(bits) == effective_bits else repr(effective_bits)} bits"
     return f"{label}, rules {'; '.join(rules)}" if rules else label
 
 

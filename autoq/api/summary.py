@@ -8,7 +8,7 @@ import numpy as np
 
 from autoq.formats import NONE, FormatName
 from autoq.search import CostTable, SensitivityTable
-from autoq.studies import ExportStatus, PlanRecord
+from autoq.studies import ExportStatus, MeasurementRecord, PlanRecord
 
 if TYPE_CHECKING:
     from autoq.api.study import Study
@@ -94,17 +94,20 @@ def _score(table: SensitivityTable, scores: Any, fmt: FormatName) -> float:
 
 def _latest_metrics(study: Study, plan: PlanRecord) -> dict[str, float | None]:
     return {
-        record.metric: record.value
-        for record in study.store.measurements(study.id)
-        if record.plan_id == plan.id
+        record.metric: record.value for record in _on_own_data(study) if record.plan_id == plan.id
     }
+
+
+def _on_own_data(study: Study) -> list[MeasurementRecord]:
+    """Measurements on the study's own held-out data: on other data, plans do not compare."""
+    return [entry for entry in study.store.measurements(study.id) if "data" not in entry.details]
 
 
 def _measurements(study: Study) -> list[dict[str, Any]]:
     """Per measured plan: its prediction and its metrics with intervals."""
     plans = {plan.id: plan for plan in study.plans()}
     rows: dict[int, dict[str, Any]] = {}
-    for record in study.store.measurements(study.id):
+    for record in _on_own_data(study):
         if record.plan_id is None:
             continue
         plan = plans[record.plan_id]
@@ -118,6 +121,7 @@ def _measurements(study: Study) -> list[dict[str, Any]]:
                 "metrics": {},
             },
         )
+        row["tokens"] = record.tokens
         low, high = record.interval or (None, None)
         row["metrics"][record.metric] = {"value": record.value, "low": low, "high": high}
     return list(rows.values())

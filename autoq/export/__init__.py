@@ -1,5 +1,6 @@
 """Writing searched models as checkpoints that engines load, and reading them back."""
 
+from autoq.export._folder import check_destination
 from autoq.export._types import (
     CheckpointContents,
     ExportedFile,
@@ -27,6 +28,7 @@ __all__ = [
     "QuantizedCheckpoint",
     "QuantizedModule",
     "VerificationReport",
+    "check_destination",
     "export_checkpoint",
     "load_checkpoint_for_evaluation",
     "read_quantized",

@@ -67,12 +67,18 @@ def written_folder(destination: Path, *, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(sibling, ignore_errors=True)
 
 
-def check_destination(destination: Path, *, overwrite: bool) -> None:
-    """Refuse a destination that is in use.
+def check_destination(
+    destination: Path, source: Path | str | None = None, *, overwrite: bool
+) -> None:
+    """Refuse a destination that is in use or cannot be written, before any work.
 
+    Args:
+        source: the model's folder, which must not be replaced.
     Raises:
-        ExportError: it exists and `overwrite` is off, or it does not look like a checkpoint.
+        ExportError: it exists and `overwrite` is off, does not look like a checkpoint, holds the
+            model, or lies where no folder can be made.
     """
+    _refuse_unwritable(destination)
     if not os.path.lexists(destination):
         return
     if not overwrite:
@@ -86,6 +92,22 @@ def check_destination(destination: Path, *, overwrite: bool) -> None:
         raise ExportError(
             f"--overwrite replaces a checkpoint, and {destination} has no config.json; "
             "choose another folder, or empty this one yourself"
+        )
+    model_folder, target = Path(source).resolve() if source else None, destination.resolve()
+    if model_folder and (target == model_folder or target in model_folder.parents):
+        raise ExportError(
+            f"the output must not replace the model it is made from, and {destination} holds "
+            f"{source}; choose another folder"
+        )
+
+
+def _refuse_unwritable(destination: Path) -> None:
+    """Its parent, or the first folder above that exists, must be one that can be written."""
+    above = next(path for path in destination.absolute().parents if os.path.lexists(path))
+    if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        raise ExportError(
+            f"the output folder must lie where you may write, and {above} is no folder or cannot "
+            f"be written; choose another than {destination}"
         )
 
 

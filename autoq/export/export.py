@@ -68,8 +68,7 @@ def export_checkpoint(
     if lines:
         more = f" (and {len(lines) - 1} more like it)" if len(lines) > 1 else ""
         raise ExportError(f"{lines[0]}{more}")
-    check_destination(destination, overwrite=overwrite)
-    _refuse_inside(source, destination)
+    check_destination(destination, source, overwrite=overwrite)
     plan = ExportPlan(model, model_map, slot_formats, calibration, container, scale_dtype)
     with written_folder(destination, overwrite=overwrite) as folder:
         _write_tensors(plan, source, folder, max_shard_bytes, progress)
@@ -142,14 +141,3 @@ def _write_configuration(
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _refuse_inside(source: Path | None, destination: Path) -> None:
-    if source is None:
-        return
-    model_folder, target = source.resolve(), destination.resolve()
-    if target == model_folder or target in model_folder.parents:
-        raise ExportError(
-            f"the output must not replace the model it is made from, and {destination} holds "
-            f"{source}; choose another folder"
-        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import autoq
-from autoq.api import Study, pipeline
+from autoq.api import Study, pipeline, renewal
 from autoq.errors import (
     BudgetInfeasibleError,
     DataError,
@@ -25,7 +26,7 @@ from autoq.errors import (
 from autoq.models import load_model
 from autoq.progress import SilentProgress
 from autoq.search.sensitivity import SensitivityScorer
-from autoq.studies import StudyStore
+from autoq.studies import StudyLease, StudyStore
 
 
 class Killed(BaseException):
@@ -58,7 +59,7 @@ def test_the_same_search_again_computes_nothing(
 
     monkeypatch.setattr(pipeline, "calibrate", refuse)
     monkeypatch.setattr(SensitivityScorer, "score_batch", refuse)
-    monkeypatch.setattr(Study, "measure", refuse)
+    monkeypatch.setattr(Study, "measure_on", refuse)
     second = autoq.search(llama_folder, **quick)
     assert second.summary()["measured"] == first.summary()["measured"]
     assert second.id == first.id
@@ -150,6 +151,112 @@ def test_rules_bind_and_are_part_of_the_plan_not_of_the_study(
     assert {fmt for slot, fmt in assignment.items() if ".layers.1." in slot} <= {"fp8", "nvfp4"}
 
 
+def test_other_budgets_keep_the_rules_of_the_search(llama_folder: Path, quick: Any) -> None:
+    quick["effective_bits"] = 12.0
+    study = autoq.search(llama_folder, **quick, rules=["model.layers.0.*=none"], measure=False)
+    reopened = autoq.open_study(study.name, quick["store"])
+    for assignment in (
+        reopened.plan(12.5).assignment,
+        *(plan.assignment for plan in reopened.frontier(4)),
+    ):
+        assert {fmt for group, fmt in assignment.items() if ".layers.0." in group} == {"none"}
+
+
+def test_budgets_that_differ_in_the_last_digits_are_different_plans(
+    llama_folder: Path, quick: Any
+) -> None:
+    study = autoq.search(llama_folder, **quick, measure=False)
+    wider = study.solve(6.00000001)
+    assert wider.id != study.plan().id
+    assert (study.plan().label, study.plan().budget_bits) == ("6 bits", 6.0)
+    assert (wider.label, wider.budget_bits) == ("6.00000001 bits", 6.00000001)
+
+
+def test_another_estimator_or_discovery_begins_another_study(
+    llama_folder: Path, quick: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = autoq.search(llama_folder, **quick, measure=False)
+    monkeypatch.setattr(pipeline, "ESTIMATOR", "another")
+    second = autoq.search(llama_folder, **quick, measure=False)
+    discover = pipeline.discover
+    monkeypatch.setattr(pipeline, "discover", lambda *a, **k: replace(discover(*a, **k), blocks=()))
+    third = autoq.search(llama_folder, **quick, measure=False)
+    assert len({first.id, second.id, third.id}) == 3
+
+
+def test_a_measurement_that_was_cut_short_is_made_again(
+    llama_folder: Path, quick: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def dying(session: Any, study_id: int, identity: dict[str, Any]) -> Any:
+        calls.append(identity["metric"])
+        if len(calls) == 2:
+            raise Killed
+        return measurement_like(session, study_id, identity)
+
+    from autoq.studies import _results
+
+    measurement_like = _results._measurement_like
+    monkeypatch.setattr(_results, "_measurement_like", dying)
+    with pytest.raises(Killed):
+        autoq.search(llama_folder, **quick)
+    monkeypatch.setattr(_results, "_measurement_like", measurement_like)
+    measured = autoq.search(llama_folder, **quick).summary()["measured"]
+    assert {"kl_divergence", "top1_agreement", "perplexity"} <= measured.keys()
+
+
+def test_more_held_out_data_is_measured_on_and_other_data_does_not_show(
+    llama_folder: Path, quick: Any, tmp_path: Path
+) -> None:
+    few = autoq.search(llama_folder, **quick).summary()["measured"]
+    study = autoq.search(llama_folder, **{**quick, "held_out_sequences": 4})
+    many = study.summary()
+    assert many["measured"] != few
+    assert many["measurements"][0]["tokens"] > 64
+    (tmp_path / "other.txt").write_text("What others wrote. " * 40)
+    study.measure(study.plan(), data=str(tmp_path / "other.txt"), sequences=2)
+    assert study.summary()["measured"] == many["measured"]
+
+
+def test_too_little_held_out_data_is_refused_before_any_pass(
+    llama_folder: Path, quick: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text.txt").write_text("Some words of text. " * 40)
+    monkeypatch.setattr(pipeline, "calibrate", None)
+    quick.update(calibration_data=str(tmp_path / "text.txt"), held_out_sequences=60)
+    with pytest.raises(DataError, match="held out"):
+        autoq.search(llama_folder, **quick)
+
+
+def test_an_export_leaves_the_study_done_and_holds_it(
+    llama_folder: Path, quick: Any, tmp_path: Path
+) -> None:
+    study = autoq.search(llama_folder, **quick, measure=False)
+    study.export(tmp_path / "out", effective_bits=7.0)
+    assert study.store.study(study.id).status.value == "done"
+    with study.store.lease(study.id), pytest.raises(StudyLockedError, match="held by process"):
+        study.export(tmp_path / "second", effective_bits=7.0)
+    assert not (tmp_path / "second").exists()
+
+
+def test_the_lease_is_renewed_while_measuring_and_exporting(
+    llama_folder: Path, quick: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renewed: list[str] = []
+    monkeypatch.setattr(renewal, "RENEWAL_SECONDS", 0.0)
+    monkeypatch.setattr(StudyLease, "heartbeat", lambda self: renewed.append(tasks[-1]))
+    tasks: list[str] = ["none"]
+
+    class Noting(SilentProgress):
+        def task(self, description: str, total: int) -> Any:
+            tasks.append(description)
+            return super().task(description, total)
+
+    autoq.search(llama_folder, **quick, export=tmp_path / "out", progress=Noting())
+    assert {"calibrating", "scoring", "measuring 6 bits", "exporting"} <= set(renewed)
+
+
 def test_w4a8_is_never_offered_unasked_and_warned_of(llama_folder: Path, quick: Any) -> None:
     notes: list[str] = []
 
@@ -236,8 +343,16 @@ def test_an_existing_output_is_refused_before_any_work(
     llama_folder: Path, quick: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "note").write_text("mine")
     with pytest.raises(ExportError, match=r"exists.*--overwrite"):
         autoq.search(llama_folder, **quick, export=tmp_path / "out")
+    for place, message in (
+        (tmp_path / "out", "no config.json"),
+        (llama_folder, "must not replace the model"),
+        (tmp_path / "out" / "note" / "out", "must lie where you may write"),
+    ):
+        with pytest.raises(ExportError, match=message):
+            autoq.search(llama_folder, **quick, export=place, overwrite=True)
     assert not (tmp_path / "studies.db").exists()
 
 
