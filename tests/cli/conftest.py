@@ -178,3 +178,9 @@ def run(tmp_path, monkeypatch):
         return CliRunner().invoke(app, list(arguments), **options)
 
     return invoke
+
+
+@pytest.fixture(autouse=True)
+def no_terminal_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Output as wide as into a pipe, wherever the tests run: pytest-xdist sets a width."""
+    monkeypatch.delenv("COLUMNS", raising=False)
