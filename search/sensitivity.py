@@ -17,7 +17,7 @@ difference of two large ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -28,24 +28,25 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autoq.errors import ModelError
-from autoq.formats import FORMATS, NONE, FormatName
-from autoq.layers import LayerCalibration
-from autoq.layers.quantize import Container, fake_quantize_input, fake_quantize_weight
+from autoq.formats import NONE, FormatName
+from autoq.layers.quantize import Container
 from autoq.layers.taps import MatrixCall, MatrixHandler, tapped
-from autoq.models import GroupName, ModelMap, SlotKind, SlotName, WeightSlot
+from autoq.models import ModelMap, SlotKind, SlotName, WeightSlot
 from autoq.models.checkpointing import checkpointed_blocks
-from autoq.models.weights import slot_weight
+from autoq.search._projections import (
+    Calibrations,
+    Projections,
+    QuantizedInputs,
+    Rows,
+    WeightErrors,
+    projection_dtype,
+)
 
 ESTIMATOR = "token_projection"
 """Name of the estimator, stored with its results."""
 
-ROW_FRACTION = 0.25
+ROW_FRACTION = 1.0
 """Share of the tokens whose projections are computed; see docs/architecture.md for its effect."""
-
-WEIGHT_ERROR_CACHE_BYTES = 1 << 30
-"""Memory for quantisation errors of weights kept from batch to batch; the rest is recomputed."""
-
-Calibrations: TypeAlias = Mapping[tuple[SlotName, FormatName], LayerCalibration]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ class SensitivityScorer:
         container: Container,
         scale_dtype: torch.dtype,
         row_fraction: float = ROW_FRACTION,
+        dtype: torch.dtype | None = None,
         seed: int = 0,
     ) -> None:
         """
@@ -78,18 +80,20 @@ class SensitivityScorer:
             calibration: for every slot and format that the slot can take.
             scale_dtype: the dtype in which the checkpoint stores INT4 group scales.
             row_fraction: share of the tokens whose projections are computed, in (0, 1].
+            dtype: in which gradients meet errors of weights; None takes `projection_dtype`.
         """
         self.formats = tuple(name for name in formats if name != NONE)
         self._model = model
         self._map = model_map
         self._calibration = calibration
         self._container = container
-        self._errors = _WeightErrors(model, calibration, container, scale_dtype)
+        self._dtype = dtype or projection_dtype(model)
+        self._errors = WeightErrors(model, calibration, container, scale_dtype, self._dtype)
         self._row_fraction = row_fraction
         self._seed = seed
         self._group_of = model_map.group_of()
         self._leaders = _fusion_leaders(model_map)
-        self._last_inputs: _QuantizedInputs | None = None
+        self._last_inputs: QuantizedInputs | None = None
 
     def score_batch(self, index: int, loss: Callable[[], BatchLoss]) -> NDArray[np.float64]:
         """Contributions of one batch.
@@ -103,7 +107,7 @@ class SensitivityScorer:
             ModelError: the loss or a gradient is not finite, no gradient reaches a layer, or a
                 layer's input rows are not the tokens of the sequences.
         """
-        projections = _Projections(self._row_fraction, self._seed * 1_000_003 + index)
+        projections = Projections(self._row_fraction, self._seed * 1_000_003 + index)
 
         def handler(call: MatrixCall, inputs: Tensor) -> Tensor:
             if not inputs.requires_grad:
@@ -127,7 +131,7 @@ class SensitivityScorer:
         self._check_observed(projections)
         return self._contributions(projections, batch)
 
-    def _observer(self, call: MatrixCall, projections: _Projections) -> _Observer:
+    def _observer(self, call: MatrixCall, projections: Projections) -> _Observer:
         def observe(inputs: Tensor, output_gradient: Tensor, input_gradient: Tensor) -> None:
             total_rows, rows, positions = projections.sampled(call, inputs)
             self._project(
@@ -148,13 +152,14 @@ class SensitivityScorer:
         self,
         call: MatrixCall,
         accumulator: Tensor,
-        positions: Tensor,
+        positions: Rows,
         inputs: Tensor,
         output_gradient: Tensor,
         input_gradient: Tensor,
     ) -> None:
         """Add g . dy of the sampled rows to the group's accumulator [formats, sampled tokens]."""
         quantized_inputs = self._quantized_inputs(call.slot, inputs)
+        output_gradient = output_gradient.to(self._dtype)
         for column, name in enumerate(self.formats):
             calibration = self._calibration.get((call.slot.name, name))
             if calibration is None:
@@ -164,18 +169,19 @@ class SensitivityScorer:
             error = self._errors.get(call.slot, name)
             from_weight = (output_gradient @ error).float().mul_(changed)
             from_input = (changed - quantized_inputs.exact).mul_(input_gradient)
-            accumulator[column].index_add_(0, positions, from_weight.add_(from_input).sum(dim=1))
+            # An expert's rows are different tokens, so no position comes twice.
+            accumulator[column, positions] += from_weight.add_(from_input).sum(dim=1)
 
-    def _quantized_inputs(self, slot: WeightSlot, inputs: Tensor) -> _QuantizedInputs:
+    def _quantized_inputs(self, slot: WeightSlot, inputs: Tensor) -> QuantizedInputs:
         """Quantised inputs are shared by the members of a fusion set, which come in a row."""
         last = self._last_inputs
         leader = self._leaders.get(slot.name, slot.name)
         if last is None or last.leader != leader or not torch.equal(last.inputs, inputs):
-            last = _QuantizedInputs(leader, inputs, self._container)
+            last = QuantizedInputs(leader, inputs, self._container)
             self._last_inputs = last
         return last
 
-    def _check_observed(self, projections: _Projections) -> None:
+    def _check_observed(self, projections: Projections) -> None:
         for slot in self._map.slots.values():
             # An expert that no token was routed to has no gradient, rightly.
             if slot.name not in projections.observed and slot.kind is not SlotKind.EXPERT:
@@ -184,7 +190,7 @@ class SensitivityScorer:
                     f"with --exclude '{slot.name}'"
                 )
 
-    def _contributions(self, projections: _Projections, batch: BatchLoss) -> NDArray[np.float64]:
+    def _contributions(self, projections: Projections, batch: BatchLoss) -> NDArray[np.float64]:
         result = np.zeros((batch.sequences, len(self._map.groups), len(self.formats)))
         index = {group.name: position for position, group in enumerate(self._map.groups)}
         for (group, total_rows), accumulator in projections.sums.items():
@@ -231,126 +237,6 @@ class _ScoredProduct(torch.autograd.Function):
             inputs.flatten(0, -2), output_gradient.flatten(0, -2), input_gradient.flatten(0, -2)
         )
         return input_gradient, None, None
-
-
-class _Projections:
-    """The projections of one batch: which tokens, and their sums by group."""
-
-    def __init__(self, row_fraction: float, seed: int) -> None:
-        self.sequences = 1
-        self.sums: dict[tuple[GroupName, int], Tensor] = {}
-        self.observed: set[SlotName] = set()
-        self._row_fraction = row_fraction
-        self._seed = seed
-        self._samples: dict[int, Tensor] = {}
-
-    def accumulator(
-        self, group: GroupName, total_rows: int, formats: int, device: torch.device
-    ) -> Tensor:
-        """The group's sums, float32 [formats, sampled tokens]."""
-        key = (group, total_rows)
-        if key not in self.sums:
-            sampled = self._sample(total_rows).numel()
-            self.sums[key] = torch.zeros(formats, sampled, device=device)
-        return self.sums[key]
-
-    def sampled(self, call: MatrixCall, inputs: Tensor) -> tuple[int, Tensor, Tensor]:
-        """(tokens in the batch, the input rows to take, their positions among the sampled)."""
-        if call.token_rows is None:
-            total = inputs.shape[0]
-            if total % self.sequences:
-                raise ModelError(
-                    f"scoring needs as many rows from every sequence, and {call.slot.name} gets "
-                    f"{total} of {self.sequences} sequences; exclude it with --exclude "
-                    f"'{call.slot.name}'"
-                )
-            rows = self._sample(total).to(inputs.device)
-            return total, rows, torch.arange(rows.numel(), device=inputs.device)
-        total = call.token_count
-        sample = self._sample(total).to(inputs.device)
-        position = torch.full((total,), -1, dtype=torch.long, device=inputs.device)
-        position[sample] = torch.arange(sample.numel(), device=inputs.device)
-        positions = position[call.token_rows]
-        rows = torch.nonzero(positions >= 0).flatten()
-        return total, rows, positions[rows]
-
-    def _sample(self, total_rows: int) -> Tensor:
-        """Rows to take, ascending, as many from every sequence."""
-        if total_rows not in self._samples:
-            length = total_rows // self.sequences
-            take = max(1, round(self._row_fraction * length))
-            generator = torch.Generator().manual_seed(self._seed)
-            order = torch.rand(self.sequences, length, generator=generator).argsort(dim=1)
-            within = order[:, :take].sort(dim=1).values
-            start = torch.arange(self.sequences)[:, None] * length
-            self._samples[total_rows] = (within + start).flatten()
-        return self._samples[total_rows]
-
-
-class _QuantizedInputs:
-    """The inputs of a fusion set in every format, as the exact layer would have to see them."""
-
-    def __init__(self, leader: SlotName, inputs: Tensor, container: Container) -> None:
-        self.leader = leader
-        self.inputs = inputs
-        self.exact = inputs.float()
-        self._container = container
-        self._by_format: dict[FormatName, Tensor] = {}
-
-    def get(self, name: FormatName, calibration: LayerCalibration) -> Tensor:
-        """Quantised inputs with the input scale divided out again, float32 [rows, in_features]."""
-        if name not in self._by_format:
-            changed = fake_quantize_input(
-                self.inputs, FORMATS[name], calibration, container=self._container
-            ).float()
-            if calibration.pre_quant_scale is not None:
-                changed /= calibration.pre_quant_scale.to(changed.device)
-            self._by_format[name] = changed
-        return self._by_format[name]
-
-
-class _WeightErrors:
-    """Quantised minus exact weights, kept within a memory bound."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        calibration: Calibrations,
-        container: Container,
-        scale_dtype: torch.dtype,
-    ) -> None:
-        self._model = model
-        self._calibration = calibration
-        self._container = container
-        self._scale_dtype = scale_dtype
-        self._kept: dict[tuple[SlotName, FormatName], Tensor] = {}
-        self._free_bytes = WEIGHT_ERROR_CACHE_BYTES
-
-    def get(self, slot: WeightSlot, name: FormatName) -> Tensor:
-        """The error of the slot's weight in the format, [out_features, in_features]."""
-        key = (slot.name, name)
-        if key in self._kept:
-            return self._kept[key]
-        error = self._compute(slot, name)
-        if error.nbytes <= self._free_bytes:
-            self._free_bytes -= error.nbytes
-            self._kept[key] = error
-        return error
-
-    def _compute(self, slot: WeightSlot, name: FormatName) -> Tensor:
-        weight = slot_weight(self._model, slot)
-        exact = weight.float()
-        calibration = self._calibration[slot.name, name]
-        quantized = fake_quantize_weight(
-            exact,
-            FORMATS[name],
-            calibration,
-            scale_dtype=self._scale_dtype,
-            container=self._container,
-        )
-        if calibration.pre_quant_scale is not None:
-            quantized = quantized * calibration.pre_quant_scale.to(quantized.device)
-        return (quantized - exact).to(weight.dtype)
 
 
 @contextmanager
