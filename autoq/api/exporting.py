@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,11 +94,17 @@ def _export(
     export_id = study.store.begin_export(
         study.id, plan_id=plan.id, container=container.value, path=str(destination.resolve())
     )
-    try:
-        result = _write(study, plan, slot_formats, destination, container, overwrite, progress)
-        verification = _plain(_verify(study, result, slot_formats, container, progress))
+    verification: dict[str, Any] = {}
+
+    def verify(folder: Path) -> None:
+        verification.update(_plain(_verify(study, folder, slot_formats, container, progress)))
         if check_logits and container is Container.COMPRESSED_TENSORS:
-            verification["transformers_logits"] = _compare_logits(study, result, progress)
+            verification["transformers_logits"] = _compare_logits(study, folder, progress)
+
+    try:
+        result = _write(
+            study, plan, slot_formats, destination, container, overwrite, verify, progress
+        )
     except BaseException as error:
         study.store.fail_export(export_id, reason=f"{type(error).__name__}: {error}")
         raise
@@ -129,6 +135,7 @@ def _write(
     destination: Path,
     container: Container,
     overwrite: bool,
+    verify: Callable[[Path], None],
     progress: Progress,
 ) -> ExportResult:
     loaded = study.loaded()
@@ -150,19 +157,20 @@ def _write(
                 "effective_bits": plan.effective_bits,
                 "model_fingerprint": study.record.model_fingerprint,
             },
+            verify=verify,
         )
 
 
 def _verify(
     study: Study,
-    result: ExportResult,
+    folder: Path,
     slot_formats: Mapping[SlotName, FormatName],
     container: Container,
     progress: Progress,
 ) -> VerificationReport:
     with progress.task("reading back", 1) as advance:
         report = verify_checkpoint(
-            result.path,
+            folder,
             study.loaded().model,
             study.model_map,
             slot_formats,
@@ -174,13 +182,13 @@ def _verify(
         return report
 
 
-def _compare_logits(study: Study, result: ExportResult, progress: Progress) -> dict[str, float]:
+def _compare_logits(study: Study, folder: Path, progress: Progress) -> dict[str, float]:
     """How far transformers' logits are from the simulation's, and how far they may be."""
     vocabulary = study.loaded().vocabulary_size
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(vocabulary, (1, PROBE_TOKENS), generator=generator)
     with progress.task("loading with transformers", 1) as advance:
-        difference = verify_logits(result.path, ids)
+        difference = verify_logits(folder, ids)
         advance()
     return {"relative_difference": difference}
 

@@ -43,6 +43,7 @@ def export_checkpoint(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: Progress | None = None,
     provenance: Mapping[str, Any] | None = None,
+    verify: Callable[[Path], None] | None = None,
 ) -> ExportResult:
     """Write the model as the plan says; the destination appears complete or not at all.
 
@@ -59,6 +60,8 @@ def export_checkpoint(
         max_shard_bytes: size at which the next file is started; what is held in memory.
         progress: called with (steps done, all steps).
         provenance: what to say of the checkpoint's origin in its manifest; JSON values.
+        verify: called with the folder when it is complete, before it takes the destination's name;
+            if it raises, the folder is removed and the destination stays as it was.
     Raises:
         ExportError: the container cannot express the plan, the destination is in use, or it
             cannot be written.
@@ -76,6 +79,8 @@ def export_checkpoint(
             copy_companions(source, folder)
         manifest = _write_configuration(plan, source, folder, provenance or {})
         files = exported_files(folder)
+        if verify is not None:
+            verify(folder)
     weights = [file.size_bytes for file in files if file.path.endswith(".safetensors")]
     return ExportResult(
         path=destination,

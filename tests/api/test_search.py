@@ -22,6 +22,7 @@ from autoq.errors import (
     ModelError,
     StudyLockedError,
     UnknownNameError,
+    VerificationError,
 )
 from autoq.models import load_model
 from autoq.progress import SilentProgress
@@ -136,6 +137,23 @@ def test_everything_is_in_the_store_before_the_export(
     study = autoq.open_study(None, quick["store"])
     assert study.summary()["measured"]["kl_divergence"] > 0
     assert [record.status.value for record in study.store.exports(study.id)] == ["failed"]
+
+
+def test_what_does_not_read_back_never_takes_the_name(
+    llama_folder: Path, quick: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = autoq.search(llama_folder, **quick, measure=False, export=tmp_path / "out")
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise VerificationError("differs")
+
+    monkeypatch.setattr("autoq.api.exporting.verify_checkpoint", failing)
+    for name, overwrite in (("new", False), ("out", True)):
+        with pytest.raises(VerificationError, match="differs"):
+            study.export(tmp_path / name, effective_bits=7.0, overwrite=overwrite)
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["out"]
 
 
 def test_rules_bind_and_are_part_of_the_plan_not_of_the_study(
