@@ -24,8 +24,8 @@ class ScoringConfig:
     include: tuple[str, ...] = ()  # globs of layers to search though excluded by default
     exclude: tuple[str, ...] = ()  # globs of layers to leave alone
     calibration_data: str | None = None  # None: the bundled text
-    calibration_sequences: int = 64
-    sequence_length: int = 256  # tokens
+    calibration_sequences: int = 128
+    sequence_length: int = 512  # tokens
     batch_size: int = 4  # sequences
     container: Container = Container.MODELOPT
     dtype: str = "auto"  # of the model while it is searched

@@ -31,7 +31,7 @@ def evaluate(
     data: str | None = None,
     store: str | StudyStore = DEFAULT_STORE,
     effective_bits: float | None = None,
-    sequences: int = 16,
+    sequences: int = 32,
     sequence_length: int | None = None,
     batch_size: int = 4,
     dtype: str = "auto",
@@ -48,7 +48,7 @@ def evaluate(
             study's calibration data, for checkpoints that of the bundled text.
         effective_bits: which plan of a study; None is its last.
         sequences: how many to measure on.
-        sequence_length: tokens in each; None is 256, or what the study was searched with.
+        sequence_length: tokens in each; None is 512, or what the study was searched with.
     Returns:
         Metrics by name with value and 95 % interval, and what they were measured on.
     Raises:

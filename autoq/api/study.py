@@ -215,7 +215,7 @@ class Study:
         plan: PlanRecord,
         *,
         data: str | None = None,
-        sequences: int = 16,
+        sequences: int = 32,
         progress: Progress | None = None,
     ) -> Fidelity:
         """Measure a plan on held-out tokens and store what was found.
@@ -228,7 +228,7 @@ class Study:
         tokens = self.held_out(data, sequences=sequences)
         return self.measure_on(plan, tokens, data=data, progress=progress)
 
-    def held_out(self, data: str | None = None, *, sequences: int = 16) -> TokenData:
+    def held_out(self, data: str | None = None, *, sequences: int = 32) -> TokenData:
         """Tokens that were not calibrated on; arguments are those of `measure`.
 
         Raises:

@@ -75,7 +75,7 @@ def evaluate(
         typer.Option(metavar="held_out|FILE", help="Text to measure on; never calibrated on."),
     ] = "held_out",
     bits: Bits = None,
-    sequences: Annotated[int, typer.Option(min=1, help="How many sequences.")] = 16,
+    sequences: Annotated[int, typer.Option(min=1, help="How many sequences.")] = 32,
     sequence_length: Annotated[
         int | None, typer.Option(min=2, help="Tokens in a sequence.")
     ] = None,

@@ -70,12 +70,12 @@ def search(
     name: Annotated[
         str | None, typer.Option(help="Name of the study; made from the model if left out.")
     ] = None,
-    calib_sequences: Annotated[int, typer.Option(help="Sequences to calibrate and score on.")] = 64,
-    sequence_length: Annotated[int, typer.Option(help="Tokens in a sequence.")] = 256,
+    calib_sequences: Annotated[int, typer.Option(help="Sequences to calibrate and score on.")] = 128,
+    sequence_length: Annotated[int, typer.Option(help="Tokens in a sequence.")] = 512,
     batch_size: Annotated[int, typer.Option(help="Sequences in a batch.")] = 4,
     held_out_sequences: Annotated[
         int, typer.Option(help="Sequences to measure on, never calibrated on.")
-    ] = 16,
+    ] = 32,
     dtype: Annotated[
         str, typer.Option(help="Of the model while searched: auto, float32, bfloat16, float16.")
     ] = "auto",
