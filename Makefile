@@ -9,7 +9,7 @@ DEMO := demo
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: venv demo test test-slow lint format types layers benchmark clean
+.PHONY: venv demo test test-slow lint format types layers clean
 .DEFAULT_GOAL := test
 
 venv: $(INSTALLED)

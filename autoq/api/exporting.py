@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,7 @@ def _export(
 
     def verify(folder: Path) -> None:
         verification.update(_plain(_verify(study, folder, slot_formats, container, progress)))
-        if check_logits and container is Container.COMPRESSED_TENSORS:
+        if check_logits and _loads_in_transformers(container, progress):
             verification["transformers_logits"] = _compare_logits(study, folder, progress)
 
     try:
@@ -180,6 +181,19 @@ def _verify(
         )
         advance()
         return report
+
+
+def _loads_in_transformers(container: Container, progress: Progress) -> bool:
+    """Whether transformers can be asked to load the checkpoint; says so if a package lacks."""
+    if container is not Container.COMPRESSED_TENSORS:
+        return False
+    if find_spec("compressed_tensors") is None:
+        progress.note(
+            "logits are not compared with transformers': that needs the package "
+            "compressed-tensors; install autoq with its extra `export`"
+        )
+        return False
+    return True
 
 
 def _compare_logits(study: Study, folder: Path, progress: Progress) -> dict[str, float]:

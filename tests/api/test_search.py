@@ -139,6 +139,27 @@ def test_everything_is_in_the_store_before_the_export(
     assert [record.status.value for record in study.store.exports(study.id)] == ["failed"]
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_logits_are_compared_where_transformers_can_load(
+    llama_folder: Path,
+    quick: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    installed: bool,
+) -> None:
+    notes: list[str] = []
+
+    class Noting(SilentProgress):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    monkeypatch.setattr("autoq.api.exporting.find_spec", lambda name: installed or None)
+    quick.update(measure=False, container="compressed-tensors", export=tmp_path / "out")
+    export = autoq.search(llama_folder, **quick, progress=Noting()).summary()["export"]
+    assert ("transformers_logits" in export["verification"]) is installed
+    assert any("extra `export`" in note for note in notes) is not installed
+
+
 def test_what_does_not_read_back_never_takes_the_name(
     llama_folder: Path, quick: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
