@@ -102,7 +102,9 @@ def search(
     """
     progress = progress or SilentProgress()
     config = ScoringConfig(
-        formats=tuple(FormatName(n) for n in formats) if formats else portable_formats(),
+        formats=tuple(FormatName(n) for n in formats)
+        if formats is not None
+        else portable_formats(),
         include=tuple(include),
         exclude=tuple(exclude),
         calibration_data=calibration_data,

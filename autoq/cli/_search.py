@@ -70,7 +70,9 @@ def search(
     name: Annotated[
         str | None, typer.Option(help="Name of the study; made from the model if left out.")
     ] = None,
-    calib_sequences: Annotated[int, typer.Option(help="Sequences to calibrate and score on.")] = 128,
+    calib_sequences: Annotated[
+        int, typer.Option(help="Sequences to calibrate and score on.")
+    ] = 128,
     sequence_length: Annotated[int, typer.Option(help="Tokens in a sequence.")] = 512,
     batch_size: Annotated[int, typer.Option(help="Sequences in a batch.")] = 4,
     held_out_sequences: Annotated[
@@ -158,9 +160,10 @@ def write_report(study: Study, summary: dict[str, Any], path: Path) -> None:
 
 
 def _names(text: str | None) -> Sequence[str] | None:
-    """The names in a comma-separated list, or None where there are none."""
-    names = [part.strip() for part in (text or "").split(",")]
-    return [name for name in names if name] or None
+    """The names in a comma-separated list, or None where none is given."""
+    if text is None:
+        return None
+    return [name for part in text.split(",") if (name := part.strip())]
 
 
 def _print_result(

@@ -356,6 +356,7 @@ REFUSED = [
     pytest.param({"effective_bits": 3.0}, BudgetInfeasibleError, r"4\.5.*16", id="below_floor"),
     pytest.param({"effective_bits": 17.0}, BudgetInfeasibleError, r"4\.5.*16", id="above_ceiling"),
     pytest.param({"formats": ("nvpf4",)}, UnknownNameError, "did you mean nvfp4", id="format"),
+    pytest.param({"formats": ()}, InputError, "at least one quantised", id="no_format"),
     pytest.param({"formats": ("none",)}, InputError, "at least one quantised", id="only_none"),
     pytest.param({"rules": ["model.layer.0.*=none"]}, InputError, "match", id="rule_no_match"),
     pytest.param({"exclude": ["nothing*"]}, InputError, "nothing", id="exclude_no_match"),
