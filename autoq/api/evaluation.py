@@ -37,6 +37,7 @@ def evaluate(
     dtype: str = "auto",
     device: str = "auto",
     seed: int = 0,
+    trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure a checkpoint folder, or a study's plan, against the original model.
@@ -49,6 +50,7 @@ def evaluate(
         effective_bits: which plan of a study; None is its last.
         sequences: how many to measure on.
         sequence_length: tokens in each; None is 512, or what the study was searched with.
+        trust_remote_code: run Python code that the original model's folder brings.
     Returns:
         Metrics by name with value and 95 % interval, and what they were measured on.
     Raises:
@@ -57,7 +59,12 @@ def evaluate(
     progress = progress or SilentProgress()
     source = None if data in (None, HELD_OUT) else data
     if not (Path(target) / "config.json").is_file():
-        study = open_study(str(target), store)
+        if (sequence_length, dtype, device) != (None, "auto", "auto"):
+            raise InputError(
+                f"study {target} is measured as it was searched; leave out --sequence-length, "
+                "--dtype and --device, or measure its exported checkpoint"
+            )
+        study = open_study(str(target), store, trust_remote_code=trust_remote_code)
         plan = study.plan(effective_bits)
         fidelity = study.measure(plan, data=source, sequences=sequences, progress=progress)
         return {"target": study.name, "plan": plan.label, **_plain(fidelity)}
@@ -66,7 +73,13 @@ def evaluate(
             f"measuring the checkpoint {target} needs the original model; name its folder "
             "(--reference)"
         )
-    config = ScoringConfig(dtype=dtype, device=device, batch_size=batch_size, seed=seed)
+    config = ScoringConfig(
+        dtype=dtype,
+        device=device,
+        batch_size=batch_size,
+        seed=seed,
+        trust_remote_code=trust_remote_code,
+    )
     original = load(config, reference)
     tokens = load_data(
         original,

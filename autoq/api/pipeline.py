@@ -7,7 +7,6 @@ point and started again with the same arguments continues, and ends with the sam
 from __future__ import annotations
 
 import platform
-import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,20 +17,23 @@ from torch import nn
 from autoq.api.config import ScoringConfig, parse_container
 from autoq.api.exporting import export_plan, inexpressible
 from autoq.api.renewal import RenewingProgress
-from autoq.api.serialize import calibration_to_plain, model_map_to_json
+from autoq.api.stages import (
+    discovery_payload,
+    is_done,
+    run_calibration,
+    run_discovery,
+    run_measure,
+    run_sensitivity,
+    run_solve,
+)
 from autoq.api.study import (
     CALIBRATION,
     DISCOVERY,
-    MEASURE,
     SENSITIVITY,
-    SOLVE,
     Study,
     constrained_costs,
-    peak_rss_bytes,
 )
 from autoq.api.task import LoadedModel, ScoringTask, load, load_data, own_distribution_task
-from autoq.calibration import calibrate
-from autoq.data import TokenData
 from autoq.errors import ExportError, UnknownNameError
 from autoq.export import check_destination
 from autoq.formats import FORMATS, NONE, FormatName, portable_formats
@@ -39,9 +41,10 @@ from autoq.models import ModelMap
 from autoq.models.discovery import discover
 from autoq.models.weights import check_finite
 from autoq.progress import Progress, SilentProgress
-from autoq.search import SensitivityTable, check_budget
-from autoq.search.sensitivity import ESTIMATOR, SensitivityScorer
-from autoq.studies import PlanRecord, SensitivityCell, StudyStore, WorkStatus, study_key
+from autoq.search import check_budget
+from autoq.search._projections import projection_dtype
+from autoq.search.sensitivity import ESTIMATOR
+from autoq.studies import StudyStore, WorkStatus, study_key
 
 DEFAULT_STORE = "sqlite:///autoq.db"
 
@@ -107,7 +110,7 @@ def search(
         else portable_formats(),
         include=tuple(include),
         exclude=tuple(exclude),
-        calibration_data=calibration_data,
+        calibration_data=_absolute_if_file(calibration_data),
         calibration_sequences=calibration_sequences,
         sequence_length=sequence_length,
         batch_size=batch_size,
@@ -131,22 +134,23 @@ def search(
     check_budget(costs, effective_bits)
     check_finite(loaded.model, model_map.slots.values())
     opened = StudyStore.open(store) if isinstance(store, str) else store
-    discovered = _discovered(loaded, model_map, unusable)
+    discovered = discovery_payload(loaded, model_map, unusable)
     study, task = _open_study(opened, config, loaded, discovered, name)
     held_out = study.held_out(sequences=held_out_sequences) if measure else None
     if name is not None and study.name != name:
         progress.note(f"the same search is in the store as {study.name}; continuing that study")
+    _note_other_versions(study, progress)
     with opened.lease(study.id, wait_seconds=wait_seconds) as lease:
         progress = RenewingProgress(progress, lease)
-        if not _done(study, DISCOVERY):
-            _run_discovery(study, discovered)
-        if not _done(study, CALIBRATION):
-            _run_calibration(study, loaded, task, progress)
-        if not _done(study, SENSITIVITY):
-            _run_sensitivity(study, loaded, task, progress)
-        plan = _run_solve(study, effective_bits, rules)
+        if not is_done(study, DISCOVERY):
+            run_discovery(study, discovered)
+        if not is_done(study, CALIBRATION):
+            run_calibration(study, loaded, task, progress)
+        if not is_done(study, SENSITIVITY):
+            run_sensitivity(study, loaded, task, progress)
+        plan = run_solve(study, effective_bits, rules)
         if held_out is not None:
-            _run_measure(study, plan, held_out, compare_uniform, progress)
+            run_measure(study, plan, held_out, compare_uniform, progress)
         if export is not None:
             export_plan(
                 study,
@@ -161,9 +165,17 @@ def search(
     return study
 
 
-def open_study(name: str | None = None, store: str | StudyStore = DEFAULT_STORE) -> Study:
+def open_study(
+    name: str | None = None,
+    store: str | StudyStore = DEFAULT_STORE,
+    *,
+    trust_remote_code: bool = False,
+) -> Study:
     """A study by name, number or unique beginning of its name; None is the newest.
 
+    Args:
+        trust_remote_code: run Python code that the model's folder brings, when the model has to be
+            loaded; what the store says of it does not count.
     Raises:
         UnknownNameError: there is no such study; the message lists near misses.
     """
@@ -175,7 +187,7 @@ def open_study(name: str | None = None, store: str | StudyStore = DEFAULT_STORE)
                 "the store has no study yet; make one with `autoq search MODEL --bits B`"
             )
         name = max(studies, key=lambda study: study.updated).name
-    return Study(opened, opened.find(name))
+    return Study(opened, opened.find(name), trust_remote_code=trust_remote_code)
 
 
 def list_studies(store: str | StudyStore = DEFAULT_STORE) -> list[dict[str, Any]]:
@@ -223,6 +235,7 @@ def _open_study(
         "calibration_sha256": data.sha256,
         "discovered": discovered,
         "estimator": ESTIMATOR,
+        "projection_dtype": str(projection_dtype(loaded.model)),
     }
     key = study_key(scored, loaded.fingerprint)
     record = store.create_or_get(
@@ -235,7 +248,25 @@ def _open_study(
         versions=_versions(),
         seed=config.seed,
     )
-    return Study(store, record, loaded), own_distribution_task(loaded, data, config)
+    study = Study(store, record, loaded, trust_remote_code=config.trust_remote_code)
+    return study, own_distribution_task(loaded, data, config)
+
+
+def _absolute_if_file(source: str | None) -> str | None:
+    """A study is measured later, from any folder: files are named in full."""
+    return str(Path(source).resolve()) if source is not None and Path(source).exists() else source
+
+
+def _note_other_versions(study: Study, progress: Progress) -> None:
+    before, now = study.record.versions, _versions()
+    changed = [
+        f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name) != now[name]
+    ]
+    if changed:
+        progress.note(
+            f"study {study.name} was begun with other versions ({', '.join(changed)}); what it "
+            "has stored stays, and the rest may differ in the last bits"
+        )
 
 
 def _model_name(loaded: LoadedModel) -> str:
@@ -252,11 +283,6 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def _done(study: Study, stage: str) -> bool:
-    record = study.store.stage(study.id, stage)
-    return record is not None and record.status is WorkStatus.DONE
 
 
 def _refuse_useless_formats(
@@ -291,128 +317,3 @@ def _note_lost_groups(
             f"{len(model_map.groups)} groups unquantised; the first is {lost[0]}: "
             f"{unusable[lost[0], quantised[0]]}"
         )
-
-
-def _discovered(
-    loaded: LoadedModel, model_map: ModelMap, unusable: Mapping[tuple[Any, Any], str]
-) -> dict[str, Any]:
-    """What discovery found, as plain data."""
-    return {
-        "model_map": model_map_to_json(model_map),
-        "storage_dtype": str(loaded.storage_dtype).removeprefix("torch."),
-        "inexpressible": [
-            {"group": group, "format": fmt, "reason": reason}
-            for (group, fmt), reason in unusable.items()
-        ],
-    }
-
-
-def _run_discovery(study: Study, discovered: Mapping[str, Any]) -> None:
-    started = time.perf_counter()
-    study.store.begin_stage(study.id, DISCOVERY)
-    study.store.finish_stage(study.id, DISCOVERY, time.perf_counter() - started, discovered)
-
-
-def _run_calibration(
-    study: Study, loaded: LoadedModel, task: ScoringTask, progress: Progress
-) -> None:
-    started = time.perf_counter()
-    study.store.begin_stage(study.id, CALIBRATION)
-    with progress.task("calibrating", len(task.batches)) as advance:
-        table = calibrate(
-            loaded.model,
-            study.model_map,
-            study.config.formats,
-            task.batches,
-            task.run,
-            run_small=task.run_small,
-            container=study.config.container,
-            scale_dtype=loaded.storage_dtype,
-            after_batch=advance,
-        )
-    records, arrays = calibration_to_plain(table)
-    study.store.put_arrays(study.id, CALIBRATION, arrays)
-    study.store.finish_stage(
-        study.id, CALIBRATION, time.perf_counter() - started, {"records": records}
-    )
-
-
-def _run_sensitivity(
-    study: Study, loaded: LoadedModel, task: ScoringTask, progress: Progress
-) -> None:
-    config = study.config
-    scorer = SensitivityScorer(
-        loaded.model,
-        study.model_map,
-        config.formats,
-        study.calibration,
-        container=config.container,
-        scale_dtype=loaded.storage_dtype,
-        row_fraction=config.row_fraction,
-        seed=config.seed,
-    )
-    study.store.begin_stage(study.id, SENSITIVITY)
-    stored = study.store.score_batches(study.id)
-    with progress.task("scoring", len(task.batches)) as advance:
-        advance(len(stored))
-        for index in range(len(task.batches)):
-            if index in stored:
-                continue
-            started = time.perf_counter()
-            scores = scorer.score_batch(index, lambda index=index: task.loss(index))  # type: ignore[misc]
-            study.store.put_score_batch(study.id, index, scores, time.perf_counter() - started)
-            advance()
-    _finish_sensitivity(study, scorer.formats, task.unit)
-
-
-def _finish_sensitivity(study: Study, formats: Sequence[FormatName], unit: str) -> None:
-    payload = {
-        "formats": list(formats),
-        "unit": unit,
-        "estimator": ESTIMATOR,
-        "peak_rss_bytes": peak_rss_bytes(),
-    }
-    table = study.sensitivity_from(payload)
-    study.store.put_sensitivity(study.id, _sensitivity_cells(table))
-    seconds = study.store.score_seconds(study.id)
-    study.store.finish_stage(study.id, SENSITIVITY, seconds, payload)
-
-
-def _sensitivity_cells(table: SensitivityTable) -> list[SensitivityCell]:
-    scores, errors = table.scores(), table.standard_errors()
-    return [
-        SensitivityCell(
-            group=group,
-            format=fmt,
-            score=float(scores[row, column]),
-            standard_error=float(errors[row, column]),
-        )
-        for row, group in enumerate(table.groups)
-        for column, fmt in enumerate(table.formats)
-    ]
-
-
-def _run_solve(study: Study, effective_bits: float, rules: Sequence[str]) -> PlanRecord:
-    with study.repeated_stage(SOLVE) as payload:
-        plan = study.solve(effective_bits, rules=rules)
-        payload.update(plan_id=plan.id, label=plan.label, rules=list(rules))
-    return plan
-
-
-def _run_measure(
-    study: Study, plan: PlanRecord, held_out: TokenData, compare_uniform: bool, progress: Progress
-) -> None:
-    plans = [plan]
-    if compare_uniform:
-        plans += [study.uniform(name) for name in study.config.formats if name != NONE]
-    measured = {
-        record.plan_id
-        for record in study.store.measurements(study.id)
-        if record.data_sha256 == held_out.sha256
-    }
-    missing = [entry for entry in plans if entry.id not in measured]
-    if not missing:
-        return
-    with study.repeated_stage(MEASURE):
-        for entry in missing:
-            study.measure_on(entry, held_out, progress=progress)

@@ -57,9 +57,15 @@ class Study:
     """One search in a study store."""
 
     def __init__(
-        self, store: StudyStore, record: StudyRecord, loaded: LoadedModel | None = None
+        self,
+        store: StudyStore,
+        record: StudyRecord,
+        loaded: LoadedModel | None = None,
+        *,
+        trust_remote_code: bool = False,
     ) -> None:
         self._store = store
+        self._trust_remote_code = trust_remote_code
         self._record = record
         self._loaded = loaded
 
@@ -136,7 +142,9 @@ class Study:
                     f"study {self.name} was made from a model in memory; measuring and exporting "
                     "need it again: call autoq.search with the model"
                 )
-            loaded = load(self.config, self._record.model_path)
+            # A store may come from somebody else: it cannot grant trust.
+            config = replace(self.config, trust_remote_code=self._trust_remote_code)
+            loaded = load(config, self._record.model_path)
             if loaded.fingerprint != self._record.model_fingerprint:
                 raise ModelError(
                     f"{self._record.model_path} has changed since study {self.name} was made "

@@ -22,7 +22,7 @@ from autoq.bundled.scoring import (
     packed_sequences,
     perplexity,
 )
-from autoq.bundled.tokenizer import MAXIMUM_LENGTH, VOCABULARY_SIZE, train_tokenizer
+from autoq.bundled.tokenizer import VOCABULARY_SIZE, train_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +59,7 @@ def new_model() -> LlamaForCausalLM:
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=64,
-        max_position_embeddings=MAXIMUM_LENGTH,
+        max_position_embeddings=SEQUENCE_LENGTH,  # beyond it the model was never trained
         tie_word_embeddings=False,
         pad_token_id=0,
         bos_token_id=1,

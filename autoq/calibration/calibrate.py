@@ -33,6 +33,7 @@ def calibrate(
     container: Container,
     scale_dtype: torch.dtype,
     after_batch: Callable[[], None] = lambda: None,
+    after_group: Callable[[], None] = lambda: None,
 ) -> dict[tuple[SlotName, FormatName], LayerCalibration]:
     """Calibrate every slot in every format it can take, in one pass over `batches`.
 
@@ -44,6 +45,7 @@ def calibrate(
         container: input scales that do not fold are searched only where it can store them.
         scale_dtype: the dtype in which the checkpoint stores INT4 group scales.
         after_batch: called after every batch, for progress.
+        after_group: called when a group is calibrated in one format, for progress.
     Raises:
         ModelError: an input holds NaN or Inf on calibration data; names the layer.
     """
@@ -65,6 +67,7 @@ def calibrate(
         for fmt in quantised:
             for group in model_map.groups:
                 table.update(calibrator.calibrate_group(group, fmt))
+                after_group()
     return table
 
 

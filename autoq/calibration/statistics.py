@@ -115,8 +115,8 @@ class _Collector:
         for leader, statistics in self._statistics.items():
             if not bool(torch.isfinite(statistics.channel_amax).all()):
                 raise ModelError(
-                    f"the input of {leader} holds NaN or Inf on calibration data; run the model "
-                    "in a wider dtype (--dtype float32) or mend its weights"
+                    f"the input of {leader} holds NaN or Inf on calibration data; search in a wider "
+                    "dtype (--dtype float32) if it was not, or mend the model's weights"
                 )
 
     def statistics_by_slot(self, device: torch.device) -> dict[SlotName, InputStatistics]:

@@ -16,6 +16,7 @@ from autoq.cli._options import (
     Overwrite,
     Quiet,
     Store,
+    TrustRemoteCode,
     check_store,
     opened_study,
 )
@@ -37,6 +38,7 @@ def export(
     bits: Bits = None,
     container: Container = None,
     overwrite: Overwrite = False,
+    trust_remote_code: TrustRemoteCode = False,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -47,7 +49,9 @@ def export(
     *names, destination = places
     quiet_libraries()
     with results_kept_clean():
-        study = opened_study(names[0] if names else None, store)
+        study = opened_study(
+            names[0] if names else None, store, trust_remote_code=trust_remote_code
+        )
         written = study.export(
             destination,
             effective_bits=bits,
@@ -82,6 +86,7 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences in a batch.")] = 4,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    trust_remote_code: TrustRemoteCode = False,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -103,6 +108,7 @@ def evaluate(
             batch_size=batch_size,
             dtype=dtype,
             device=device,
+            trust_remote_code=trust_remote_code,
             progress=make_progress(quiet=quiet),
         )
     if as_json:

@@ -49,6 +49,10 @@ Container: TypeAlias = Annotated[
 Overwrite: TypeAlias = Annotated[
     bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")
 ]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run Python code that the model folder brings."),
+]
 
 
 def store_is_missing(store: str) -> bool:
@@ -72,7 +76,7 @@ def check_store(store: str) -> None:
         )
 
 
-def opened_study(name: str | None, store: str) -> Study:
+def opened_study(name: str | None, store: str, *, trust_remote_code: bool = False) -> Study:
     """The study called `name`, or the latest, which is then named on standard error.
 
     Raises:
@@ -81,7 +85,7 @@ def opened_study(name: str | None, store: str) -> Study:
     from autoq.api import list_studies, open_study
 
     check_store(store)
-    study = open_study(name, store)
+    study = open_study(name, store, trust_remote_code=trust_remote_code)
     if name is None:
         count = len(list_studies(store))
         which = "the only one" if count == 1 else f"the latest of {count}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autoq.cli._failures import reports_failures
-from autoq.cli._options import DEFAULT_STORE, Json, Overwrite, Quiet, Store
+from autoq.cli._options import DEFAULT_STORE, Json, Overwrite, Quiet, Store, TrustRemoteCode
 from autoq.cli._output import (
     check_writable,
     print_json,
@@ -100,10 +100,7 @@ def search(
             metavar="SECONDS", help="Wait this long for another process on the same study."
         ),
     ] = 0.0,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option("--trust-remote-code", help="Run Python code that the model folder brings."),
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import autoq
-from autoq.api import Study, pipeline, renewal
+from autoq.api import Study, pipeline, renewal, stages
 from autoq.errors import (
     BudgetInfeasibleError,
     DataError,
@@ -58,7 +58,7 @@ def test_the_same_search_again_computes_nothing(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(pipeline, "calibrate", refuse)
+    monkeypatch.setattr(stages, "calibrate", refuse)
     monkeypatch.setattr(SensitivityScorer, "score_batch", refuse)
     monkeypatch.setattr(Study, "measure_on", refuse)
     second = autoq.search(llama_folder, **quick)
@@ -113,15 +113,15 @@ def test_a_search_killed_while_scoring_ends_with_the_same_bits(
 def test_killed_while_calibrating_it_starts_that_stage_again(
     llama_folder: Path, quick: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calibrate = pipeline.calibrate
+    calibrate = stages.calibrate
 
     def killing(*_: Any, **__: Any) -> None:
         raise Killed
 
-    monkeypatch.setattr(pipeline, "calibrate", killing)
+    monkeypatch.setattr(stages, "calibrate", killing)
     with pytest.raises(Killed):
         autoq.search(llama_folder, **quick)
-    monkeypatch.setattr(pipeline, "calibrate", calibrate)
+    monkeypatch.setattr(stages, "calibrate", calibrate)
     assert autoq.search(llama_folder, **quick).plan().effective_bits <= 6.0
 
 
@@ -262,7 +262,7 @@ def test_too_little_held_out_data_is_refused_before_any_pass(
     llama_folder: Path, quick: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "text.txt").write_text("Some words of text. " * 40)
-    monkeypatch.setattr(pipeline, "calibrate", None)
+    monkeypatch.setattr(stages, "calibrate", None)
     quick.update(calibration_data=str(tmp_path / "text.txt"), held_out_sequences=60)
     with pytest.raises(DataError, match="held out"):
         autoq.search(llama_folder, **quick)
@@ -410,3 +410,55 @@ def test_inexpressible_formats_are_refused_by_name(quick: Any, tmp_path: Path) -
     folder = write_tiny_model("gpt2", tmp_path / "gpt2")
     with pytest.raises(ExportError, match="Conv1D"):
         autoq.search(folder, **quick, container="compressed-tensors")
+
+
+def test_a_store_cannot_grant_trust(
+    llama_folder: Path, quick: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = autoq.search(llama_folder, **quick, measure=False, trust_remote_code=True)
+    seen: list[bool] = []
+
+    def loading(config: Any, _: Any) -> Any:
+        seen.append(config.trust_remote_code)
+        raise Killed
+
+    monkeypatch.setattr("autoq.api.study.load", loading)
+    for asked in (False, True):
+        reopened = autoq.open_study(study.name, quick["store"], trust_remote_code=asked)
+        with pytest.raises(Killed):
+            reopened.loaded()
+    assert seen == [False, True]
+
+
+def test_calibration_files_are_remembered_in_full(
+    llama_folder: Path, quick: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "ids.npy", np.random.default_rng(0).integers(3, 250, (16, 32)))
+    monkeypatch.chdir(tmp_path)
+    study = autoq.search(llama_folder, **quick, measure=False, calibration_data="ids.npy")
+    monkeypatch.chdir("/")
+    assert (
+        autoq.open_study(study.name, quick["store"]).measure(study.plan(), sequences=2).tokens == 64
+    )
+
+
+def test_another_version_is_noted(
+    llama_folder: Path, quick: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    autoq.search(llama_folder, **quick, measure=False)
+    now = pipeline._versions()
+    monkeypatch.setattr(pipeline, "_versions", lambda: {**now, "torch": "0.1"})
+    notes: list[str] = []
+
+    class Noting(SilentProgress):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    autoq.search(llama_folder, **quick, measure=False, progress=Noting())
+    assert any("torch" in note and "-> 0.1" in note for note in notes)
+
+
+def test_a_study_is_measured_as_it_was_searched(llama_folder: Path, quick: Any) -> None:
+    study = autoq.search(llama_folder, **quick, measure=False)
+    with pytest.raises(InputError, match="measured as it was searched"):
+        autoq.evaluate(study.name, store=quick["store"], sequence_length=16)

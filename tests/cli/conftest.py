@@ -126,7 +126,9 @@ class FakeApi(ModuleType):
         self.called("search", model=model, **options)
         return FakeStudy(self, options["name"] or "llama-ab12")
 
-    def open_study(self, name: str | None, store: str) -> FakeStudy:
+    def open_study(
+        self, name: str | None, store: str, *, trust_remote_code: bool = False
+    ) -> FakeStudy:
         self.called("open_study", name=name, store=store)
         return FakeStudy(self, name or self.names[-1])
 
