@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import shutil
+import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]
 from safetensors import SafetensorError
 
 from autoq.errors import ExportError
@@ -51,9 +54,11 @@ def written_folder(destination: Path, *, overwrite: bool) -> Iterator[Path]:
     """
     destination = destination.absolute()
     check_destination(destination, overwrite=overwrite)
-    sibling = destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}.partial")
+    unique = f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+    sibling = destination.with_name(f".{destination.name}.{unique}.partial")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left_behind(destination)
         sibling.mkdir()
         yield sibling
         _flush(sibling)
@@ -65,6 +70,15 @@ def written_folder(destination: Path, *, overwrite: bool) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(sibling, ignore_errors=True)
+
+
+def _remove_left_behind(destination: Path) -> None:
+    """Remove what exports to this destination left when they were killed on this host."""
+    prefix = f".{destination.name}.{socket.gethostname()}."
+    for left in destination.parent.glob(f"{glob.escape(prefix)}*.partial"):
+        pid = left.name.removeprefix(prefix).split(".")[0]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def check_destination(

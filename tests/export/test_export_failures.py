@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -247,6 +249,20 @@ def test_unwritable_place_is_one_line(mixed_plan: MixedPlan, tmp_path: Path) -> 
         ExportError, match=r"must lie where you may write, and .*/file is no folder"
     ):
         mixed_plan("llama", MODELOPT).export(tmp_path / "file" / "out")
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(
+    mixed_plan: MixedPlan, tmp_path: Path
+) -> None:
+    host, dead = socket.gethostname(), 2**22 + 1  # no process has a number above 2**22
+    left = tmp_path / f".out.{host}.{dead}.0123abcd.partial"
+    alive = tmp_path / f".out.{host}.{os.getpid()}.0123abcd.partial"
+    elsewhere = tmp_path / f".out.another-{host}.{dead}.0123abcd.partial"
+    for folder in (left, alive, elsewhere):
+        folder.mkdir()
+    mixed_plan("llama", MODELOPT).export(tmp_path / "out")
+    assert not left.exists()
+    assert alive.exists() and elsewhere.exists()
 
 
 def test_interrupt_removes_the_unfinished_folder(mixed_plan: MixedPlan, tmp_path: Path) -> None:
