@@ -46,8 +46,8 @@ def search_input_scale(
     Returns:
         float32 [in_features] of powers of two, to multiply the input by.
     """
-    rows = torch.cat(statistics.kept_rows).float() if statistics.kept_rows else None
-    if rows is None or not rows.numel():
+    rows = statistics.kept_rows.float()
+    if not rows.numel():
         return None
     floats = [weight.float() for weight in weights]
     expected = [rows @ weight.t() for weight in floats]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -26,16 +26,29 @@ class InputStatistics:
 
     channel_amax: Tensor  # float32 [in_features]
     channel_absolute_sum: Tensor  # float64 [in_features]
+    row_storage: Tensor  # [rows that may be kept, in_features], in the inputs' dtype
     row_count: int = 0
-    kept_rows: list[Tensor] = field(default_factory=list)  # each [rows, in_features]
+    kept_count: int = 0
 
     @classmethod
-    def empty(cls, in_features: int, device: torch.device) -> InputStatistics:
-        """Nothing seen yet."""
+    def empty(
+        cls, in_features: int, *, keep: int, dtype: torch.dtype, device: torch.device
+    ) -> InputStatistics:
+        """Nothing seen yet, and room for `keep` rows.
+
+        The room is taken at once: rows kept one by one between a forward pass's large buffers
+        would stop the allocator from giving those back.
+        """
         return cls(
             channel_amax=torch.zeros(in_features, device=device),
             channel_absolute_sum=torch.zeros(in_features, dtype=torch.float64, device=device),
+            row_storage=torch.zeros(keep, in_features, dtype=dtype, device=device),
         )
+
+    @property
+    def kept_rows(self) -> Tensor:
+        """The inputs that were kept, [rows, in_features]."""
+        return self.row_storage[: self.kept_count]
 
     def channel_mean(self) -> Tensor:
         """Mean magnitude of every input channel, float32 [in_features]."""
@@ -49,8 +62,11 @@ class InputStatistics:
         torch.maximum(self.channel_amax, magnitudes.amax(dim=0).float(), out=self.channel_amax)
         self.channel_absolute_sum += magnitudes.sum(dim=0, dtype=torch.float32)
         self.row_count += rows.shape[0]
+        keep = min(keep, self.row_storage.shape[0] - self.kept_count)
         if keep:
-            self.kept_rows.append(rows[:: max(1, rows.shape[0] // keep)][:keep].clone())
+            taken = rows[:: max(1, rows.shape[0] // keep)][:keep]
+            self.row_storage[self.kept_count : self.kept_count + len(taken)] = taken
+            self.kept_count += len(taken)
 
 
 def collect_statistics(
@@ -70,7 +86,7 @@ def collect_statistics(
     Args:
         run: runs the model on one batch; its result is ignored.
         batch_count: how many batches will come; sets how many rows of each are kept.
-        keep_rows: keep about `KEPT_ROWS` input rows per layer for a search on real inputs; none of
+        keep_rows: keep up to `KEPT_ROWS` input rows per layer for a search on real inputs; none of
             experts, which are many and never searched for.
         after_batch: called after every batch, for progress.
 
@@ -83,7 +99,8 @@ def collect_statistics(
             run(batch)
             collector.check_finite()
             after_batch()
-    return collector.statistics_by_slot(next(model.parameters()).device)
+    parameter = next(model.parameters())
+    return collector.statistics_by_slot(parameter.dtype, parameter.device)
 
 
 class _Collector:
@@ -101,14 +118,18 @@ class _Collector:
         last = self._last_input.get(leader)
         if last is None or last() is not inputs:
             self._last_input[leader] = weakref.ref(inputs)
-            keep = 0 if call.slot.kind is SlotKind.EXPERT else self._keep
-            self._entry(leader, inputs.device).record(inputs.flatten(0, -2), keep)
+            self._entry(leader, inputs.dtype, inputs.device).record(
+                inputs.flatten(0, -2), self._keep
+            )
         return call.compute(inputs)
 
-    def _entry(self, leader: SlotName, device: torch.device) -> InputStatistics:
+    def _entry(self, leader: SlotName, dtype: torch.dtype, device: torch.device) -> InputStatistics:
         if leader not in self._statistics:
-            in_features = self._slots[leader].in_features
-            self._statistics[leader] = InputStatistics.empty(in_features, device)
+            slot = self._slots[leader]
+            keeps = self._keep > 0 and slot.kind is not SlotKind.EXPERT
+            self._statistics[leader] = InputStatistics.empty(
+                slot.in_features, keep=KEPT_ROWS if keeps else 0, dtype=dtype, device=device
+            )
         return self._statistics[leader]
 
     def check_finite(self) -> None:
@@ -119,8 +140,10 @@ class _Collector:
                     "dtype (--dtype float32) if it was not, or mend the model's weights"
                 )
 
-    def statistics_by_slot(self, device: torch.device) -> dict[SlotName, InputStatistics]:
-        return {name: self._entry(leader, device) for name, leader in self._leader.items()}
+    def statistics_by_slot(
+        self, dtype: torch.dtype, device: torch.device
+    ) -> dict[SlotName, InputStatistics]:
+        return {name: self._entry(leader, dtype, device) for name, leader in self._leader.items()}
 
 
 def _leaders(model_map: ModelMap) -> Mapping[SlotName, SlotName]:

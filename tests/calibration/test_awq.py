@@ -19,7 +19,9 @@ every_container = pytest.mark.parametrize("container", list(Container))
 
 
 def statistics_of(rows):
-    statistics = InputStatistics.empty(rows.shape[1], rows.device)
+    statistics = InputStatistics.empty(
+        rows.shape[1], keep=len(rows), dtype=rows.dtype, device=rows.device
+    )
     statistics.record(rows, keep=len(rows))
     return statistics
 
@@ -126,7 +128,7 @@ def test_none_where_plain_rounding_is_exact(container):
 
 
 def test_none_without_rows_to_try_on():
-    empty = InputStatistics.empty(128, torch.device("cpu"))
+    empty = InputStatistics.empty(128, keep=0, dtype=torch.float32, device=torch.device("cpu"))
     arguments = {"scale_dtype": torch.bfloat16, "container": Container.MODELOPT}
     assert search_input_scale([normal(8, 128)], empty, W4A8, **arguments) is None
 

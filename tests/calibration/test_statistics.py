@@ -118,12 +118,12 @@ def test_kept_rows_are_real_inputs_from_every_batch_and_few():
     expected = inputs_seen_by_hooks(model, model_map, data)
     found = collect(model, model_map, data, keep_rows=True)
     for name, statistics in found.items():
-        first, second = statistics.kept_rows
-        assert len(first) == len(second) == KEPT_ROWS // 2
+        assert len(statistics.kept_rows) == KEPT_ROWS
+        first, second = statistics.kept_rows.chunk(2)
         for kept, rows in ((first, expected[name][:280]), (second, expected[name][280:])):
             assert torch.equal(kept.double(), rows[:256:2])
     without = collect(model, model_map, data)
-    assert all(not statistics.kept_rows for statistics in without.values())
+    assert all(not len(statistics.kept_rows) for statistics in without.values())
 
 
 def test_no_rows_of_experts_are_kept():
@@ -131,7 +131,8 @@ def test_no_rows_of_experts_are_kept():
     model_map = discover(model)
     found = collect(model, model_map, batches(), keep_rows=True)
     for name, slot in model_map.slots.items():
-        assert bool(found[name].kept_rows) == (slot.kind is not SlotKind.EXPERT)
+        assert bool(len(found[name].kept_rows)) == (slot.kind is not SlotKind.EXPERT)
+        assert found[name].row_storage.numel() == 0 or slot.kind is not SlotKind.EXPERT
 
 
 def test_experts_without_tokens_have_empty_statistics():
@@ -146,11 +147,11 @@ def test_experts_without_tokens_have_empty_statistics():
 
 
 def test_an_empty_input_changes_nothing():
-    statistics = InputStatistics.empty(4, CPU)
+    statistics = InputStatistics.empty(4, keep=8, dtype=torch.float32, device=CPU)
     statistics.record(torch.ones(3, 4), keep=8)
     statistics.record(torch.empty(0, 4), keep=8)
     assert statistics.row_count == 3
-    assert len(statistics.kept_rows) == 1
+    assert len(statistics.kept_rows) == 3
     assert torch.equal(statistics.channel_mean(), torch.ones(4))
 
 
