@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from autoq.api.config import ScoringConfig
+from autoq.api.measuring import advancing
 from autoq.api.pipeline import DEFAULT_STORE, open_study
-from autoq.api.study import advancing
 from autoq.api.task import LoadedModel, load, load_data, output_properties, token_batches
 from autoq.errors import InputError
 from autoq.evaluators import Estimate, Fidelity, measure_fidelity

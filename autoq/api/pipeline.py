@@ -16,6 +16,7 @@ from torch import nn
 
 from autoq.api.config import ScoringConfig, parse_container
 from autoq.api.exporting import export_plan, inexpressible
+from autoq.api.measuring import held_out_tokens
 from autoq.api.renewal import RenewingProgress
 from autoq.api.stages import (
     discovery_payload,
@@ -136,7 +137,7 @@ def search(
     opened = StudyStore.open(store) if isinstance(store, str) else store
     discovered = discovery_payload(loaded, model_map, unusable)
     study, task = _open_study(opened, config, loaded, discovered, name)
-    held_out = study.held_out(sequences=held_out_sequences) if measure else None
+    held_out = held_out_tokens(study, sequences=held_out_sequences) if measure else None
     if name is not None and study.name != name:
         progress.note(f"the same search is in the store as {study.name}; continuing that study")
     _note_other_versions(study, progress)

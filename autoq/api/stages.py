@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from autoq.api.measuring import measure_plan
 from autoq.api.serialize import calibration_to_plain, model_map_to_json
 from autoq.api.study import (
     CALIBRATION,
@@ -168,4 +169,4 @@ def run_measure(
         return
     with study.repeated_stage(MEASURE):
         for entry in missing:
-            study.measure_on(entry, held_out, progress=progress)
+            measure_plan(study, entry, held_out, progress=progress)

@@ -19,16 +19,10 @@ from autoq.api.renewal import RenewingProgress
 from autoq.api.serialize import calibration_from_plain, model_map_from_json
 from autoq.api.task import (
     LoadedModel,
-    fidelity_pairs,
     load,
-    load_data,
-    output_properties,
-    token_batches,
 )
-from autoq.data import TokenData
-from autoq.data.sources import HELD_OUT_SHARE
 from autoq.errors import InputError, ModelError
-from autoq.evaluators import Fidelity, measure_fidelity
+from autoq.evaluators import Fidelity
 from autoq.export import check_destination
 from autoq.formats import FormatName
 from autoq.layers import LayerCalibration
@@ -233,75 +227,10 @@ class Study:
                 Of another source everything may be used.
             sequences: how many held-out sequences.
         """
-        tokens = self.held_out(data, sequences=sequences)
-        return self.measure_on(plan, tokens, data=data, progress=progress)
+        from autoq.api.measuring import held_out_tokens, measure_plan
 
-    def held_out(self, data: str | None = None, *, sequences: int = 32) -> TokenData:
-        """Tokens that were not calibrated on; arguments are those of `measure`.
-
-        Raises:
-            DataError: the data cannot be read, or are too short.
-        """
-        calibrated_on = self.config.calibration_data
-        source = calibrated_on if data is None else data
-        return load_data(
-            self.loaded(),
-            source,
-            sequences=sequences,
-            sequence_length=self.config.sequence_length,
-            split="held_out",
-            seed=self.config.seed,
-            held_out_share=HELD_OUT_SHARE if _same_source(source, calibrated_on) else 1.0,
-        )
-
-    def measure_on(
-        self,
-        plan: PlanRecord,
-        tokens: TokenData,
-        *,
-        data: str | None = None,
-        progress: Progress | None = None,
-    ) -> Fidelity:
-        """Measure a plan on tokens and store what was found.
-
-        Args:
-            data: where the tokens come from, if not from the study's own held-out data.
-        """
-        progress = progress or SilentProgress()
-        loaded = self.loaded()
-        batches = token_batches(tokens, self.config.batch_size, loaded.device)
-        simulated = self.simulate(plan)
-        try:
-            with progress.task(f"measuring {plan.label}", len(batches)) as advance, torch.no_grad():
-                pairs = fidelity_pairs(simulated, batches)
-                fidelity = measure_fidelity(
-                    advancing(pairs, advance), **output_properties(loaded.model)
-                )
-        finally:
-            simulated.restore()
-        self._store_fidelity(plan, fidelity, tokens.sha256, data)
-        return fidelity
-
-    def _store_fidelity(
-        self, plan: PlanRecord, fidelity: Fidelity, sha256: str, data: str | None
-    ) -> None:
-        intervals = {
-            "kl_divergence": fidelity.kl_divergence,
-            "top1_agreement": fidelity.top1_agreement,
-        }
-        values = {}
-        for metric, value in fidelity.metrics().items():
-            estimate = intervals.get(metric)
-            values[metric] = (value, (estimate.low, estimate.high) if estimate else None)
-        self._store.add_measurements(
-            self.id,
-            values,
-            plan_id=plan.id,
-            label=plan.label,
-            details={} if data is None else {"data": data},
-            tokens=fidelity.tokens,
-            data_sha256=sha256,
-        )
+        tokens = held_out_tokens(self, data, sequences=sequences)
+        return measure_plan(self, plan, tokens, data=data, progress=progress)
 
     # Exporting
 
@@ -408,22 +337,9 @@ def constrained_costs(
     return apply_rules(replace(costs, allowed=allowed), model_map, parsed)
 
 
-def advancing(items: Any, advance: Any) -> Any:
-    """The items, reporting each when the next is asked for."""
-    for item in items:
-        yield item
-        advance()
-
-
 def peak_rss_bytes() -> int:
     """The largest resident memory that this process has had."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _same_source(first: str | None, second: str | None) -> bool:
-    if first is None or second is None:
-        return first == second
-    return first == second or Path(first).resolve() == Path(second).resolve()
 
 
 def _plan_label(effective_bits: float, rules: Sequence[str]) -> str:

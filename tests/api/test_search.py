@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import autoq
-from autoq.api import Study, pipeline, renewal, stages
+from autoq.api import pipeline, renewal, stages
 from autoq.errors import (
     BudgetInfeasibleError,
     DataError,
@@ -60,7 +60,7 @@ def test_the_same_search_again_computes_nothing(
 
     monkeypatch.setattr(stages, "calibrate", refuse)
     monkeypatch.setattr(SensitivityScorer, "score_batch", refuse)
-    monkeypatch.setattr(Study, "measure_on", refuse)
+    monkeypatch.setattr(stages, "measure_plan", refuse)
     second = autoq.search(llama_folder, **quick)
     assert second.summary()["measured"] == first.summary()["measured"]
     assert second.id == first.id
