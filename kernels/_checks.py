@@ -15,6 +15,13 @@ SMALLEST_SCALE = 2.0**-100
 """No scale is smaller. An E4M3 block scale goes down to 2**-9, so products of two scales stay
 normal float32 numbers, which every device treats alike; weights that small do not occur."""
 
+EMPTY_GROUP_SCALE = 2.0**-24
+"""Scale of an INT4 group whose codes are all zero: the smallest that float16 holds. Engines divide
+group scales by a second-level scale in float16, where 1 could overflow, and infinity times code 0
+is NaN."""
+
+LARGEST_FLOAT16 = 65504.0
+
 
 def require_dtype(name: str, tensor: Tensor, *allowed: torch.dtype) -> None:
     """Refuse a tensor of another dtype than `allowed`."""

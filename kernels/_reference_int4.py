@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from autoq.kernels import _reference_fp8 as fp8
-from autoq.kernels._checks import SMALLEST_SCALE
+from autoq.kernels._checks import EMPTY_GROUP_SCALE, LARGEST_FLOAT16, SMALLEST_SCALE
 
 
 def group_scale(weight: Tensor, group_size: int, storage_dtype: torch.dtype) -> Tensor:
-    """amax / 7 of each group, rounded to `storage_dtype`; 1 where that is 0; float32 [N, K/g]."""
+    """amax / 7 of each group, rounded to `storage_dtype`, float32 [N, K/g]; never 0."""
     rows, columns = weight.shape
     amax = weight.float().reshape(rows, columns // group_size, group_size).abs().amax(-1)
     scale = (amax / torch.tensor(7.0)).clamp(SMALLEST_SCALE, torch.finfo(storage_dtype).max)
     stored = scale.to(storage_dtype).float()
-    return torch.where((amax == 0) | (stored == 0), 1.0, stored)
+    return torch.where((amax == 0) | (stored == 0), EMPTY_GROUP_SCALE, stored)
 
 
 def _spread(group_scale: Tensor, columns: int) -> Tensor:
@@ -48,7 +48,8 @@ def dequantize_two_level(
     codes: Tensor, group_scale: Tensor, tensor_scale: Tensor, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """Values e4m3(code * rate) * tensor scale, rate = fp16(fp16(group scale) / tensor scale)."""
-    rate = (group_scale.half().float() / tensor_scale).half().float()
+    quotient = group_scale.half().float() / tensor_scale
+    rate = quotient.clamp(max=LARGEST_FLOAT16).half().float()
     return fp8.dequantize(fp8.encode(dequantize(codes, rate)), tensor_scale, dtype)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from autoq.kernels._checks import EMPTY_GROUP_SCALE, LARGEST_FLOAT16
 from autoq.kernels._chunks import map_rows, scale_from_amax
 from autoq.kernels._torch_fp8 import round_e4m3_
 
@@ -18,7 +19,7 @@ def group_scale(weight: Tensor, group_size: int, storage_dtype: torch.dtype) -> 
     amax = groups.abs().amax(-1).float()
     scale = scale_from_amax(amax, LARGEST).clamp_(max=torch.finfo(storage_dtype).max)
     stored = scale.to(storage_dtype).float()
-    return torch.where(stored == 0, 1.0, stored)
+    return torch.where((amax == 0) | (stored == 0), EMPTY_GROUP_SCALE, stored)
 
 
 def quantize(weight: Tensor, group_scale: Tensor) -> Tensor:
@@ -81,7 +82,8 @@ def _groups(matrix: Tensor, scales: Tensor) -> Tensor:
 
 def _rate(group_scale: Tensor, tensor_scale: Tensor) -> Tensor:
     """What a code counts under the FP8 level, with the two float16 roundings of the engine."""
-    return (group_scale.half().float() / tensor_scale).half().float()
+    quotient = group_scale.half().float() / tensor_scale
+    return quotient.clamp_(max=LARGEST_FLOAT16).half().float()
 
 
 def pack_rows(codes: Tensor) -> Tensor:

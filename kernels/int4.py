@@ -43,8 +43,8 @@ def group_scale(
         storage_dtype: float32, bfloat16 or float16.
 
     Returns:
-        float32 [N, K / group_size], exact in `storage_dtype`; 1 where the maximum is 0 or too
-        small for `storage_dtype`.
+        float32 [N, K / group_size], exact in `storage_dtype`; 2**-24 where the maximum is 0
+        or too small for `storage_dtype`.
 
     Raises:
         InputError: a dtype or shape is not as above.

@@ -64,10 +64,22 @@ def test_group_scale_is_rounded_to_the_dtype_it_is_stored_in(implementation):
     def scales(dtype: torch.dtype) -> list[float]:
         return implementation.group_scale(weight, 2, storage_dtype=dtype).flatten().tolist()
 
-    exact, one = (torch.tensor(1.0) / torch.tensor(7.0)).item(), 1.0
-    assert scales(torch.float32)[:2] == [exact, one]
-    assert scales(torch.bfloat16)[:2] == [0.142578125, one]
-    assert scales(torch.float16) == [0.142822265625, one, one, 65504.0]
+    exact, empty = (torch.tensor(1.0) / torch.tensor(7.0)).item(), 2.0**-24
+    assert scales(torch.float32)[:2] == [exact, empty]
+    assert scales(torch.bfloat16)[:2] == [0.142578125, empty]
+    assert scales(torch.float16) == [0.142822265625, empty, empty, 65504.0]
+
+
+@pytest.mark.parametrize("implementation", [int4, reference], ids=["fast", "reference"])
+@pytest.mark.parametrize("amax", [1.0, 1e-3, 1e-6, 1e-12, 1e-30])
+def test_an_empty_group_stays_zero_beside_tiny_weights(implementation, amax):
+    """The engine's float16 rate of an empty group once overflowed, and made NaN of its zeros."""
+    weight = torch.tensor([[0.0, 0.0, amax, -amax]])
+    scale = implementation.group_scale(weight, 2, storage_dtype=torch.bfloat16)
+    codes = implementation.quantize(weight, scale)
+    values = implementation.dequantize_two_level(codes, scale, fp8.tensor_scale(torch.tensor(amax)))
+    assert values[0, :2].tolist() == [0.0, 0.0]
+    assert bool(torch.isfinite(values).all())
 
 
 @pytest.mark.parametrize("implementation", [int4, reference], ids=["fast", "reference"])
