@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from autoq.api.config import ScoringConfig
-from autoq.api.measuring import advancing
+from autoq.api.measuring import advancing, held_out_tokens, measure_plan
 from autoq.api.pipeline import DEFAULT_STORE, open_study
 from autoq.api.task import LoadedModel, load, load_data, output_properties, token_batches
+from autoq.data import TokenData
 from autoq.errors import InputError
 from autoq.evaluators import Estimate, Fidelity, measure_fidelity
 from autoq.models.forward import forward_logits
@@ -66,8 +67,15 @@ def evaluate(
             )
         study = open_study(str(target), store, trust_remote_code=trust_remote_code)
         plan = study.plan(effective_bits)
-        fidelity = study.measure(plan, data=source, sequences=sequences, progress=progress)
-        return {"target": study.name, "plan": plan.label, **_plain(fidelity)}
+        tokens = held_out_tokens(study, source, sequences=sequences)
+        fidelity = measure_plan(study, plan, tokens, data=source, progress=progress)
+        return {
+            "target": study.name,
+            "plan": plan.label,
+            "reference": study.record.model_path,
+            **_data(tokens),
+            **_plain(fidelity),
+        }
     if reference is None:
         raise InputError(
             f"measuring the checkpoint {target} needs the original model; name its folder "
@@ -98,8 +106,7 @@ def evaluate(
     return {
         "target": str(target),
         "reference": str(reference),
-        "data": tokens.description,
-        "data_sha256": tokens.sha256,
+        **_data(tokens),
         **_plain(fidelity),
     }
 
@@ -119,6 +126,10 @@ def _checkpoint_pairs(
     forward = partial(forward_logits, original.model)
     for ids in batches:
         yield ids, forward(ids), forward_logits(quantised, ids)
+
+
+def _data(tokens: TokenData) -> dict[str, str]:
+    return {"data": tokens.description, "data_sha256": tokens.sha256}
 
 
 def _plain(fidelity: Fidelity) -> dict[str, Any]:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import nn
 
 from autoq.api.task import PROBE_TOKENS
+from autoq.calibration import without_unfolded_scales
 from autoq.export import (
     ExportResult,
     VerificationReport,
@@ -27,10 +28,12 @@ from autoq.layers import Container, LayerCalibration
 from autoq.layers.simulate import slot_formats_of
 from autoq.models import GroupName, ModelMap, SlotName
 from autoq.progress import Progress
-from autoq.studies import PlanRecord
+from autoq.studies import PlanRecord, WorkStatus
 
 if TYPE_CHECKING:
     from autoq.api.study import Study
+
+Calibrations: TypeAlias = Mapping[tuple[SlotName, FormatName], LayerCalibration]
 
 EXPORT = "export"
 """The stage of a study that writes a checkpoint, by name in the store."""
@@ -72,8 +75,12 @@ def export_plan(
         ExportError: the container cannot express the plan, or the folder cannot be written.
         VerificationError: what was written does not read back bit for bit.
     """
-    with study.repeated_stage(EXPORT):
-        return _export(study, plan, destination, container, overwrite, check_logits, progress)
+    try:
+        with study.repeated_stage(EXPORT):
+            return _export(study, plan, destination, container, overwrite, check_logits, progress)
+    finally:
+        # The plan stands whether or not a checkpoint of it could be written.
+        study.store.set_status(study.id, WorkStatus.DONE)
 
 
 def _export(
@@ -92,19 +99,30 @@ def _export(
         loaded.model, study.model_map, slot_formats, container, study.storage_dtype
     ):
         progress.note(line)
+    calibration = _storable_calibration(study, slot_formats, container, progress)
     export_id = study.store.begin_export(
         study.id, plan_id=plan.id, container=container.value, path=str(destination.resolve())
     )
     verification: dict[str, Any] = {}
 
     def verify(folder: Path) -> None:
-        verification.update(_plain(_verify(study, folder, slot_formats, container, progress)))
+        verification.update(
+            _plain(_verify(study, folder, slot_formats, calibration, container, progress))
+        )
         if check_logits and _loads_in_transformers(container, progress):
             verification["transformers_logits"] = _compare_logits(study, folder, progress)
 
     try:
         result = _write(
-            study, plan, slot_formats, destination, container, overwrite, verify, progress
+            study,
+            plan,
+            slot_formats,
+            calibration,
+            destination,
+            container,
+            overwrite,
+            verify,
+            progress,
         )
     except BaseException as error:
         study.store.fail_export(export_id, reason=f"{type(error).__name__}: {error}")
@@ -129,10 +147,36 @@ def _export(
     }
 
 
+def _storable_calibration(
+    study: Study,
+    slot_formats: Mapping[SlotName, FormatName],
+    container: Container,
+    progress: Progress,
+) -> Calibrations:
+    """The calibration, less the input scales that the container has no place for."""
+    if container is not Container.COMPRESSED_TENSORS:
+        return study.calibration
+    plain, changed = without_unfolded_scales(
+        study.loaded().model,
+        study.model_map,
+        slot_formats,
+        study.calibration,
+        study.storage_dtype,
+    )
+    if changed:
+        progress.note(
+            f"{len(changed)} layers are written without their AWQ scale, which {container.value} "
+            f"cannot store (the first is {changed[0]}); the predicted loss is with it: search with "
+            f"--container {container.value} to score what is written"
+        )
+    return plain
+
+
 def _write(
     study: Study,
     plan: PlanRecord,
     slot_formats: Mapping[SlotName, FormatName],
+    calibration: Calibrations,
     destination: Path,
     container: Container,
     overwrite: bool,
@@ -145,7 +189,7 @@ def _write(
             loaded.model,
             study.model_map,
             slot_formats,
-            study.calibration,
+            calibration,
             source=loaded.path,
             destination=destination,
             container=container,
@@ -166,6 +210,7 @@ def _verify(
     study: Study,
     folder: Path,
     slot_formats: Mapping[SlotName, FormatName],
+    calibration: Calibrations,
     container: Container,
     progress: Progress,
 ) -> VerificationReport:
@@ -175,7 +220,7 @@ def _verify(
             study.loaded().model,
             study.model_map,
             slot_formats,
-            study.calibration,
+            calibration,
             container,
             study.storage_dtype,
         )

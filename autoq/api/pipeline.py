@@ -141,6 +141,7 @@ def search(
     if name is not None and study.name != name:
         progress.note(f"the same search is in the store as {study.name}; continuing that study")
     _note_other_versions(study, progress)
+    _note_shorter_sequences(loaded, config, progress)
     with opened.lease(study.id, wait_seconds=wait_seconds) as lease:
         progress = RenewingProgress(progress, lease)
         if not is_done(study, DISCOVERY):
@@ -258,6 +259,12 @@ def _absolute_if_file(source: str | None) -> str | None:
     return str(Path(source).resolve()) if source is not None and Path(source).exists() else source
 
 
+def _note_shorter_sequences(loaded: LoadedModel, config: ScoringConfig, progress: Progress) -> None:
+    longest = loaded.longest_sequence
+    if longest is not None and longest < config.sequence_length:
+        progress.note(f"sequences have {longest} tokens: the model has no more positions")
+
+
 def _note_other_versions(study: Study, progress: Progress) -> None:
     before, now = study.record.versions, _versions()
     changed = [
@@ -295,7 +302,7 @@ def _refuse_useless_formats(
         if fmt != NONE and reasons and all(reasons):
             raise ExportError(
                 f"the {config.container.value} container can hold no layer of this model in {fmt}: "
-                f"{reasons[0]}; drop the format or name another --container"
+                f"{reasons[0]}"
             )
 
 

@@ -263,7 +263,7 @@ class Study:
         plan = self.plan(effective_bits)
         check_destination(Path(destination), self._record.model_path or None, overwrite=overwrite)
         with self._store.lease(self.id) as lease:
-            written = export_plan(
+            return export_plan(
                 self,
                 plan,
                 Path(destination),
@@ -272,8 +272,6 @@ class Study:
                 check_logits=check_logits,
                 progress=RenewingProgress(progress or SilentProgress(), lease),
             )
-            self._store.set_status(self.id, WorkStatus.DONE)
-        return written
 
     @contextmanager
     def repeated_stage(self, name: str) -> Iterator[dict[str, Any]]:

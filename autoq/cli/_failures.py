@@ -61,12 +61,18 @@ def reports_failures(command: Callable[P, None]) -> Callable[P, None]:
             raise
         except OSError as error:
             if error.errno == errno.EPIPE:  # the reader of our output has had enough
-                raise
+                _forget_output()
+                raise typer.Exit(0) from None
             _end(error, _system_refusal(error), INPUT)
         except Exception as error:  # noqa: BLE001  (the last line of defence: nothing above it)
             _end(error, _unexpected(error), UNEXPECTED)
 
     return guarded
+
+
+def _forget_output() -> None:
+    """Send what is still buffered nowhere, so that closing standard output cannot fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def one_line(text: str) -> str:

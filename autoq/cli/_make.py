@@ -114,7 +114,7 @@ def evaluate(
     if as_json:
         print_json(found)
     else:
-        _print_metrics(target, found["metrics"])
+        _print_metrics(found)
 
 
 def _check_target(target: str, store: str) -> None:
@@ -127,14 +127,14 @@ def _check_target(target: str, store: str) -> None:
         check_store(store)
 
 
-def _print_metrics(target: str, metrics: dict[str, Any]) -> None:
+def _print_metrics(found: dict[str, Any]) -> None:
     from autoq.report.numbers import metric_text, metric_value_text
 
-    typer.echo(f"{target} against the original:")
-    for name, found in metrics.items():
-        if found is None:
+    typer.echo(f"{found['target']} against the original, on {found['data']}:")
+    for name, measured in found["metrics"].items():
+        if measured is None:
             continue
-        entry = found if isinstance(found, dict) else {"value": found}
+        entry = measured if isinstance(measured, dict) else {"value": measured}
         line = f"  {metric_text(name)}: {metric_value_text(name, entry['value'])}"
         if entry.get("low") is not None:
             low, high = (metric_value_text(name, entry[end]) for end in ("low", "high"))

@@ -58,9 +58,8 @@ TrustRemoteCode = Annotated[
 def store_is_missing(store: str) -> bool:
     """Whether the URL names an SQLite file that does not exist, which opening would create."""
     path = store.removeprefix(_SQLITE_FILE)
-    return (
-        store.startswith(_SQLITE_FILE) and path not in ("", ":memory:") and not Path(path).exists()
-    )
+    is_file = store.startswith(_SQLITE_FILE) or "://" not in store
+    return is_file and path not in ("", ":memory:") and not Path(path).exists()
 
 
 def check_store(store: str) -> None:

@@ -463,3 +463,59 @@ def test_a_study_is_measured_as_it_was_searched(llama_folder: Path, quick: Any) 
     study = autoq.search(llama_folder, **quick, measure=False)
     with pytest.raises(InputError, match="measured as it was searched"):
         autoq.evaluate(study.name, store=quick["store"], sequence_length=16)
+
+
+def test_a_study_for_one_container_exports_to_the_other(
+    llama_folder: Path, quick: Any, tmp_path: Path
+) -> None:
+    """compressed-tensors cannot store every AWQ scale: plain rounding takes its place, aloud."""
+    outliers = tmp_path / "outliers"
+    model = load_model(llama_folder, dtype="float32")
+    with torch.no_grad():
+        for layer in model.model.layers:  # type: ignore[union-attr]
+            layer.mlp.up_proj.weight[7].mul_(40)  # so that down_proj wants an input scale
+    model.save_pretrained(outliers)  # type: ignore[operator]
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(llama_folder / name, outliers)
+    study = autoq.search(
+        outliers, **{**quick, "formats": ("w4a8_awq",), "effective_bits": 4.25}, measure=False
+    )
+    down = ("model.layers.0.mlp.down_proj", "w4a8_awq")
+    assert study.calibration[down].pre_quant_scale is not None
+    notes: list[str] = []
+
+    class Noting(SilentProgress):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    exported = study.export(tmp_path / "out", container="compressed-tensors", progress=Noting())
+    assert exported["verification"]["quantized_matrices"] == 14
+    assert any("without their AWQ scale" in note for note in notes)
+    again = study.export(tmp_path / "modelopt")
+    assert again["container"] == "modelopt"
+
+
+def test_a_failed_export_leaves_the_study_done(
+    llama_folder: Path, quick: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = autoq.search(llama_folder, **quick, measure=False)
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise ExportError("no space left")
+
+    monkeypatch.setattr("autoq.api.exporting.export_checkpoint", failing)
+    with pytest.raises(ExportError):
+        study.export(tmp_path / "out")
+    assert autoq.list_studies(quick["store"])[0]["status"] == "done"
+
+
+def test_sequences_longer_than_the_model_are_noted(llama_folder: Path, quick: Any) -> None:
+    notes: list[str] = []
+
+    class Noting(SilentProgress):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    quick["sequence_length"] = 100_000
+    autoq.search(llama_folder, **quick, measure=False, progress=Noting())
+    assert any("no more positions" in note for note in notes)

@@ -151,6 +151,7 @@ class FakeApi(ModuleType):
         self.called("evaluate", target=target, **options)
         return {
             "target": target,
+            "data": "held-out text",
             "tokens": 512,
             "metrics": {
                 "kl_divergence": {"value": 0.05, "low": 0.04, "high": 0.07},

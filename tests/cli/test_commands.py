@@ -321,7 +321,7 @@ def test_export_with_one_place_takes_the_latest_study(api, run):
 def test_eval_prints_what_was_measured(api, run):
     result = run("eval", "llama-ab12", "--reference", "models/llama", "--data", "text.txt")
     assert result.stdout.splitlines() == [
-        "llama-ab12 against the original:",
+        "llama-ab12 against the original, on held-out text:",
         "  KL divergence: 0.05000 (95 %: 0.04000 to 0.07000)",
         "  perplexity: 12.30",
     ]

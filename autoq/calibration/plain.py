@@ -1,0 +1,48 @@
+"""Calibration without the input scales that a container cannot store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from autoq.calibration.scales import scaled_weight_amax
+from autoq.formats import FORMATS, NONE, FormatName
+from autoq.layers import LayerCalibration
+from autoq.models import ModelMap, SlotName
+from autoq.models.weights import slot_weight
+
+
+def without_unfolded_scales(
+    model: nn.Module,
+    model_map: ModelMap,
+    slot_formats: Mapping[SlotName, FormatName],
+    calibration: Mapping[tuple[SlotName, FormatName], LayerCalibration],
+    scale_dtype: torch.dtype,
+) -> tuple[dict[tuple[SlotName, FormatName], LayerCalibration], list[SlotName]]:
+    """Plain rounding for every slot whose input scale no norm absorbs; needs no data.
+
+    Only for containers whose engines scale the inputs of such layers at run time: the calibrated
+    `input_amax` stays that of the scaled input.
+
+    Returns:
+        The calibration, and the slots that lost their input scale.
+    """
+    plain = dict(calibration)
+    changed: list[SlotName] = []
+    fusion_set_of = {
+        name: names for group in model_map.groups for names in group.fusion_sets for name in names
+    }
+    for name, fmt in slot_formats.items():
+        entry = calibration[name, fmt] if fmt != NONE else None
+        if entry is None or entry.pre_quant_scale is None or entry.folds_into is not None:
+            continue
+        members = fusion_set_of.get(name, (name,))
+        weights = [slot_weight(model, model_map.slots[member]) for member in members]
+        plain[name, fmt] = LayerCalibration(
+            weight_amax=scaled_weight_amax(weights, None, FORMATS[fmt], scale_dtype),
+            input_amax=entry.input_amax,
+        )
+        changed.append(name)
+    return plain, changed
