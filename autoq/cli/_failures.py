@@ -22,19 +22,19 @@ from autoq.errors import (
 
 P = ParamSpec("P")
 
-UNEXPECTED, INPUT, LOCKED, STORE, INTERRUPTED = 1, 2, 3, 4, 130
+UNEXPECTED, INPUT, UNVERIFIED, INTERRUPTED = 1, 2, 4, 130
 DEBUG_VARIABLE = "AUTOQ_DEBUG"
 
 
 def exit_code(error: AutoqError) -> int:
-    """The exit code that tells programs what kind of failure it was."""
-    if isinstance(error, InputError):
+    """The exit code that tells programs what kind of failure it was.
+
+    What the user can mend by other input, another place or waiting is 2; a checkpoint that does
+    not read back is 4.
+    """
+    if isinstance(error, InputError | StudyLockedError | StoreError):
         return INPUT
-    if isinstance(error, StudyLockedError):
-        return LOCKED
-    if isinstance(error, StoreError | VerificationError):
-        return STORE
-    return UNEXPECTED
+    return UNVERIFIED if isinstance(error, VerificationError) else UNEXPECTED
 
 
 def debugging() -> bool:

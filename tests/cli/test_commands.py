@@ -155,8 +155,8 @@ FAILURES = [
         UnknownNameError("no format named 'x'"), 2, "error: no format named 'x'", id="name"
     ),
     pytest.param(ExportError("out\nexists"), 2, "error: out exists", id="export"),
-    pytest.param(StudyLockedError("held by 7"), 3, "error: held by 7", id="locked"),
-    pytest.param(StoreError("cannot open"), 4, "error: cannot open", id="store"),
+    pytest.param(StudyLockedError("held by 7"), 2, "error: held by 7", id="locked"),
+    pytest.param(StoreError("cannot open"), 2, "error: cannot open", id="store"),
     pytest.param(VerificationError("differs"), 4, "error: differs", id="verification"),
     pytest.param(AutoqError("NaN"), 1, "error: NaN", id="other"),
     pytest.param(
@@ -195,7 +195,7 @@ def test_debugging_shows_the_traceback_and_keeps_the_exit_code(api, run, monkeyp
     monkeypatch.setenv("AUTOQ_DEBUG", "1")
     api.failure = StudyLockedError("held by 7")
     result = run(*SEARCH)
-    assert result.exit_code == 3
+    assert result.exit_code == 2
     assert "Traceback" in result.stderr
 
 
