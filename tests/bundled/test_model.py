@@ -21,10 +21,6 @@ from autoq.bundled.scoring import (
     perplexity,
 )
 
-pytestmark = pytest.mark.skipif(
-    not (model_path() / "training.json").exists(), reason="the bundled model is not trained yet"
-)
-
 
 @pytest.fixture(scope="module")
 def record() -> dict[str, Any]:

@@ -173,7 +173,6 @@ def test_frontier_page_lists_every_plan(make_summary, plans):
 
 
 def test_frontier_png_is_a_picture(make_summary, plans, tmp_path):
-    pytest.importorskip("matplotlib")
     path = tmp_path / "frontier.png"
     frontier_png(report_data(make_summary(), plans), path)
     assert path.read_bytes().startswith(b"\x89PNG\r\n")

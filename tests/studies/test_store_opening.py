@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
@@ -98,7 +99,6 @@ def test_memory_store_lives_as_long_as_it_is_open():
 
 @pytest.mark.parametrize("first", ["optuna", "autoq"])
 def test_optuna_keeps_its_tables_in_the_same_file(first, store_path):
-    optuna = pytest.importorskip("optuna")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     url = f"sqlite:///{store_path}"
 
