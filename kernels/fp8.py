@@ -13,7 +13,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from autoq.kernels import _torch_fp8 as _torch
 from autoq.kernels._checks import (
     FLOAT_DTYPES,
     checked_amax,
@@ -21,7 +20,8 @@ from autoq.kernels._checks import (
     require_float,
     require_scale,
 )
-from autoq.kernels._chunks import scale_from_amax
+from autoq.kernels._torch import fp8 as _torch
+from autoq.kernels._torch.chunks import scale_from_amax
 
 LARGEST = _torch.LARGEST
 """The largest E4M3 magnitude."""

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from autoq.errors import InputError
-from autoq.kernels import _torch_int4 as _torch
 from autoq.kernels._checks import (
     FLOAT_DTYPES,
     require_dtype,
@@ -27,6 +26,7 @@ from autoq.kernels._checks import (
     require_multiple,
     require_scale,
 )
+from autoq.kernels._torch import int4 as _torch
 
 GROUP_SIZE = 128
 """Columns that share a scale in the AWQ checkpoints engines load."""

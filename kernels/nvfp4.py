@@ -13,7 +13,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from autoq.kernels import _torch_nvfp4 as _torch
 from autoq.kernels._checks import (
     FLOAT_DTYPES,
     checked_amax,
@@ -23,7 +22,8 @@ from autoq.kernels._checks import (
     require_scale,
     require_shape,
 )
-from autoq.kernels._chunks import scale_from_amax
+from autoq.kernels._torch import nvfp4 as _torch
+from autoq.kernels._torch.chunks import scale_from_amax
 
 BLOCK = _torch.BLOCK
 """Values that share a block scale."""

@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autoq.errors import InputError
-from autoq.kernels import _reference_fp8 as reference
 from autoq.kernels import fp8
-from autoq.kernels._chunks import map_rows
-from autoq.kernels._torch_fp8 import round_e4m3_
+from autoq.kernels._reference import fp8 as reference
+from autoq.kernels._torch.chunks import map_rows
+from autoq.kernels._torch.fp8 import round_e4m3_
 
 ONE = torch.tensor(1.0)
 FEW = settings(

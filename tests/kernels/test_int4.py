@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autoq.errors import InputError
-from autoq.kernels import _reference_int4 as reference
 from autoq.kernels import fp8, int4
+from autoq.kernels._reference import int4 as reference
 
 FEW = settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

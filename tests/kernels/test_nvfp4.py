@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autoq.errors import InputError
-from autoq.kernels import _reference_nvfp4 as reference
 from autoq.kernels import nvfp4
+from autoq.kernels._reference import nvfp4 as reference
 
 ONE = torch.tensor(1.0)
 FEW = settings(

@@ -34,7 +34,7 @@ import autoq
 
 # Programs, migrations (run by Alembic itself) and Triton kernels (imported at their first launch)
 # may import what they are about.
-LEFT_OUT = ("__main__", "migrations", "triton")
+LEFT_OUT = ("__main__", "migrations", "_jit", "_launch", "_compile_cases")
 
 def visit(package):
     for found in pkgutil.iter_modules(package.__path__, package.__name__ + "."):

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from autoq.kernels import _reference_fp8 as fp8
 from autoq.kernels._checks import SMALLEST_SCALE
+from autoq.kernels._reference import fp8
 
 BLOCK = 16
 MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)

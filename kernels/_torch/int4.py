@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from autoq.kernels._checks import EMPTY_GROUP_SCALE, LARGEST_FLOAT16
-from autoq.kernels._chunks import map_rows, scale_from_amax
-from autoq.kernels._torch_fp8 import round_e4m3_
+from autoq.kernels._torch.chunks import map_rows, scale_from_amax
+from autoq.kernels._torch.fp8 import round_e4m3_
 
 LARGEST = 7.0
 LOWEST_CODE, HIGHEST_CODE = -8, 7

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from autoq.kernels import _reference_fp8 as fp8
 from autoq.kernels._checks import EMPTY_GROUP_SCALE, LARGEST_FLOAT16, SMALLEST_SCALE
+from autoq.kernels._reference import fp8
 
 
 def group_scale(weight: Tensor, group_size: int, storage_dtype: torch.dtype) -> Tensor:

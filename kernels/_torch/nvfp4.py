@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from autoq.kernels._chunks import exponent_part_, map_rows
-from autoq.kernels._torch_fp8 import round_e4m3_
+from autoq.kernels._torch.chunks import exponent_part_, map_rows
+from autoq.kernels._torch.fp8 import round_e4m3_
 
 BLOCK = 16
 _LARGEST_ELEMENT = 6.0

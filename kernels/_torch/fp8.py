@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from autoq.kernels._chunks import exponent_part_, map_rows, scale_from_amax
+from autoq.kernels._torch.chunks import exponent_part_, map_rows, scale_from_amax
 
 LARGEST = 448.0
 _SMALLEST_NORMAL = 2.0**-6

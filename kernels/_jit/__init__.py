@@ -1,0 +1,1 @@
+"""Triton kernels. Only `autoq.kernels._launch` imports this package: it needs triton."""

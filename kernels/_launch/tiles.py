@@ -1,0 +1,66 @@
+"""Tile shapes of matrix products, and the choice among them.
+
+Each product lists, per target, the tiles that are worth trying there. The list is pruned ahead of
+time: `tests/kernels/triton` compiles every entry and refuses one that spills or does not fit. On a
+GPU triton's autotuner measures the list once per shape; elsewhere the first entry is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import triton
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """How one program of a matrix product works."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    warps: int
+    stages: int
+    split_k: int = 1
+    group_m: int = 8  # rows of tiles that are walked together, for the level-2 cache
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """As kernel arguments."""
+        return {
+            "BLOCK_M": self.block_m,
+            "BLOCK_N": self.block_n,
+            "BLOCK_K": self.block_k,
+            "SPLIT_K": self.split_k,
+            "GROUP_M": self.group_m,
+        }
+
+
+def row_bucket(rows: int) -> int:
+    """Rows rounded up to a power of two from 16 to 8192: products of one bucket share a tile."""
+    return min(8192, max(16, 1 << (rows - 1).bit_length()))
+
+
+def tuned(kernel: Any, tiles: Sequence[Tile], operand: Tensor) -> tuple[Any, Mapping[str, int]]:
+    """The kernel to launch, and the further keyword arguments of the launch.
+
+    On a GPU that is the kernel under triton's autotuner, which takes the tile itself; the kernel
+    must have the arguments `m_bucket`, `n` and `k`. Elsewhere it is the kernel with the first tile.
+    """
+    if operand.is_cuda:
+        return _autotuned(kernel, tuple(tiles)), {}
+    first = tiles[0]
+    return kernel, {**first.constants, "num_warps": first.warps, "num_stages": first.stages}
+
+
+@cache
+def _autotuned(kernel: Any, tiles: tuple[Tile, ...]) -> Any:
+    configs = [
+        triton.Config(tile.constants, num_warps=tile.warps, num_stages=tile.stages)
+        for tile in tiles
+    ]
+    return triton.autotune(configs, key=["m_bucket", "n", "k"], cache_results=True)(kernel)
