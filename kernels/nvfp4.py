@@ -10,18 +10,23 @@ Source: the recipe of the NVFP4 checkpoints that vLLM, SGLang and TensorRT-LLM l
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from autoq.errors import InputError
 from autoq.kernels._checks import (
     FLOAT_DTYPES,
     checked_amax,
     require_dtype,
     require_float,
+    require_matrix,
     require_multiple,
     require_scale,
     require_shape,
 )
+from autoq.kernels._packed import PackedTensor
 from autoq.kernels._torch import nvfp4 as _torch
 from autoq.kernels._torch.chunks import scale_from_amax
 
@@ -29,6 +34,23 @@ BLOCK = _torch.BLOCK
 """Values that share a block scale."""
 
 _LARGEST_VALUE = 6.0 * 448.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NVFP4Tensor(PackedTensor):
+    """A tensor [..., K] in NVFP4."""
+
+    codes: Tensor
+    """uint8 [..., K/2], the even element in the low nibble; E2M1, bit 3 the sign."""
+    block_scale: Tensor
+    """float8_e4m3fn [..., K/16]."""
+    global_scale: Tensor
+    """float32 scalar."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the values: (..., K)."""
+        return (*self.codes.shape[:-1], 2 * self.codes.shape[-1])
 
 
 def global_scale(amax: float | Tensor) -> Tensor:
@@ -46,58 +68,145 @@ def global_scale(amax: float | Tensor) -> Tensor:
     return scale_from_amax(checked_amax(amax), _LARGEST_VALUE)
 
 
-def quantize(x: Tensor, global_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Packed codes and block scales of `x`.
+def quantize(x: Tensor, global_scale: Tensor | None = None) -> NVFP4Tensor:
+    """Codes and scales of `x`.
 
     Args:
         x: float32, bfloat16 or float16 [..., K], K a multiple of 16.
-        global_scale: float32 scalar from `global_scale`.
-
-    Returns:
-        Codes uint8 [..., K/2], the even element in the low nibble, and block scales
-        float8_e4m3fn [..., K/16].
+        global_scale: float32 scalar from the function `global_scale`; that of the largest |x| if
+            left out.
 
     Raises:
-        InputError: a dtype, shape or scale is not as above.
+        InputError: a dtype, shape or scale is not as above; or the scale is left out and x, on a
+            CPU, holds NaN or infinity.
     """
-    _require_blocks(x, global_scale)
-    return _torch.quantize(x.detach(), global_scale.to(x.device))
+    scale = _checked_scale(x, global_scale)
+    codes, block_scale = _torch.quantize(x.detach(), scale)
+    return NVFP4Tensor(codes=codes, block_scale=block_scale, global_scale=scale)
 
 
-def dequantize(
-    packed: Tensor, block_scale: Tensor, global_scale: Tensor, dtype: torch.dtype = torch.float32
-) -> Tensor:
+def dequantize(packed: NVFP4Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Values [..., K], computed in float32 and rounded once to `dtype`.
 
     Args:
-        packed: uint8 [..., K/2].
-        block_scale: float8_e4m3fn [..., K/16].
-        global_scale: float32 scalar.
+        packed: codes and scales.
         dtype: float32, bfloat16 or float16.
 
     Raises:
         InputError: a dtype, shape or scale is not as above.
     """
-    require_dtype("packed", packed, torch.uint8)
-    require_dtype("block_scale", block_scale, torch.float8_e4m3fn)
-    require_multiple("the last dimension of packed", packed.shape[-1], BLOCK // 2)
-    blocks = (*packed.shape[:-1], packed.shape[-1] * 2 // BLOCK)
-    require_shape("block_scale", block_scale, blocks)
-    require_scale("global_scale", global_scale)
+    _require_packed(packed)
     require_dtype("the result", torch.empty(0, dtype=dtype), *FLOAT_DTYPES)
-    return _torch.dequantize(packed, block_scale, global_scale.to(packed.device), dtype)
+    scale = packed.global_scale.to(packed.codes.device)
+    return _torch.dequantize(packed.codes, packed.block_scale, scale, dtype)
 
 
-def fake_quantize(x: Tensor, global_scale: Tensor) -> Tensor:
-    """`dequantize(*quantize(x, global_scale), global_scale, x.dtype)`, bit for bit, in one go.
+def fake_quantize(x: Tensor, global_scale: Tensor | None = None) -> Tensor:
+    """`dequantize(quantize(x, global_scale), x.dtype)`, bit for bit, in one go.
 
     Args and errors are those of `quantize`. No gradient flows through the result.
     """
-    _require_blocks(x, global_scale)
-    return _torch.fake_quantize(x, global_scale.to(x.device))
+    return _torch.fake_quantize(x, _checked_scale(x, global_scale))
 
 
-def _require_blocks(x: Tensor, global_scale: Tensor) -> None:
+def linear(
+    x: Tensor,
+    weight: NVFP4Tensor,
+    bias: Tensor | None = None,
+    *,
+    input_scale: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """x @ weight.T + bias, the input quantised to NVFP4 too if `input_scale` is given.
+
+    Args:
+        x: float32, bfloat16 or float16 [..., K], K a multiple of 16.
+        weight: [N, K].
+        bias: float32, bfloat16 or float16 [N].
+        input_scale: float32 scalar, the input's global scale; None: `x` is used as it is.
+        out_dtype: float32, bfloat16 or float16; that of `x` if left out.
+
+    Returns:
+        [..., N]. On CPUs bit for bit `functional.linear` of what `fake_quantize` and `dequantize`
+        return in the dtype of `x`. No gradient flows through it.
+
+    Raises:
+        InputError: a dtype, shape or scale is not as above.
+    """
+    out_dtype = x.dtype if out_dtype is None else out_dtype
+    require_float("x", x)
+    _require_packed(weight, "the weight's ")
+    _require_product(x.shape, weight, bias, out_dtype)
+    if input_scale is not None:
+        require_scale("input_scale", input_scale)
+        input_scale = input_scale.to(x.device)
+    return _torch.linear(x.detach(), *_parts(weight), bias, input_scale, out_dtype)
+
+
+def matmul(
+    a: NVFP4Tensor, b: NVFP4Tensor, bias: Tensor | None = None, *, out_dtype: torch.dtype
+) -> Tensor:
+    """a @ b.T + bias of packed operands, accumulated in float32.
+
+    Args:
+        a: [..., K].
+        b: [N, K].
+        bias: float32, bfloat16 or float16 [N].
+        out_dtype: float32, bfloat16 or float16.
+
+    Returns:
+        [..., N].
+
+    Raises:
+        InputError: a dtype, shape or scale is not as above.
+    """
+    _require_packed(a, "the left operand's ")
+    _require_packed(b, "the right operand's ")
+    _require_product(a.shape, b, bias, out_dtype)
+    return _torch.matmul(*_parts(a), *_parts(b), bias, out_dtype)
+
+
+def _checked_scale(x: Tensor, global_scale: Tensor | None) -> Tensor:
+    """The global scale on the device of `x`, computed if it is left out."""
     require_float("x", x)
     require_multiple("the last dimension of x", x.shape[-1], BLOCK)
-    require_scale("global_scale", global_scale)
+    if global_scale is not None:
+        require_scale("global_scale", global_scale)
+        return global_scale.to(x.device)
+    amax = _torch.amax(x.detach())
+    return scale_from_amax(checked_amax(amax), _LARGEST_VALUE)
+
+
+def _require_packed(packed: NVFP4Tensor, whose: str = "") -> None:
+    codes, block_scale = packed.codes, packed.block_scale
+    require_dtype(f"{whose}codes", codes, torch.uint8)
+    require_dtype(f"{whose}block_scale", block_scale, torch.float8_e4m3fn)
+    if codes.ndim == 0:
+        raise InputError(
+            f"{whose}codes must have at least one dimension, got a scalar; give it one"
+        )
+    require_multiple(f"the last dimension of {whose}codes", codes.shape[-1], BLOCK // 2)
+    blocks = (*codes.shape[:-1], codes.shape[-1] * 2 // BLOCK)
+    require_shape(f"{whose}block_scale", block_scale, blocks)
+    require_scale(f"{whose}global_scale", packed.global_scale)
+
+
+def _require_product(
+    left: tuple[int, ...], right: NVFP4Tensor, bias: Tensor | None, out_dtype: torch.dtype
+) -> None:
+    require_matrix("codes of the right-hand operand", right.codes)
+    rows, columns = right.shape
+    if left[-1] != columns:
+        raise InputError(
+            f"both operands must have as many columns, got {left[-1]} and {columns}; "
+            "take the input of this very layer"
+        )
+    if bias is not None:
+        require_float("bias", bias)
+        if tuple(bias.shape) != (rows,):
+            raise InputError(f"bias must have shape {(rows,)}, got {tuple(bias.shape)}; reshape it")
+    require_dtype("the result", torch.empty(0, dtype=out_dtype), *FLOAT_DTYPES)
+
+
+def _parts(packed: NVFP4Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return packed.codes, packed.block_scale, packed.global_scale.to(packed.codes.device)

@@ -192,13 +192,15 @@ def _quantize_e2m1(
     weight: Tensor, _: QuantFormat, calibration: LayerCalibration, __: torch.dtype
 ) -> _Tensors:
     scale = nvfp4.global_scale(calibration.weight_amax)
-    codes, block_scale = nvfp4.quantize(weight, scale)
-    return {"codes": codes, "block_scale": block_scale, "global_scale": scale.to(weight.device)}
+    return nvfp4.quantize(weight, scale).tensors()
 
 
 def _dequantize_e2m1(tensors: _Tensors, container: Container, dtype: torch.dtype) -> Tensor:
     scale = _read_global_scale(tensors["global_scale"], container)
-    return nvfp4.dequantize(tensors["codes"], tensors["block_scale"], scale, dtype)
+    packed = nvfp4.NVFP4Tensor(
+        codes=tensors["codes"], block_scale=tensors["block_scale"], global_scale=scale
+    )
+    return nvfp4.dequantize(packed, dtype)
 
 
 def _fake_quantize_e2m1(

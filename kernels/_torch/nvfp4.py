@@ -27,6 +27,14 @@ def _below(value: float) -> float:
 _THRESHOLDS = (0.25, _below(0.75), 1.25, _below(1.75), 2.5, _below(3.5), 5.0)
 
 
+def amax(x: Tensor) -> Tensor:
+    """The largest magnitude, float32 scalar; 0 of an empty tensor, NaN if there is one."""
+    if not x.numel():
+        return torch.zeros((), device=x.device)
+    smallest, largest = torch.aminmax(x)
+    return torch.maximum(-smallest, largest).float()
+
+
 def quantize(x: Tensor, global_scale: Tensor) -> tuple[Tensor, Tensor]:
     """Packed codes and block scales."""
     blocks = x.float().reshape(-1, BLOCK)
@@ -68,6 +76,39 @@ def fake_quantize(x: Tensor, global_scale: Tensor) -> Tensor:
         _round_twice_e2m1_(values, scratch).mul_(step.mul_(0.5))
 
     return map_rows(x, BLOCK, body)
+
+
+def linear(
+    x: Tensor,
+    codes: Tensor,
+    block_scale: Tensor,
+    global_scale: Tensor,
+    bias: Tensor | None,
+    input_scale: Tensor | None,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    """x @ weight.T + bias in the dtype of `x`; without an input scale x is used as it is."""
+    values = x if input_scale is None else fake_quantize(x, input_scale)
+    weight = dequantize(codes, block_scale, global_scale, x.dtype)
+    bias = None if bias is None else bias.detach().to(x.dtype)
+    return functional.linear(values, weight, bias).to(out_dtype)
+
+
+def matmul(
+    a_codes: Tensor,
+    a_block_scale: Tensor,
+    a_global_scale: Tensor,
+    b_codes: Tensor,
+    b_block_scale: Tensor,
+    b_global_scale: Tensor,
+    bias: Tensor | None,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    """a @ b.T + bias in float32."""
+    a = dequantize(a_codes, a_block_scale, a_global_scale, torch.float32)
+    b = dequantize(b_codes, b_block_scale, b_global_scale, torch.float32)
+    bias = None if bias is None else bias.detach().float()
+    return functional.linear(a, b, bias).to(out_dtype)
 
 
 def _block_amax(magnitudes: Tensor) -> Tensor:
