@@ -9,7 +9,7 @@ from functools import cache
 
 import torch
 
-from autoq.kernels.targets import target_of
+from autoq.kernels.targets import Target, target_of
 
 
 class Implementation(StrEnum):
@@ -36,6 +36,13 @@ def choose(device: torch.device) -> Choice:
     if device.type != "cuda":
         return Choice(Implementation.TORCH, f"there are no kernels for {device.type} devices")
     return _choose_gpu(device)
+
+
+def triton_target(device: torch.device) -> Target | None:
+    """The target to launch triton kernels for on `device`; None where torch was chosen."""
+    if choose(device).implementation is Implementation.TORCH:
+        return None
+    return target_of(device)
 
 
 @cache
