@@ -72,6 +72,33 @@ def require_scale(name: str, scale: Tensor) -> None:
             raise InputError(f"{name} must be finite and at least 2**-100, got {value}; check amax")
 
 
+def require_scales(name: str, scale: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse what is not float32 of that shape; on the CPU also scales that are too small.
+
+    NaN and infinity pass: they are what a tensor that holds them gets.
+    """
+    require_dtype(name, scale, torch.float32)
+    require_shape(name, scale, shape)
+    if scale.device.type == "cpu" and bool((scale < SMALLEST_SCALE).any()):
+        lowest = scale[scale < SMALLEST_SCALE].min().item()
+        raise InputError(f"{name} must be at least 2**-100, got {lowest}; compute it from amax")
+
+
+def require_bias(bias: Tensor | None, out_features: int) -> None:
+    """Refuse a bias that is not a floating vector of one number per output."""
+    if bias is not None:
+        require_dtype("bias", bias, *FLOAT_DTYPES)
+        require_shape("bias", bias, (out_features,))
+
+
+def require_same_device(*tensors: Tensor | None) -> None:
+    """Refuse operands on different devices; None is no operand."""
+    devices = {tensor.device for tensor in tensors if tensor is not None}
+    if len(devices) > 1:
+        names = " and ".join(sorted(map(str, devices)))
+        raise InputError(f"operands must be on one device, got {names}; move them together")
+
+
 def checked_amax(amax: float | Tensor) -> Tensor:
     """`amax` as a float32 scalar tensor.
 

@@ -128,7 +128,7 @@ def fake_quantize_input(
         _require_pre_quant_scale(calibration.pre_quant_scale, x)
         x = x * calibration.pre_quant_scale.to(device=x.device, dtype=x.dtype)
     if (fmt.weight_element, container) in _PER_TOKEN_INPUTS:
-        return fp8.fake_quantize_per_token(x)
+        return fp8.fake_quantize(x, scaling=fp8.Scaling.ROW)
     return _INPUT_QUANTIZERS[fmt.activation](x, calibration.input_amax)
 
 
@@ -174,12 +174,12 @@ class _WeightCodec:
 def _quantize_e4m3(
     weight: Tensor, _: QuantFormat, calibration: LayerCalibration, __: torch.dtype
 ) -> _Tensors:
-    scale = fp8.tensor_scale(calibration.weight_amax)
-    return {"codes": fp8.quantize(weight, scale), "scale": scale.to(weight.device)}
+    return fp8.quantize(weight, fp8.tensor_scale(calibration.weight_amax)).tensors()
 
 
 def _dequantize_e4m3(tensors: _Tensors, _: Container, dtype: torch.dtype) -> Tensor:
-    return fp8.dequantize(tensors["codes"], tensors["scale"], dtype)
+    packed = fp8.FP8Tensor(tensors["codes"], tensors["scale"], fp8.Scaling.TENSOR)
+    return fp8.dequantize(packed, dtype)
 
 
 def _fake_quantize_e4m3(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from autoq.kernels._checks import SMALLEST_SCALE
+from autoq.kernels._scaling import BLOCK, Scaling
 
 LARGEST = 448.0
 _LARGEST_CODE = 0x7E
@@ -66,23 +67,49 @@ def tensor_scale(amax: float) -> Tensor:
     return (torch.tensor(amax) / torch.tensor(LARGEST)).clamp(min=SMALLEST_SCALE)
 
 
-def quantize(x: Tensor, scale: Tensor) -> Tensor:
+def _places(shape: torch.Size, scaling: Scaling) -> Tensor:
+    """For each element the flat number of its scale."""
+    rows = torch.arange(math.prod(shape[:-1]))[:, None].expand(-1, shape[-1])
+    columns = torch.arange(shape[-1]).expand_as(rows)
+    blocks = -(-shape[-1] // BLOCK)
+    numbers = {
+        Scaling.TENSOR: torch.zeros_like(rows),
+        Scaling.ROW: rows,
+        Scaling.BLOCK_1X128: rows * blocks + columns // BLOCK,
+        Scaling.BLOCK_128X128: rows // BLOCK * blocks + columns // BLOCK,
+    }
+    return numbers[scaling].reshape(shape)
+
+
+def scales(x: Tensor, scaling: Scaling) -> Tensor:
+    """`tensor_scale` of the largest magnitude among the elements that share a scale."""
+    places = _places(x.shape, scaling)
+    scale = torch.ones(scaling.scale_shape(x.shape))
+    for number in range(scale.numel()):
+        shared = x.float()[places == number]
+        if shared.numel():
+            scale.view(-1)[number] = tensor_scale(shared.abs().max().item())
+    return scale
+
+
+def quantize(x: Tensor, scale: Tensor, scaling: Scaling = Scaling.TENSOR) -> Tensor:
     """Codes e4m3(clamp(x / scale))."""
-    return encode(x.float() / scale)
+    return encode(x.float() / scale.flatten()[_places(x.shape, scaling)])
 
 
-def dequantize(codes: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Values codes * scale."""
-    return (decode(codes) * scale).to(dtype)
+def dequantize(
+    codes: Tensor,
+    scale: Tensor,
+    dtype: torch.dtype = torch.float32,
+    scaling: Scaling = Scaling.TENSOR,
+) -> Tensor:
+    """Values code * scale."""
+    return (decode(codes) * scale.flatten()[_places(codes.shape, scaling)]).to(dtype)
 
 
-def fake_quantize(x: Tensor, scale: Tensor) -> Tensor:
+def fake_quantize(
+    x: Tensor, scale: Tensor | None = None, scaling: Scaling = Scaling.TENSOR
+) -> Tensor:
     """What is left of `x` after quantising and dequantising."""
-    return dequantize(quantize(x, scale), scale, x.dtype)
-
-
-def fake_quantize_per_token(x: Tensor) -> Tensor:
-    """`fake_quantize` of each row along the last dimension with that row's own scale."""
-    rows = x.reshape(-1, x.shape[-1])
-    done = [fake_quantize(row, tensor_scale(row.float().abs().max().item())) for row in rows]
-    return torch.stack(done).reshape(x.shape)
+    scale = scales(x, scaling) if scale is None else scale
+    return dequantize(quantize(x, scale, scaling), scale, x.dtype, scaling)

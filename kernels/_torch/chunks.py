@@ -50,7 +50,7 @@ def map_rows(x: Tensor, width: int, body: Body) -> Tensor:
         return x.detach().clone()
     rows = x.detach().reshape(-1, width)
     out = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
-    step = _rows_per_piece(rows)
+    step = rows_per_piece(rows)
     scratch = torch.empty(min(step, len(rows)), width, dtype=torch.float32, device=x.device)
     own = None if x.dtype == torch.float32 else torch.empty_like(scratch)
     for start in range(0, len(rows), step):
@@ -65,7 +65,8 @@ def map_rows(x: Tensor, width: int, body: Body) -> Tensor:
     return out.view(x.shape)
 
 
-def _rows_per_piece(rows: Tensor) -> int:
+def rows_per_piece(rows: Tensor) -> int:
+    """How many rows of a matrix to work on at once: on a GPU all of them."""
     if rows.device.type != "cpu":
         return max(1, len(rows))
     return max(1, _ELEMENTS_PER_THREAD * torch.get_num_threads() // rows.shape[1])

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from autoq.kernels._torch.chunks import exponent_part_, map_rows, scale_from_amax
+from autoq.kernels._scaling import BLOCK, Scaling
+from autoq.kernels._torch.chunks import (
+    exponent_part_,
+    map_rows,
+    rows_per_piece,
+    scale_from_amax,
+)
 
 LARGEST = 448.0
 _SMALLEST_NORMAL = 2.0**-6
@@ -23,33 +30,88 @@ def round_e4m3_(values: Tensor, scratch: Tensor) -> Tensor:
     return values.div_(step).round_().mul_(step)
 
 
-def quantize(x: Tensor, scale: Tensor) -> Tensor:
+def scales(x: Tensor, scaling: Scaling) -> Tensor:
+    """Scales in the shape of `scaling`."""
+    shape = scaling.scale_shape(x.shape)
+    if not x.numel():
+        return torch.ones(shape, device=x.device)
+    return scale_from_amax(_amax(x, scaling).float(), LARGEST).reshape(shape)
+
+
+def quantize(x: Tensor, scale: Tensor, scaling: Scaling) -> Tensor:
     """Codes, float8_e4m3fn."""
-    return (x.float() / scale).clamp_(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
+    values = _rows(x.float(), scaling) / _row_scales(scale, x.shape, scaling)
+    codes = values.clamp_(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
+    return _unpadded(codes, x.shape)
 
 
-def dequantize(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+def dequantize(codes: Tensor, scale: Tensor, scaling: Scaling, dtype: torch.dtype) -> Tensor:
     """Values codes * scale."""
-    return (codes.float() * scale).to(dtype)
+    values = _rows(codes.float(), scaling) * _row_scales(scale, codes.shape, scaling)
+    return _unpadded(values.to(dtype), codes.shape)
 
 
-def fake_quantize(x: Tensor, scale: Tensor) -> Tensor:
-    """Quantise and dequantise without storing codes."""
+def fake_quantize(x: Tensor, scale: Tensor | None, scaling: Scaling) -> Tensor:
+    """Quantise and dequantise without storing codes; scales are computed where none are given."""
+    if scale is None and scaling in (Scaling.TENSOR, Scaling.BLOCK_128X128):
+        scale = scales(x.detach(), scaling)
+    rows = _rows(x, scaling)
+    own = None if scale is None else _row_scales(scale, x.shape, scaling).reshape(-1, 1)
 
-    def body(source: Tensor, values: Tensor, scratch: Tensor, _: slice) -> None:
-        torch.div(source, scale, out=values)
-        round_e4m3_(values, scratch).mul_(scale)
+    def body(source: Tensor, values: Tensor, scratch: Tensor, piece: slice) -> None:
+        if own is None:
+            amax = torch.abs(source, out=scratch).amax(-1, keepdim=True)
+            step = scale_from_amax(amax, LARGEST)
+        else:
+            step = own if scaling is Scaling.TENSOR else own[piece]
+        torch.div(source, step, out=values)
+        round_e4m3_(values, scratch).mul_(step)
 
-    return map_rows(x, x.shape[-1], body)
+    return _unpadded(map_rows(rows, rows.shape[-1], body), x.shape)
 
 
-def fake_quantize_per_token(x: Tensor) -> Tensor:
-    """Quantise and dequantise each row under its own scale."""
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, out_dtype: torch.dtype) -> Tensor:
+    """functional.linear in the dtype of `x`, then `out_dtype`."""
+    bias = None if bias is None else bias.detach().to(x.dtype)
+    return functional.linear(x, weight, bias).to(out_dtype)
 
-    def body(source: Tensor, values: Tensor, scratch: Tensor, _: slice) -> None:
-        amax = torch.abs(source, out=scratch).amax(-1, keepdim=True)
-        scale = scale_from_amax(amax, LARGEST)
-        torch.div(source, scale, out=values)
-        round_e4m3_(values, scratch).mul_(scale)
 
-    return map_rows(x, x.shape[-1], body)
+def _amax(x: Tensor, scaling: Scaling) -> Tensor:
+    """Largest magnitudes, flat; NaN where there is one. `x` is not empty."""
+    if scaling is Scaling.TENSOR:
+        # Ten times as fast as abs().amax() on CPUs, and no copy.
+        lowest, highest = x.aminmax()
+        return torch.maximum(-lowest, highest)
+    rows = _rows(x, scaling)
+    rows = rows.reshape(-1, rows.shape[-1])
+    step = rows_per_piece(rows)
+    amax = torch.cat([piece.abs().amax(-1) for piece in torch.split(rows, step)])
+    if scaling is not Scaling.BLOCK_128X128:
+        return amax
+    padded = functional.pad(amax.view(len(x), -1), (0, 0, 0, -len(x) % BLOCK))
+    return padded.view(-1, BLOCK, padded.shape[1]).amax(1)
+
+
+def _rows(x: Tensor, scaling: Scaling) -> Tensor:
+    """`x` with the elements of a row under one scale: itself, or [..., 128] with zeros added."""
+    if scaling in (Scaling.TENSOR, Scaling.ROW):
+        return x
+    missing = -x.shape[-1] % BLOCK
+    padded = functional.pad(x.detach(), (0, missing)) if missing else x
+    return padded.reshape(*x.shape[:-1], padded.shape[-1] // BLOCK, BLOCK)
+
+
+def _row_scales(scale: Tensor, shape: torch.Size, scaling: Scaling) -> Tensor:
+    """The scale of each row of `_rows`, broadcastable to it."""
+    if scaling in (Scaling.TENSOR, Scaling.ROW):
+        return scale
+    if scaling is Scaling.BLOCK_128X128:
+        scale = scale.repeat_interleave(BLOCK, dim=0)[: shape[0]]
+    return scale[..., None]
+
+
+def _unpadded(blocks: Tensor, shape: torch.Size) -> Tensor:
+    """Undo `_rows`."""
+    if blocks.shape == shape:
+        return blocks
+    return blocks.flatten(-2)[..., : shape[-1]].contiguous()

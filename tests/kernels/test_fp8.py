@@ -15,6 +15,7 @@ from autoq.kernels._torch.chunks import map_rows
 from autoq.kernels._torch.fp8 import round_e4m3_
 
 ONE = torch.tensor(1.0)
+Scaling = fp8.Scaling
 FEW = settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -48,6 +49,15 @@ ENCODED = [
 ]
 
 
+def _codes(x: torch.Tensor, scale: torch.Tensor = ONE) -> torch.Tensor:
+    """Codes as bytes, under a scale of the whole tensor."""
+    return fp8.quantize(x, scale).codes.view(torch.uint8)
+
+
+def _packed(codes: torch.Tensor, scale: torch.Tensor = ONE) -> fp8.FP8Tensor:
+    return fp8.FP8Tensor(codes, scale, Scaling.TENSOR)
+
+
 def _hostile_values(dtype: torch.dtype) -> torch.Tensor:
     """[8, 96]: every scale of magnitude, ties, zeros of both signs, saturation."""
     generator = torch.Generator().manual_seed(3)
@@ -65,7 +75,7 @@ def _hostile_values(dtype: torch.dtype) -> torch.Tensor:
 @pytest.mark.parametrize(("value", "code"), ENCODED, ids=[str(value) for value, _ in ENCODED])
 def test_reference_and_fast_path_encode_by_hand_values(value, code):
     assert reference.encode_value(value) == code
-    assert fp8.quantize(torch.tensor([value]), ONE).view(torch.uint8).item() == code
+    assert _codes(torch.tensor([value])).item() == code
 
 
 def test_reference_decodes_landmarks():
@@ -79,17 +89,17 @@ def test_reference_decodes_landmarks():
 def test_every_code_decodes_as_in_the_reference_and_encodes_back(assert_same_bits):
     codes = torch.arange(256, dtype=torch.uint8)
     codes = codes[(codes & 0x7F) != 0x7F].view(torch.float8_e4m3fn)
-    values = fp8.dequantize(codes, ONE)
+    values = fp8.dequantize(_packed(codes))
     assert len(codes) == 254
     assert_same_bits(values, reference.dequantize(codes, ONE))
-    assert_same_bits(fp8.quantize(values, ONE), codes)
+    assert_same_bits(fp8.quantize(values, ONE).codes, codes)
     assert_same_bits(fp8.fake_quantize(values, ONE), values)
 
 
 def test_every_midpoint_between_codes_goes_to_the_even_one():
     magnitudes = torch.tensor([reference.decode_byte(code) for code in range(0x7F)])
     midpoints = (magnitudes[:-1] + magnitudes[1:]) / 2
-    codes = fp8.quantize(midpoints, ONE).view(torch.uint8)
+    codes = _codes(midpoints)
     assert (codes % 2 == 0).all()
     assert torch.equal(fp8.fake_quantize(midpoints, ONE), magnitudes[codes.long()])
 
@@ -103,9 +113,22 @@ def test_rounding_in_place_equals_the_cast_for_every_bfloat16(assert_same_bits):
 
 def test_nan_stays_nan():
     x = torch.tensor([math.nan, 1.0])
-    assert fp8.quantize(x, ONE).view(torch.uint8).tolist() == [0x7F, 0x38]
+    assert _codes(x).tolist() == [0x7F, 0x38]
     assert fp8.fake_quantize(x, ONE).isnan().tolist() == [True, False]
-    assert fp8.fake_quantize_per_token(x).isnan().all()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("scaling", list(Scaling))
+def test_what_shares_a_computed_scale_with_nan_or_infinity_becomes_nan(scaling, bad):
+    x = torch.ones(130, 200)
+    x[1, 3] = bad
+    spoiled = torch.zeros_like(x, dtype=torch.bool)
+    rows = 130 if scaling is Scaling.TENSOR else 128 if scaling is Scaling.BLOCK_128X128 else 2
+    columns = 200 if scaling in (Scaling.TENSOR, Scaling.ROW) else 128
+    spoiled[1 if rows == 2 else 0 : rows, :columns] = True
+    assert torch.equal(fp8.fake_quantize(x, scaling=scaling).isnan(), spoiled)
+    assert torch.equal(fp8.dequantize(fp8.quantize(x, scaling=scaling)).isnan(), spoiled)
+    assert not fp8.scales(x, scaling).isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -143,10 +166,56 @@ def test_tensor_scale_refuses_several_numbers():
 def test_fast_path_equals_reference(dtype, amax, assert_same_bits):
     x, scale = _hostile_values(dtype), fp8.tensor_scale(amax)
     codes = reference.quantize(x, scale)
-    assert_same_bits(fp8.quantize(x, scale), codes)
-    assert_same_bits(fp8.dequantize(codes, scale, dtype), reference.dequantize(codes, scale, dtype))
+    packed = fp8.quantize(x, scale)
+    assert_same_bits(packed.codes, codes)
+    assert_same_bits(fp8.dequantize(packed, dtype), reference.dequantize(codes, scale, dtype))
     assert_same_bits(fp8.fake_quantize(x, scale), reference.fake_quantize(x, scale))
-    assert_same_bits(fp8.fake_quantize_per_token(x), reference.fake_quantize_per_token(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(8, 96), (3, 256)], ids=str)
+@pytest.mark.parametrize("scaling", list(Scaling))
+def test_computed_scales_equal_reference(scaling, shape, dtype, assert_same_bits):
+    x = _hostile_values(dtype).view(-1)[: math.prod(shape)].view(shape)
+    scale = reference.scales(x, scaling)
+    codes = reference.quantize(x, scale, scaling)
+    packed = fp8.quantize(x, scaling=scaling)
+    assert_same_bits(fp8.scales(x, scaling), scale)
+    assert_same_bits(packed.scale, scale)
+    assert_same_bits(packed.codes, codes)
+    values = reference.dequantize(codes, scale, dtype, scaling)
+    assert_same_bits(fp8.dequantize(packed, dtype), values)
+    assert_same_bits(fp8.fake_quantize(x, scaling=scaling), values)
+    assert_same_bits(fp8.fake_quantize(x, scale, scaling=scaling), values)
+
+
+@pytest.mark.parametrize("columns", [1, 127, 128, 129, 300])
+@pytest.mark.parametrize("rows", [1, 127, 129])
+@pytest.mark.parametrize("scaling", list(Scaling))
+def test_blocks_at_the_edge_hold_what_is_left(scaling, rows, columns):
+    """The scale of each element, written out by hand."""
+    x = torch.rand(rows, columns, generator=torch.Generator().manual_seed(rows)) + 0.1
+    packed = fp8.quantize(x, scaling=scaling)
+    height = {Scaling.TENSOR: rows, Scaling.BLOCK_128X128: 128}.get(scaling, 1)
+    width = columns if scaling in (Scaling.TENSOR, Scaling.ROW) else 128
+    for top in range(0, rows, height):
+        for left in range(0, columns, width):
+            block = x[top : top + height, left : left + width]
+            scale = fp8.tensor_scale(block.max())
+            codes = packed.codes[top : top + height, left : left + width]
+            assert torch.equal(fp8.dequantize(_packed(codes, scale)), fp8.fake_quantize(block))
+            if packed.scale.ndim:
+                assert packed.scale[top // height, left // width] == scale
+
+
+def test_leading_dimensions_are_rows():
+    x = torch.randn(2, 3, 5, 200, generator=torch.Generator().manual_seed(0))
+    for scaling, columns in ((Scaling.ROW, 1), (Scaling.BLOCK_1X128, 2)):
+        packed = fp8.quantize(x, scaling=scaling)
+        flat = fp8.quantize(x.view(30, 200), scaling=scaling)
+        assert packed.scale.shape == (2, 3, 5, columns)
+        assert torch.equal(packed.scale.view(30, columns), flat.scale)
+        assert torch.equal(fp8.dequantize(packed).view(30, 200), fp8.dequantize(flat))
 
 
 @pytest.mark.parametrize("magnitude", [1e-37, 1e-30, 1e30, 3e38], ids=str)
@@ -160,22 +229,28 @@ def test_tiny_and_huge_values_stay_finite_and_close(magnitude, assert_same_bits)
         torch.testing.assert_close(result, x, rtol=2**-4, atol=0)
 
 
-def test_per_token_scales_rows_apart():
+def test_row_scales_keep_rows_apart():
     x = torch.tensor([[448.0, 1.0], [0.448, 0.001], [0.0, 0.0]])
-    assert torch.equal(fp8.fake_quantize_per_token(x), x)
+    assert torch.equal(fp8.fake_quantize(x, scaling=Scaling.ROW), x)
 
 
 @pytest.mark.parametrize("shape", [(1,), (3,), (2, 3, 5), (0, 7), (4, 0), (1, 1, 1)], ids=str)
 def test_odd_shapes(shape):
     x = torch.ones(shape)
-    for result in (fp8.fake_quantize(x, ONE), fp8.fake_quantize_per_token(x)):
-        assert torch.equal(result, x)
+    assert torch.equal(fp8.fake_quantize(x, ONE), x)
+    for scaling in Scaling:
+        if scaling is Scaling.BLOCK_128X128 and len(shape) != 2:
+            continue
+        packed = fp8.quantize(x, scaling=scaling)
+        assert torch.equal(fp8.fake_quantize(x, scaling=scaling), x)
+        assert torch.equal(fp8.dequantize(packed), x)
+        assert packed.scale.shape == scaling.scale_shape(shape)
 
 
 def test_strided_operands_in_many_pieces(assert_same_bits):
     x = torch.randn(130, 4099, generator=torch.Generator().manual_seed(1))
     scale = fp8.tensor_scale(2.0)
-    naive = fp8.dequantize(fp8.quantize(x, scale), scale)
+    naive = fp8.dequantize(fp8.quantize(x, scale))
     assert_same_bits(fp8.fake_quantize(x, scale), naive)
     assert_same_bits(fp8.fake_quantize(x.t(), scale), naive.t())
     assert_same_bits(
@@ -201,8 +276,10 @@ def test_fake_quantize_leaves_its_operand_and_the_graph_alone():
     x = torch.randn(4, 8, requires_grad=True)
     before = x.detach().clone()
     assert not fp8.fake_quantize(x, ONE).requires_grad
-    assert not fp8.fake_quantize_per_token(x).requires_grad
-    assert not fp8.quantize(x, ONE).requires_grad
+    assert not fp8.quantize(x, ONE).codes.requires_grad
+    for scaling in Scaling:
+        assert not fp8.fake_quantize(x, scaling=scaling).requires_grad
+        assert not any(t.requires_grad for t in fp8.quantize(x, scaling=scaling).tensors().values())
     assert torch.equal(x, before)
 
 
@@ -218,7 +295,7 @@ REFUSED = [
         id="integers",
     ),
     pytest.param(
-        lambda: fp8.fake_quantize_per_token(torch.tensor(1.0)),
+        lambda: fp8.fake_quantize(torch.tensor(1.0), scaling=Scaling.ROW),
         "x must have at least one dimension",
         id="scalar",
     ),
@@ -241,12 +318,12 @@ REFUSED = [
         for value in (0.0, -1.0, math.nan, math.inf, 2.0**-101)
     ),
     pytest.param(
-        lambda: fp8.dequantize(torch.ones(2), ONE),
-        "codes must be float8_e4m3fn, got float32",
+        lambda: fp8.dequantize(_packed(torch.ones(2))),
+        "the codes of packed must be float8_e4m3fn, got float32",
         id="codes_dtype",
     ),
     pytest.param(
-        lambda: fp8.dequantize(torch.ones(2).to(torch.float8_e4m3fn), ONE, torch.int32),
+        lambda: fp8.dequantize(_packed(torch.ones(2).to(torch.float8_e4m3fn)), torch.int32),
         "the result must be .* got int32",
         id="result_dtype",
     ),

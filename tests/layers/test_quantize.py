@@ -179,7 +179,7 @@ def _inputs(dtype: torch.dtype = torch.float32) -> torch.Tensor:
 def test_inputs_by_format(dtype, container):
     x, calibration = _inputs(dtype), _calibration()
     per_tensor = fp8.fake_quantize(x, fp8.tensor_scale(2.5))
-    per_token = fp8.fake_quantize_per_token(x)
+    per_token = fp8.fake_quantize(x, scaling=fp8.Scaling.ROW)
     expected = {
         "none": x,
         "fp8": per_tensor,

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from autoq.kernels._launch import fp8 as launch
+from autoq.kernels._scaling import Scaling
 from autoq.kernels._torch import fp8 as body
 from autoq.kernels.targets import TARGETS
 
@@ -17,4 +18,6 @@ def test_codes_are_those_of_the_torch_body(shape, scale, target, device, assert_
     x = torch.randn(shape, device=device) * torch.logspace(-8, 8, shape[1], device=device)
     scale = torch.tensor(scale, device=device)
     codes = launch.quantize(x, scale, target=TARGETS[target])
-    assert_same_bits(codes.view(torch.uint8), body.quantize(x, scale).view(torch.uint8))
+    assert_same_bits(
+        codes.view(torch.uint8), body.quantize(x, scale, Scaling.TENSOR).view(torch.uint8)
+    )
