@@ -16,13 +16,18 @@ import torch
 
 MODE = os.environ.get("KERNEL_MODE") or ("gpu" if torch.cuda.is_available() else None)
 
+sys.path.insert(0, os.path.dirname(__file__))
+
 if MODE == "interpret":
     assert "triton" not in sys.modules, "TRITON_INTERPRET must be set before triton is imported"
     os.environ["TRITON_INTERPRET"] = "1"
-    sys.path.insert(0, os.path.dirname(__file__))
-    import interpreter
+    # Only the test of the gate asks for the interpreter as it comes.
+    if os.environ.get("KERNEL_REPAIRS") != "off":
+        import interpreter
 
-    interpreter.install()
+        interpreter.install()
+
+from red_zone import RedZones, for_launches
 
 collect_ignore_glob = [] if MODE else ["test_*.py"]
 
@@ -40,3 +45,38 @@ def pytest_collection_modifyitems(config, items):
 def device() -> torch.device:
     """Where numeric tests keep their tensors."""
     return torch.device("cuda" if MODE == "gpu" else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def needed_abilities(request, device):
+    """Skip what the GPU at hand has no instruction for."""
+    from autoq.kernels.targets import target_of
+
+    target = target_of(device)
+    for marker in request.node.iter_markers("needs"):
+        if target is not None and not getattr(target, marker.args[0]):
+            pytest.skip(f"{target.name} has no {marker.args[0]}")
+
+
+@pytest.fixture
+def guard(device):
+    """`guard(shape, dtype)` and `guard.copy(tensor)` give tensors between red zones.
+
+    At the end of the test the zones must be as they were.
+    """
+    zones = RedZones(device)
+    yield zones
+    zones.check()
+
+
+@pytest.fixture(autouse=True)
+def guarded_outputs(monkeypatch, device):
+    """Everything that launch wrappers allocate lies between red zones, in every test here."""
+    if MODE == "compile":
+        yield
+        return
+    zones = RedZones(device)
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, for_launches(zones, getattr(torch, name)))
+    yield
+    zones.check()
