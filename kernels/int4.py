@@ -1,12 +1,11 @@
-"""INT4 weights in groups along the input dimension, and their two checkpoint packings.
+"""INT4 weights in groups along the input dimension, and their checkpoint packings.
 
 A weight is code * group scale, codes -8..7, scale = amax(group) / 7, so that -8 does not occur.
 All arithmetic is float32; rounding is to nearest, ties to even. Scales are rounded to the dtype
 they will be stored in *before* they are used, or codes and scales would not belong together.
 
-In the two-level form, which TensorRT-LLM runs with FP8 activations, the matrix unit sees
-e4m3(code * rate) with rate = fp16(fp16(group scale) / tensor scale); the tensor scale multiplies
-the result. Group scales above 65504 overflow float16 there, and those below 6e-8 vanish.
+`linear` computes with the input as it is (W4A16). `autoq.kernels.w4a8` has the products with FP8
+inputs, and the two-level form of the weight.
 
 NaN and infinity are not looked for, because that costs a pass, and have no INT4 code: whoever
 knows the layer's name checks weights and reports them.
@@ -14,32 +13,88 @@ knows the layer's name checks weights and reports them.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from autoq.errors import InputError
 from autoq.kernels._checks import (
     FLOAT_DTYPES,
+    require_bias,
     require_dtype,
     require_float,
     require_matrix,
     require_multiple,
-    require_scale,
+    require_same_device,
 )
+from autoq.kernels._int4_containers import (
+    pack_awq,
+    pack_columns,
+    pack_gptq,
+    pack_rows,
+    require_codes,
+    unpack_awq,
+    unpack_columns,
+    unpack_gptq,
+    unpack_rows,
+)
+from autoq.kernels._packed import PackedTensor
 from autoq.kernels._torch import int4 as _torch
+
+__all__ = [
+    "GROUP_SIZE",
+    "INT4Tensor",
+    "dequantize",
+    "fake_quantize",
+    "group_scale",
+    "linear",
+    "pack",
+    "pack_awq",
+    "pack_columns",
+    "pack_gptq",
+    "pack_rows",
+    "quantize",
+    "unpack",
+    "unpack_awq",
+    "unpack_columns",
+    "unpack_gptq",
+    "unpack_rows",
+]
 
 GROUP_SIZE = 128
 """Columns that share a scale in the AWQ checkpoints engines load."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class INT4Tensor(PackedTensor):
+    """A weight [N, K] in INT4, groups of g columns sharing a scale."""
+
+    codes: Tensor
+    """uint8 [N, K/2], two's complement: byte j of a group holds its columns j (low nibble) and
+    j + g/2 (high nibble), so that each nibble plane meets a contiguous half of the input."""
+    group_scale: Tensor
+    """float32 [N, K/g]."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the weight: (N, K)."""
+        return self.codes.shape[0], 2 * self.codes.shape[1]
+
+    @property
+    def group_size(self) -> int:
+        """Columns that share a scale."""
+        return self.shape[1] // self.group_scale.shape[1]
+
+
 def group_scale(
-    weight: Tensor, group_size: int = GROUP_SIZE, *, storage_dtype: torch.dtype
+    weight: Tensor, group_size: int = GROUP_SIZE, *, storage_dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """Scales of the groups of `weight`: amax / 7, rounded to the dtype they will be stored in.
 
     Args:
         weight: float32, bfloat16 or float16 [N, K], K a multiple of `group_size`.
-        group_size: columns that share a scale.
+        group_size: columns that share a scale; even.
         storage_dtype: float32, bfloat16 or float16.
 
     Returns:
@@ -51,163 +106,170 @@ def group_scale(
     """
     require_float("weight", weight)
     require_matrix("weight", weight)
+    if group_size < 2 or group_size % 2:
+        raise InputError(f"group_size must be even and at least 2, got {group_size}; take 128")
     require_multiple("in_features", weight.shape[1], group_size)
     require_dtype("the stored scale", torch.empty(0, dtype=storage_dtype), *FLOAT_DTYPES)
     return _torch.group_scale(weight, group_size, storage_dtype)
 
 
-def quantize(weight: Tensor, group_scale: Tensor) -> Tensor:
-    """Codes clamp(round(weight / scale), -8, 7).
+def quantize(
+    weight: Tensor,
+    group_scale: Tensor | None = None,
+    group_size: int = GROUP_SIZE,
+    *,
+    storage_dtype: torch.dtype = torch.float32,
+) -> INT4Tensor:
+    """Codes clamp(round(weight / scale), -8, 7), and the scales.
 
     Args:
         weight: float32, bfloat16 or float16 [N, K].
-        group_scale: float32 [N, groups] from `group_scale`.
-
-    Returns:
-        int8 [N, K].
+        group_scale: float32 [N, groups] from the function `group_scale`, which is called with
+            the two arguments below if it is left out; they are not read otherwise.
+        group_size: columns that share a scale; even.
+        storage_dtype: dtype to which the scales are rounded.
 
     Raises:
         InputError: a dtype or shape is not as above.
     """
-    _require_weight(weight, group_scale)
-    return _torch.quantize(weight, group_scale)
+    scale = checked_group_scale(weight, group_scale, group_size, storage_dtype)
+    return INT4Tensor(codes=_torch.quantize(weight, scale), group_scale=scale)
 
 
-def dequantize(codes: Tensor, group_scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def dequantize(packed: INT4Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """code * scale [N, K], computed in float32 and rounded once to `dtype`.
 
     Raises:
-        InputError: codes are not int8, scales are not float32, or shapes do not fit.
+        InputError: a dtype or shape is not as `INT4Tensor` says, or `dtype` is not float32,
+            bfloat16 or float16.
     """
-    _require_codes(codes)
-    _require_groups(codes, group_scale)
+    require_packed(packed.codes, packed.group_scale)
     require_dtype("the result", torch.empty(0, dtype=dtype), *FLOAT_DTYPES)
-    return _torch.dequantize(codes, group_scale, dtype)
+    return _torch.dequantize(packed.codes, packed.group_scale, dtype)
 
 
-def dequantize_two_level(
-    codes: Tensor, group_scale: Tensor, tensor_scale: Tensor, dtype: torch.dtype = torch.float32
+def fake_quantize(
+    weight: Tensor,
+    group_scale: Tensor | None = None,
+    group_size: int = GROUP_SIZE,
+    *,
+    storage_dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """e4m3(code * rate) * tensor_scale [N, K]: the weight that an INT4 x FP8 matrix unit sees.
-
-    Args:
-        codes: int8 [N, K].
-        group_scale: float32 [N, groups].
-        tensor_scale: float32 scalar, amax of |code * scale| over the fusion set / 448.
-        dtype: float32, bfloat16 or float16.
-
-    Raises:
-        InputError: a dtype, shape or scale is not as above.
-    """
-    _require_codes(codes)
-    _require_groups(codes, group_scale)
-    require_scale("tensor_scale", tensor_scale)
-    require_dtype("the result", torch.empty(0, dtype=dtype), *FLOAT_DTYPES)
-    return _torch.dequantize_two_level(codes, group_scale, tensor_scale.to(codes.device), dtype)
-
-
-def fake_quantize(weight: Tensor, group_scale: Tensor) -> Tensor:
-    """`dequantize(quantize(weight, group_scale), group_scale, weight.dtype)`, bit for bit.
+    """`dequantize(quantize(weight, ...), weight.dtype)`, bit for bit, without storing codes.
 
     Args and errors are those of `quantize`. No gradient flows through the result.
     """
-    _require_weight(weight, group_scale)
-    return _torch.fake_quantize(weight, group_scale)
+    scale = checked_group_scale(weight, group_scale, group_size, storage_dtype)
+    return _torch.fake_quantize(weight, scale)
 
 
-def fake_quantize_two_level(weight: Tensor, group_scale: Tensor, tensor_scale: Tensor) -> Tensor:
-    """`dequantize_two_level` of the codes of `weight`, in its dtype, bit for bit.
-
-    Args and errors are those of `quantize` and `dequantize_two_level`. No gradient flows.
-    """
-    _require_weight(weight, group_scale)
-    require_scale("tensor_scale", tensor_scale)
-    return _torch.fake_quantize_two_level(weight, group_scale, tensor_scale.to(weight.device))
-
-
-def pack_rows(codes: Tensor) -> Tensor:
-    """Pack two rows per byte, two's complement: row 2i in the low nibble (ModelOpt's layout).
+def linear(
+    x: Tensor,
+    weight: INT4Tensor,
+    bias: Tensor | None = None,
+    *,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """x @ weight.T + bias with the input as it is (W4A16).
 
     Args:
-        codes: int8 [N, K] in -8..7, N even.
+        x: float32, bfloat16 or float16 [..., K].
+        weight: [N, K].
+        bias: float32, bfloat16 or float16 [N].
+        out_dtype: float32, bfloat16 or float16; that of `x` if left out.
 
     Returns:
-        uint8 [N/2, K].
+        [..., N]. On CPUs bit for bit `functional.linear` with the dequantised weight in the dtype
+        of `x`. GPU kernels multiply codes, exactly, and scale float32 sums of a group: there the
+        weight is not rounded to the dtype of `x`. No gradient flows through it.
 
     Raises:
-        InputError: another dtype or shape, an odd N, or a code out of range.
+        InputError: a dtype, shape or device is not as above.
     """
-    _require_codes(codes)
-    _require_range(codes)
-    require_multiple("out_features", codes.shape[0], 2)
-    return _torch.pack_rows(codes)
+    out_dtype = x.dtype if out_dtype is None else out_dtype
+    require_linear(x, weight, bias, out_dtype)
+    return _torch.linear(x.detach(), weight.codes, weight.group_scale, bias, out_dtype)
 
 
-def unpack_rows(packed: Tensor) -> Tensor:
-    """Undo `pack_rows`: uint8 [N/2, K] to int8 [N, K].
-
-    Raises:
-        InputError: packed is not a uint8 matrix.
-    """
-    require_dtype("packed", packed, torch.uint8)
-    require_matrix("packed", packed)
-    return _torch.unpack_rows(packed)
-
-
-def pack_columns(codes: Tensor) -> Tensor:
-    """Pack eight columns per word as code + 8, the first lowest (compressed-tensors' layout).
+def pack(codes: Tensor, group_scale: Tensor) -> INT4Tensor:
+    """The packed weight of plain codes, such as one of the unpackers below returns.
 
     Args:
-        codes: int8 [N, K] in -8..7, K a multiple of 8.
-
-    Returns:
-        int32 [N, K/8].
+        codes: int8 [N, K] in -8..7.
+        group_scale: float32 [N, groups], groups of an even number of columns.
 
     Raises:
         InputError: another dtype or shape, or a code out of range.
     """
-    _require_codes(codes)
-    _require_range(codes)
-    require_multiple("in_features", codes.shape[1], 8)
-    return _torch.pack_columns(codes)
+    require_codes(codes)
+    _require_groups(codes, group_scale)
+    return INT4Tensor(codes=_torch.pack(codes, group_scale.shape[1]), group_scale=group_scale)
 
 
-def unpack_columns(packed: Tensor) -> Tensor:
-    """Undo `pack_columns`: int32 [N, K/8] to int8 [N, K].
+def unpack(packed: INT4Tensor) -> Tensor:
+    """Plain codes of a packed weight, int8 [N, K].
 
     Raises:
-        InputError: packed is not an int32 matrix.
+        InputError: a dtype or shape is not as `INT4Tensor` says.
     """
-    require_dtype("packed", packed, torch.int32)
-    require_matrix("packed", packed)
-    return _torch.unpack_columns(packed)
+    require_packed(packed.codes, packed.group_scale)
+    return _torch.unpack(packed.codes, packed.group_scale.shape[1])
 
 
-def _require_weight(weight: Tensor, group_scale: Tensor) -> None:
+def checked_group_scale(
+    weight: Tensor, scale: Tensor | None, group_size: int, storage_dtype: torch.dtype
+) -> Tensor:
+    """The scales to quantise `weight` with, computed if left out; see `quantize`."""
+    if scale is None:
+        return group_scale(weight, group_size, storage_dtype=storage_dtype)
     require_float("weight", weight)
     require_matrix("weight", weight)
-    _require_groups(weight, group_scale)
+    _require_groups(weight, scale)
+    return scale
 
 
-def _require_codes(codes: Tensor) -> None:
-    require_dtype("codes", codes, torch.int8)
+def require_packed(codes: Tensor, group_scale: Tensor) -> None:
+    """Refuse what is not as `INT4Tensor` says."""
+    require_dtype("codes", codes, torch.uint8)
     require_matrix("codes", codes)
-
-
-def _require_range(codes: Tensor) -> None:
-    lowest, highest = (codes.min().item(), codes.max().item()) if codes.numel() else (0, 0)
-    if lowest < _torch.LOWEST_CODE or highest > _torch.HIGHEST_CODE:
+    _require_scale(codes, group_scale)
+    rows, groups = group_scale.shape
+    if rows != codes.shape[0] or groups == 0 or codes.shape[1] % groups:
         raise InputError(
-            f"codes must lie in -8..7, got {lowest}..{highest}; take those that quantize returned"
+            f"group_scale must be [{codes.shape[0]}, a divisor of {codes.shape[1]}] for "
+            f"{tuple(codes.shape)} bytes of codes, got shape {(rows, groups)}; "
+            "take both from one call of quantize"
         )
 
 
-def _require_groups(matrix: Tensor, group_scale: Tensor) -> None:
+def require_linear(
+    x: Tensor, weight: INT4Tensor, bias: Tensor | None, out_dtype: torch.dtype
+) -> None:
+    """Refuse operands that do not fit a packed weight, which is checked as well."""
+    require_packed(weight.codes, weight.group_scale)
+    require_float("x", x)
+    rows, columns = weight.shape
+    if x.shape[-1] != columns:
+        raise InputError(
+            f"x must have the weight's {columns} columns, got shape {tuple(x.shape)}; "
+            "take the input of this layer"
+        )
+    require_bias(bias, rows)
+    require_dtype("the result", torch.empty(0, dtype=out_dtype), *FLOAT_DTYPES)
+    require_same_device(x, weight.codes, bias)
+
+
+def _require_scale(matrix: Tensor, group_scale: Tensor) -> None:
     require_dtype("group_scale", group_scale, torch.float32)
     require_matrix("group_scale", group_scale)
+    require_same_device(matrix, group_scale)
+
+
+def _require_groups(matrix: Tensor, group_scale: Tensor) -> None:
+    _require_scale(matrix, group_scale)
     rows, groups = group_scale.shape
-    if rows != matrix.shape[0] or groups == 0 or matrix.shape[1] % groups:
+    if rows != matrix.shape[0] or groups == 0 or matrix.shape[1] % (2 * groups):
         raise InputError(
-            f"group_scale must be [{matrix.shape[0]}, a divisor of {matrix.shape[1]}], "
+            f"group_scale must be [{matrix.shape[0]}, a divisor of {matrix.shape[1]} / 2], "
             f"got shape {(rows, groups)}; compute it from this weight"
         )

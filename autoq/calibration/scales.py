@@ -44,6 +44,5 @@ def _amax(weight: Tensor, fmt: QuantFormat, scale_dtype: torch.dtype) -> float:
         group_scale = int4.group_scale(
             weight, group_size=fmt.weight_block_size, storage_dtype=scale_dtype
         )
-        codes = int4.quantize(weight, group_scale)
-        return float(int4.dequantize(codes, group_scale).abs().max())
+        return float(int4.fake_quantize(weight.float(), group_scale).abs().max())
     return float(weight.abs().max())

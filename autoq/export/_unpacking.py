@@ -11,7 +11,7 @@ from torch import Tensor
 
 from autoq.errors import ExportError
 from autoq.formats import FormatName
-from autoq.kernels import fp8, int4, nvfp4
+from autoq.kernels import fp8, int4, nvfp4, w4a8
 from autoq.layers import LayerCalibration, QuantizedWeight
 from autoq.layers.quantize import Container
 from autoq.models import SlotKind
@@ -199,11 +199,11 @@ def _unpack_modelopt_w4a8(tensors: _Tensors) -> dict[str, Tensor]:
 
 def _unpack_compressed_w4a8(tensors: _Tensors) -> dict[str, Tensor]:
     codes, group_scale = int4.unpack_columns(tensors["weight_packed"]), tensors["weight_scale"]
-    largest = int4.dequantize(codes, group_scale.float()).abs().amax()
+    packed = int4.pack(codes, group_scale.float())
     return {
         "codes": codes,
-        "group_scale": group_scale.float(),
-        "tensor_scale": fp8.tensor_scale(largest),
+        "group_scale": packed.group_scale,
+        "tensor_scale": w4a8.tensor_scale(packed),
     }
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from autoq.errors import InputError, ModelError
 from autoq.formats import FORMATS, ActivationScheme, QuantFormat, WeightElement
-from autoq.kernels import fp8, int4, nvfp4
+from autoq.kernels import fp8, int4, nvfp4, w4a8
 from autoq.layers._types import LayerCalibration, QuantizedWeight
 
 
@@ -233,17 +233,20 @@ def _quantize_int4(
     group_scale = _int4_group_scale(weight, fmt, scale_dtype)
     tensor_scale = fp8.tensor_scale(calibration.weight_amax)
     return {
-        "codes": int4.quantize(weight, group_scale),
+        "codes": int4.unpack(int4.quantize(weight, group_scale)),
         "group_scale": group_scale,
         "tensor_scale": tensor_scale.to(weight.device),
     }
 
 
 def _dequantize_int4(tensors: _Tensors, container: Container, dtype: torch.dtype) -> Tensor:
-    codes, group_scale = tensors["codes"], tensors["group_scale"]
+    packed = int4.pack(tensors["codes"], tensors["group_scale"])
     if container is Container.COMPRESSED_TENSORS:
-        return int4.dequantize(codes, group_scale, dtype)
-    return int4.dequantize_two_level(codes, group_scale, tensors["tensor_scale"], dtype)
+        return int4.dequantize(packed, dtype)
+    two_level = w4a8.W4A8Tensor(
+        codes=packed.codes, group_scale=packed.group_scale, tensor_scale=tensors["tensor_scale"]
+    )
+    return w4a8.dequantize(two_level, dtype)
 
 
 def _fake_quantize_int4(
@@ -257,7 +260,7 @@ def _fake_quantize_int4(
     if container is Container.COMPRESSED_TENSORS:
         return int4.fake_quantize(weight, group_scale)
     tensor_scale = fp8.tensor_scale(calibration.weight_amax)
-    return int4.fake_quantize_two_level(weight, group_scale, tensor_scale)
+    return w4a8.fake_quantize(weight, group_scale, tensor_scale)
 
 
 def _int4_group_scale(weight: Tensor, fmt: QuantFormat, scale_dtype: torch.dtype) -> Tensor:

@@ -1,7 +1,6 @@
 """What INT4 group quantisation means: slow, obvious, the truth that fast paths are tested against.
 
-A weight is code * group scale, codes -8..7, one scale per `group_size` columns of a row. The
-two-level form stores the product once more in FP8, as an INT4 x FP8 matrix unit sees it.
+A weight is code * group scale, codes -8..7, one scale per `group_size` columns of a row.
 """
 
 from __future__ import annotations
@@ -9,8 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from autoq.kernels._checks import EMPTY_GROUP_SCALE, LARGEST_FLOAT16, SMALLEST_SCALE
-from autoq.kernels._reference import fp8
+from autoq.kernels._checks import EMPTY_GROUP_SCALE, SMALLEST_SCALE
 
 
 def group_scale(weight: Tensor, group_size: int, storage_dtype: torch.dtype) -> Tensor:
@@ -22,35 +20,36 @@ def group_scale(weight: Tensor, group_size: int, storage_dtype: torch.dtype) -> 
     return torch.where((amax == 0) | (stored == 0), EMPTY_GROUP_SCALE, stored)
 
 
-def _spread(group_scale: Tensor, columns: int) -> Tensor:
+def spread(group_scale: Tensor, columns: int) -> Tensor:
+    """Every column's scale, [N, columns]."""
     return group_scale.repeat_interleave(columns // group_scale.shape[1], dim=1)
 
 
-def quantize(weight: Tensor, group_scale: Tensor) -> Tensor:
-    """Codes clamp(round_half_even(weight / scale), -8, 7), int8 [N, K]."""
-    quotient = weight.float() / _spread(group_scale, weight.shape[1])
+def codes(weight: Tensor, group_scale: Tensor) -> Tensor:
+    """clamp(round_half_even(weight / scale), -8, 7), int8 [N, K]."""
+    quotient = weight.float() / spread(group_scale, weight.shape[1])
     # Python's round() takes ties to even.
-    codes = [max(-8, min(7, round(value))) for value in quotient.flatten().tolist()]
-    return torch.tensor(codes, dtype=torch.int8).reshape(weight.shape)
+    rounded = [max(-8, min(7, round(value))) for value in quotient.flatten().tolist()]
+    return torch.tensor(rounded, dtype=torch.int8).reshape(weight.shape)
 
 
-def dequantize(codes: Tensor, group_scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Values code * scale, [N, K]."""
-    return (codes.float() * _spread(group_scale, codes.shape[1])).to(dtype)
+def values(codes: Tensor, group_scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """code * scale of int8 codes, [N, K]."""
+    return (codes.float() * spread(group_scale, codes.shape[1])).to(dtype)
 
 
-def fake_quantize(weight: Tensor, group_scale: Tensor) -> Tensor:
-    """What is left of `weight` after quantising and dequantising."""
-    return dequantize(quantize(weight, group_scale), group_scale, weight.dtype)
-
-
-def dequantize_two_level(
-    codes: Tensor, group_scale: Tensor, tensor_scale: Tensor, dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """Values e4m3(code * rate) * tensor scale, rate = fp16(fp16(group scale) / tensor scale)."""
-    quotient = group_scale.half().float() / tensor_scale
-    rate = quotient.clamp(max=LARGEST_FLOAT16).half().float()
-    return fp8.dequantize(fp8.encode(dequantize(codes, rate)), tensor_scale, dtype)
+def pack(codes: Tensor, group_size: int) -> Tensor:
+    """uint8 [N, K/2]: byte j of a group holds its columns j (low nibble) and j + g/2 (high)."""
+    half = group_size // 2
+    packed = [
+        [
+            (row[start + j] & 0xF) | (row[start + j + half] & 0xF) << 4
+            for start in range(0, codes.shape[1], group_size)
+            for j in range(half)
+        ]
+        for row in codes.tolist()
+    ]
+    return torch.tensor(packed, dtype=torch.uint8).reshape(len(codes), codes.shape[1] // 2)
 
 
 def pack_rows(codes: Tensor) -> Tensor:
@@ -67,10 +66,29 @@ def pack_rows(codes: Tensor) -> Tensor:
 def pack_columns(codes: Tensor) -> Tensor:
     """Eight columns per int32 word, code + 8: column 8w + j in bits 4j to 4j + 3."""
     rows, columns = codes.shape
+    words = [_word(codes[n, 8 * w : 8 * w + 8]) for n in range(rows) for w in range(columns // 8)]
+    return torch.tensor(words, dtype=torch.int32).reshape(rows, columns // 8)
+
+
+def pack_gptq(codes: Tensor) -> Tensor:
+    """Eight input features per int32 word: word [w, n] holds columns 8w to 8w + 7 of row n."""
+    rows, columns = codes.shape
+    words = [_word(codes[n, 8 * w : 8 * w + 8]) for w in range(columns // 8) for n in range(rows)]
+    return torch.tensor(words, dtype=torch.int32).reshape(columns // 8, rows)
+
+
+def pack_awq(codes: Tensor) -> Tensor:
+    """Eight output features per int32 word, even ones first: word [k, w] holds column k."""
+    rows, columns = codes.shape
     words = [
-        sum((int(codes[n, 8 * word + j]) + 8) << (4 * j) for j in range(8))
-        for n in range(rows)
-        for word in range(columns // 8)
+        _word(torch.cat((codes[8 * w : 8 * w + 8 : 2, k], codes[8 * w + 1 : 8 * w + 8 : 2, k])))
+        for k in range(columns)
+        for w in range(rows // 8)
     ]
-    signed = [word - 2**32 if word >= 2**31 else word for word in words]
-    return torch.tensor(signed, dtype=torch.int32).reshape(rows, columns // 8)
+    return torch.tensor(words, dtype=torch.int32).reshape(columns, rows // 8)
+
+
+def _word(codes: Tensor) -> int:
+    """Eight codes as code + 8, the first in the lowest nibble, as a signed 32-bit number."""
+    word: int = sum((code + 8) << (4 * j) for j, code in enumerate(codes.tolist()))
+    return word - 2**32 if word >= 2**31 else word

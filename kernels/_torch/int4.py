@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from autoq.kernels._checks import EMPTY_GROUP_SCALE, LARGEST_FLOAT16
+from autoq.kernels._checks import EMPTY_GROUP_SCALE
 from autoq.kernels._torch.chunks import map_rows, scale_from_amax
-from autoq.kernels._torch.fp8 import round_e4m3_
 
 LARGEST = 7.0
 LOWEST_CODE, HIGHEST_CODE = -8, 7
+_AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 
 
 def group_scale(weight: Tensor, group_size: int, storage_dtype: torch.dtype) -> Tensor:
@@ -23,23 +24,36 @@ def group_scale(weight: Tensor, group_size: int, storage_dtype: torch.dtype) -> 
 
 
 def quantize(weight: Tensor, group_scale: Tensor) -> Tensor:
-    """Codes, int8 [N, K]."""
-    groups = _groups(weight.detach().float(), group_scale)
+    """Codes by halves, uint8 [N, K/2]."""
+    groups = _groups(weight.detach().float(), group_scale.shape[1])
     quotient = groups / group_scale[..., None]
-    return quotient.round_().clamp_(LOWEST_CODE, HIGHEST_CODE).to(torch.int8).flatten(-2)
+    codes = quotient.round_().clamp_(LOWEST_CODE, HIGHEST_CODE).to(torch.int8)
+    return pack(codes.flatten(-2), group_scale.shape[1])
+
+
+def pack(codes: Tensor, groups: int) -> Tensor:
+    """int8 codes [N, K] by halves of their group, uint8 [N, K/2]."""
+    nibbles = _groups(codes, groups).contiguous().view(torch.uint8) & 0xF
+    low, high = nibbles.tensor_split(2, dim=-1)
+    return (low | high << 4).flatten(-2)
+
+
+def unpack(codes: Tensor, groups: int) -> Tensor:
+    """Undo `pack`: int8 [N, K]. Arithmetic shifts copy the nibble's sign."""
+    halves = _groups(codes, groups)
+    low, high = (halves << 4).view(torch.int8) >> 4, halves.view(torch.int8) >> 4
+    return torch.cat((low, high), dim=-1).flatten(-2)
 
 
 def dequantize(codes: Tensor, group_scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """Values code * scale."""
-    return _scaled(codes, group_scale).to(dtype)
+    """Values code * scale of packed codes."""
+    return scaled(codes, group_scale).to(dtype)
 
 
-def dequantize_two_level(
-    codes: Tensor, group_scale: Tensor, tensor_scale: Tensor, dtype: torch.dtype
-) -> Tensor:
-    """Values e4m3(code * rate) * tensor scale."""
-    values = _scaled(codes, _rate(group_scale, tensor_scale))
-    return round_e4m3_(values, torch.empty_like(values)).mul_(tensor_scale).to(dtype)
+def scaled(codes: Tensor, scales: Tensor) -> Tensor:
+    """Packed codes times what their group counts, float32 [N, K]."""
+    groups = _groups(unpack(codes, scales.shape[1]).float(), scales.shape[1])
+    return groups.mul_(scales[..., None]).flatten(-2)
 
 
 def fake_quantize(weight: Tensor, group_scale: Tensor) -> Tensor:
@@ -47,43 +61,33 @@ def fake_quantize(weight: Tensor, group_scale: Tensor) -> Tensor:
     scales = group_scale.reshape(-1, 1)
 
     def body(source: Tensor, values: Tensor, _: Tensor, rows: slice) -> None:
-        _codes(source, scales[rows], values).mul_(scales[rows])
+        codes_(source, scales[rows], values).mul_(scales[rows])
 
     return map_rows(weight, weight.shape[1] // group_scale.shape[1], body)
 
 
-def fake_quantize_two_level(weight: Tensor, group_scale: Tensor, tensor_scale: Tensor) -> Tensor:
-    """Quantise and dequantise through the second, FP8 level without storing codes."""
-    scales = group_scale.reshape(-1, 1)
-    rates = _rate(scales, tensor_scale)
-
-    def body(source: Tensor, values: Tensor, scratch: Tensor, rows: slice) -> None:
-        _codes(source, scales[rows], values).mul_(rates[rows])
-        round_e4m3_(values, scratch).mul_(tensor_scale)
-
-    return map_rows(weight, weight.shape[1] // group_scale.shape[1], body)
-
-
-def _codes(source: Tensor, scales: Tensor, out: Tensor) -> Tensor:
+def codes_(source: Tensor, scales: Tensor, out: Tensor) -> Tensor:
     """Codes of `source` as float32 numbers; adding zero drops the sign that integers lack."""
     torch.div(source, scales, out=out)
     return out.round_().clamp_(LOWEST_CODE, HIGHEST_CODE).add_(0.0)
 
 
-def _scaled(codes: Tensor, scales: Tensor) -> Tensor:
-    return _groups(codes.float(), scales).mul_(scales[..., None]).flatten(-2)
+def linear(
+    x: Tensor, codes: Tensor, group_scale: Tensor, bias: Tensor | None, out_dtype: torch.dtype
+) -> Tensor:
+    """x times the dequantised weight, in the dtype of x."""
+    return product(x, dequantize(codes, group_scale, x.dtype), bias, out_dtype)
 
 
-def _groups(matrix: Tensor, scales: Tensor) -> Tensor:
-    """[N, K] as [N, groups, K/groups]."""
-    rows, groups = scales.shape
-    return matrix.reshape(rows, groups, matrix.shape[1] // groups)
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, out_dtype: torch.dtype) -> Tensor:
+    """x @ weight.T + bias in the dtype of x, then in `out_dtype`."""
+    return functional.linear(x, weight, bias if bias is None else bias.to(x.dtype)).to(out_dtype)
 
 
-def _rate(group_scale: Tensor, tensor_scale: Tensor) -> Tensor:
-    """What a code counts under the FP8 level, with the two float16 roundings of the engine."""
-    quotient = group_scale.half().float() / tensor_scale
-    return quotient.clamp_(max=LARGEST_FLOAT16).half().float()
+def _groups(matrix: Tensor, groups: int) -> Tensor:
+    """[N, columns] as [N, groups, columns/groups]."""
+    rows, columns = matrix.shape
+    return matrix.reshape(rows, groups, columns // groups)
 
 
 def pack_rows(codes: Tensor) -> Tensor:
@@ -113,6 +117,30 @@ def unpack_columns(packed: Tensor) -> Tensor:
     # The arithmetic shift copies the sign bit; the mask removes it.
     offset = (packed[..., None] >> shifts) & 0xF
     return (offset - 8).to(torch.int8).flatten(-2)
+
+
+def pack_gptq(codes: Tensor) -> Tensor:
+    """int32 [K/8, N]: the words of `pack_columns`, transposed."""
+    return pack_columns(codes).T.contiguous()
+
+
+def unpack_gptq(packed: Tensor) -> Tensor:
+    """int8 [N, K]."""
+    return unpack_columns(packed.T)
+
+
+def pack_awq(codes: Tensor) -> Tensor:
+    """int32 [K, N/8]."""
+    eights = codes.T.reshape(codes.shape[1], codes.shape[0] // 8, 8)
+    return pack_columns(eights[..., _AWQ_ORDER].flatten(-2))
+
+
+def unpack_awq(packed: Tensor) -> Tensor:
+    """int8 [N, K]."""
+    eights = unpack_columns(packed).reshape(*packed.shape, 8)
+    columns = torch.empty_like(eights)
+    columns[..., _AWQ_ORDER] = eights
+    return columns.flatten(-2).T.contiguous()
 
 
 def _signed(nibbles: Tensor) -> Tensor:

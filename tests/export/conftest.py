@@ -39,7 +39,7 @@ class Tiny:
     def _amax(self, fmt: FormatName, weight: Tensor) -> float:
         if fmt == "w4a8_awq":
             scale = int4.group_scale(weight, storage_dtype=STORAGE_DTYPE)
-            weight = int4.dequantize(int4.quantize(weight, scale), scale)
+            weight = int4.dequantize(int4.quantize(weight, scale))
         return weight.float().abs().max().item()
 
     def calibrate(self, slot_formats: Mapping[SlotName, FormatName]) -> Calibrations:

@@ -6,14 +6,16 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
 
 from autoq.errors import InputError
-from autoq.kernels import fp8, int4
+from autoq.kernels import int4
 from autoq.kernels._reference import int4 as reference
 
 FEW = settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+ALL_CODES = list(range(-8, 8))
 
 GOLDEN_ROWS = [
     [0.7, -0.7, 0.35, 0.05, -0.1, 0.15, 0.25, -0.65],
@@ -38,31 +40,19 @@ def _hostile_weight(dtype: torch.dtype) -> torch.Tensor:
     return weight.to(dtype)
 
 
-@pytest.mark.parametrize("implementation", [int4, reference], ids=["fast", "reference"])
-def test_golden_codes_and_bytes(implementation):
-    weight = torch.tensor(GOLDEN_ROWS)
-    scale = implementation.group_scale(weight, 8, storage_dtype=torch.float32)
-    torch.testing.assert_close(scale, torch.full((2, 1), 0.1))
-    codes = implementation.quantize(weight, scale)
-    assert codes.tolist() == GOLDEN_CODES
-    assert bytes(implementation.pack_rows(codes).flatten().tolist()).hex() == "0719e430cf52a27a"
-    words = implementation.pack_columns(codes).flatten().tolist()
-    assert [word & 0xFFFFFFFF for word in words] == [0x2AA78C1F, 0xF2D4B698]
+def _fast_codes(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return int4.unpack(int4.quantize(weight, scale))
 
 
-@pytest.mark.parametrize("implementation", [int4, reference], ids=["fast", "reference"])
-def test_ties_go_to_even_and_codes_saturate(implementation):
-    quotients = [0.5, 1.5, -0.5, -1.5, 6.5, -7.5, 7.5, 100.0, -100.0, 0.0, -0.0, -0.2]
-    codes = implementation.quantize(torch.tensor([quotients]), torch.tensor([[1.0]]))
-    assert codes.tolist() == [[0, 2, 0, -2, 6, -8, 7, 7, -8, 0, 0, 0]]
+both_codes = pytest.mark.parametrize("codes", [_fast_codes, reference.codes])
 
 
-@pytest.mark.parametrize("implementation", [int4, reference], ids=["fast", "reference"])
-def test_group_scale_is_rounded_to_the_dtype_it_is_stored_in(implementation):
+@pytest.mark.parametrize("group_scale", [int4.group_scale, reference.group_scale])
+def test_group_scale_is_rounded_to_the_dtype_it_is_stored_in(group_scale):
     weight = torch.tensor([[0.3, -1.0], [0.0, 0.0], [7e-8, 0.0], [7e5, 0.0]])
 
     def scales(dtype: torch.dtype) -> list[float]:
-        return implementation.group_scale(weight, 2, storage_dtype=dtype).flatten().tolist()
+        return group_scale(weight, 2, storage_dtype=dtype).flatten().tolist()
 
     exact, empty = (torch.tensor(1.0) / torch.tensor(7.0)).item(), 2.0**-24
     assert scales(torch.float32)[:2] == [exact, empty]
@@ -70,74 +60,112 @@ def test_group_scale_is_rounded_to_the_dtype_it_is_stored_in(implementation):
     assert scales(torch.float16) == [0.142822265625, empty, empty, 65504.0]
 
 
-@pytest.mark.parametrize("implementation", [int4, reference], ids=["fast", "reference"])
-@pytest.mark.parametrize("amax", [1.0, 1e-3, 1e-6, 1e-12, 1e-30])
-def test_an_empty_group_stays_zero_beside_tiny_weights(implementation, amax):
-    """The engine's float16 rate of an empty group once overflowed, and made NaN of its zeros."""
-    weight = torch.tensor([[0.0, 0.0, amax, -amax]])
-    scale = implementation.group_scale(weight, 2, storage_dtype=torch.bfloat16)
-    codes = implementation.quantize(weight, scale)
-    values = implementation.dequantize_two_level(codes, scale, fp8.tensor_scale(torch.tensor(amax)))
-    assert values[0, :2].tolist() == [0.0, 0.0]
-    assert bool(torch.isfinite(values).all())
+@both_codes
+def test_golden_codes(codes):
+    weight = torch.tensor(GOLDEN_ROWS)
+    scale = int4.group_scale(weight, 8)
+    torch.testing.assert_close(scale, torch.full((2, 1), 0.1))
+    assert codes(weight, scale).tolist() == GOLDEN_CODES
+
+
+@both_codes
+def test_ties_go_to_even_and_codes_saturate(codes):
+    quotients = [0.5, 1.5, -0.5, -1.5, 6.5, -7.5, 7.5, 100.0, -100.0, 0.0, -0.0, -0.2]
+    expected = [0, 2, 0, -2, 6, -8, 7, 7, -8, 0, 0, 0]
+    assert codes(torch.tensor([quotients]), torch.tensor([[1.0]])).tolist() == [expected]
+
+
+@pytest.mark.parametrize(
+    "pack", [lambda codes: int4.pack(codes, torch.ones(2, 1)).codes, lambda c: reference.pack(c, 8)]
+)
+def test_halves_packing_by_hand(pack):
+    """Columns j and j + 4 of a group of 8 share byte j, the first in the low nibble."""
+    packed = pack(_codes(GOLDEN_CODES))
+    assert packed.tolist() == [[0xF7, 0x29, 0x24, 0xA0], [0xC0, 0x51, 0xAE, 0x73]]
+
+
+def test_halves_are_those_of_each_group():
+    codes = _codes([[1, 2, 3, 4, -1, -2, -3, -4]])
+    packed = int4.pack(codes, torch.ones(1, 2))
+    assert packed.codes.tolist() == [[0x31, 0x42, 0xDF, 0xCE]]
+    assert (packed.shape, packed.group_size, packed.nbytes) == ((1, 8), 4, 12)
+
+
+def test_every_code_is_a_multiple_of_its_scale():
+    codes = _codes([ALL_CODES, ALL_CODES[::-1]])
+    packed = int4.pack(codes, torch.tensor([[2.0, 0.5], [3.0, 1.0]]))
+    expected = [[2.0 * c for c in range(-8, 0)] + [0.5 * c for c in range(8)]]
+    expected += [[3.0 * c for c in range(7, -1, -1)] + [1.0 * c for c in range(-1, -9, -1)]]
+    assert int4.dequantize(packed).tolist() == expected
+    assert reference.values(codes, packed.group_scale).tolist() == expected
 
 
 @pytest.mark.parametrize("implementation", [int4, reference], ids=["fast", "reference"])
-def test_second_level_by_hand(implementation):
-    # 7 * 16 / 1.75 = 64 is representable, 5 * 9.14 = 45.7 rounds to 44 or 48.
-    codes, scale = _codes([[7, 5, -8, 0, 1]]), torch.tensor([[16.0]])
-    values = implementation.dequantize_two_level(codes, scale, torch.tensor(1.75))
-    rate = 9.140625  # fp16(16 / 1.75)
-    assert [7 * rate, 5 * rate, -8 * rate] == [63.984375, 45.703125, -73.125]
-    assert values.tolist() == [[64 * 1.75, 44 * 1.75, -72 * 1.75, 0.0, 9 * 1.75]]
-    assert not values.signbit()[0, 3]
+def test_container_packings_by_hand(implementation):
+    golden = _codes(GOLDEN_CODES)
+    rows = implementation.pack_rows(golden)
+    assert bytes(rows.flatten().tolist()).hex() == "0719e430cf52a27a"
+    assert _unsigned(implementation.pack_columns(golden)) == [[0x2AA78C1F], [0xF2D4B698]]
+    assert _unsigned(implementation.pack_gptq(golden)) == [[0x2AA78C1F, 0xF2D4B698]]
+    # One column of eight output features -4..3, that is 4..11 with the offset: even ones first.
+    column = torch.arange(-4, 4, dtype=torch.int8)[:, None]
+    assert _unsigned(implementation.pack_awq(column)) == [[0xB975A864]]
 
 
-@pytest.mark.parametrize("implementation", [int4, reference], ids=["fast", "reference"])
-def test_second_level_rounds_the_rate_to_float16_twice(implementation):
-    def value(scale: float, tensor_scale: float) -> float:
-        divisor = torch.tensor(tensor_scale)
-        operands = _codes([[1]]), torch.tensor([[scale]]), divisor
-        return (implementation.dequantize_two_level(*operands) / divisor).item()
-
-    # The group scale: 2**-25 is half of the smallest float16, a tie that goes to zero.
-    assert value(2.0**-25, 2.0**-25) == 0.0
-    assert value(2.0**-24, 2.0**-24) == 1.0
-    # The quotient: 136 is the tie between 128 and 144 in E4M3; what lies above it by less than
-    # half a float16 step goes to the even neighbour all the same.
-    assert value(1.0, 1 / 136.05) == 128.0
-    assert value(1.0, 1 / 136.10) == 144.0
+def _unsigned(words: torch.Tensor) -> list[list[int]]:
+    return [[word & 0xFFFFFFFF for word in row] for row in words.tolist()]
 
 
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("storage_dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_fast_paths_equal_reference(weight_dtype, storage_dtype, assert_same_bits):
+@pytest.mark.parametrize("group_size", [2, 32, 128, 256])
+def test_fast_paths_equal_reference(weight_dtype, storage_dtype, group_size, assert_same_bits):
     weight = _hostile_weight(weight_dtype)
-    scale = reference.group_scale(weight, 128, storage_dtype)
-    assert_same_bits(int4.group_scale(weight, storage_dtype=storage_dtype), scale)
-    codes = reference.quantize(weight, scale)
-    assert_same_bits(int4.quantize(weight, scale), codes)
-    values = reference.dequantize(codes, scale, weight_dtype)
-    assert_same_bits(int4.dequantize(codes, scale, weight_dtype), values)
+    scale = reference.group_scale(weight, group_size, storage_dtype)
+    assert_same_bits(int4.group_scale(weight, group_size, storage_dtype=storage_dtype), scale)
+    codes = reference.codes(weight, scale)
+    packed = int4.quantize(weight, scale)
+    assert_same_bits(packed.codes, reference.pack(codes, group_size))
+    assert_same_bits(int4.pack(codes, scale).codes, packed.codes)
+    assert_same_bits(int4.unpack(packed), codes)
+    values = reference.values(codes, scale, weight_dtype)
+    assert_same_bits(int4.dequantize(packed, weight_dtype), values)
     assert_same_bits(int4.fake_quantize(weight, scale), values)
-    tensor_scale = fp8.tensor_scale(values.abs().max())
-    two_level = reference.dequantize_two_level(codes, scale, tensor_scale, weight_dtype)
-    actual = int4.dequantize_two_level(codes, scale, tensor_scale, weight_dtype)
-    assert_same_bits(actual, two_level)
-    assert_same_bits(int4.fake_quantize_two_level(weight, scale, tensor_scale), two_level)
+
+
+def test_scales_that_are_left_out_are_computed(assert_same_bits):
+    weight = _hostile_weight(torch.bfloat16)
+    scale = int4.group_scale(weight, 64, storage_dtype=torch.float16)
+    packed = int4.quantize(weight, group_size=64, storage_dtype=torch.float16)
+    assert_same_bits(packed.group_scale, scale)
+    assert_same_bits(packed.codes, int4.quantize(weight, scale).codes)
+    fake = int4.fake_quantize(weight, group_size=64, storage_dtype=torch.float16)
+    assert_same_bits(fake, int4.fake_quantize(weight, scale))
+    assert int4.quantize(weight).group_size == int4.GROUP_SIZE
 
 
 def test_strided_operands_in_many_pieces(assert_same_bits):
     weight = torch.randn(1024, 1152, generator=torch.Generator().manual_seed(1))
-    tensor_scale = torch.tensor(0.01)
     for operand in (weight, weight.t(), weight.bfloat16().t()):
         scale = int4.group_scale(operand, storage_dtype=torch.bfloat16)
-        codes = int4.quantize(operand, scale)
-        stored = int4.dequantize(codes, scale, operand.dtype)
+        stored = int4.dequantize(int4.quantize(operand, scale), operand.dtype)
         assert_same_bits(int4.fake_quantize(operand, scale), stored)
-        two_level = int4.dequantize_two_level(codes, scale, tensor_scale, operand.dtype)
-        actual = int4.fake_quantize_two_level(operand, scale, tensor_scale)
-        assert_same_bits(actual, two_level)
+
+
+@pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("rows", [(), (3,), (2, 5), (0,)], ids=str)
+def test_linear_is_the_product_with_the_dequantised_weight(x_dtype, bias, rows, assert_same_bits):
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(*rows, 256, generator=generator).to(x_dtype)
+    packed = int4.quantize(torch.randn(24, 256, generator=generator))
+    offset = torch.randn(24, generator=generator) if bias else None
+    expected = functional.linear(
+        x, int4.dequantize(packed, x_dtype), offset if offset is None else offset.to(x_dtype)
+    )
+    assert_same_bits(int4.linear(x, packed, offset), expected)
+    wide = int4.linear(x, packed, offset, out_dtype=torch.float32)
+    assert_same_bits(wide, expected.float())
 
 
 @pytest.mark.parametrize("magnitude", [1e-38, 1e-30, 1e30, 1e37], ids=str)
@@ -153,7 +181,7 @@ def test_tiny_and_huge_weights_stay_finite(magnitude, assert_same_bits):
 def test_the_code_minus_eight_does_not_occur():
     weight = torch.randn(16, 256, generator=torch.Generator().manual_seed(4))
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        codes = int4.quantize(weight, int4.group_scale(weight, storage_dtype=dtype))
+        codes = int4.unpack(int4.quantize(weight, storage_dtype=dtype))
         assert codes.min() == -7 and codes.max() == 7
 
 
@@ -170,11 +198,11 @@ def test_dequantized_values_agree_with_compressed_tensors():
     lifecycle = pytest.importorskip("compressed_tensors.quantization.lifecycle.forward")
     arguments = pytest.importorskip("compressed_tensors.quantization")
     weight = torch.randn(4, 256, generator=torch.Generator().manual_seed(6))
-    scale = int4.group_scale(weight, storage_dtype=torch.float32)
-    codes = int4.quantize(weight, scale)
+    scale = int4.group_scale(weight)
+    packed = int4.quantize(weight, scale)
     args = arguments.QuantizationArgs(num_bits=4, strategy="group", group_size=128)
-    theirs = lifecycle.dequantize(codes, scale, args=args)
-    assert torch.equal(int4.dequantize(codes, scale), theirs)
+    theirs = lifecycle.dequantize(int4.unpack(packed), scale, args=args)
+    assert torch.equal(int4.dequantize(packed), theirs)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(2, 1), (2, 7), (6, 8), (0, 8), (4, 0)])
@@ -186,13 +214,26 @@ def test_row_packing_round_trips(rows, columns):
     assert torch.equal(int4.unpack_rows(packed), codes)
 
 
+PACKINGS = {
+    "columns": (int4.pack_columns, reference.pack_columns, int4.unpack_columns),
+    "gptq": (int4.pack_gptq, reference.pack_gptq, int4.unpack_gptq),
+    "awq": (int4.pack_awq, reference.pack_awq, int4.unpack_awq),
+}
+
+
+@pytest.mark.parametrize("name", PACKINGS)
 @FEW
-@given(st.lists(st.integers(-8, 7), min_size=16, max_size=16), st.sampled_from([(2, 8), (1, 16)]))
-def test_column_packing_round_trips(values, shape):
+@given(
+    st.lists(st.integers(-8, 7), min_size=128, max_size=128),
+    st.sampled_from([(8, 16), (16, 8)]),
+)
+def test_word_packings_round_trip(name, values, shape):
+    pack, reference_pack, unpack = PACKINGS[name]
     codes = torch.tensor(values, dtype=torch.int8).reshape(shape)
-    packed = int4.pack_columns(codes)
-    assert torch.equal(packed, reference.pack_columns(codes))
-    assert torch.equal(int4.unpack_columns(packed), codes)
+    packed = pack(codes)
+    assert packed.is_contiguous() and packed.dtype == torch.int32
+    assert torch.equal(packed, reference_pack(codes))
+    assert torch.equal(unpack(packed), codes)
 
 
 weights = st.lists(st.floats(-1e4, 1e4, width=32), min_size=16, max_size=16)
@@ -210,23 +251,38 @@ def test_sign_symmetry_and_idempotence(values):
 
 
 @FEW
-@given(weights, st.floats(1.0, 2.0**20, width=32))
-def test_any_weight_equals_reference(values, headroom):
+@given(weights, st.floats(1.0, 1e4, width=32))
+def test_scales_grow_with_the_weight(values, factor):
     weight = torch.tensor(values).reshape(2, 8)
-    tensor_scale = fp8.tensor_scale(weight.abs().max()) * headroom
-    scale = int4.group_scale(weight, 4, storage_dtype=torch.float16)
-    codes = reference.quantize(weight, scale)
-    assert torch.equal(int4.quantize(weight, scale), codes)
-    expected = reference.dequantize_two_level(codes, scale, tensor_scale)
-    actual = int4.fake_quantize_two_level(weight, scale, tensor_scale)
-    assert torch.equal(actual.view(torch.int32), expected.view(torch.int32))
+    scale = int4.group_scale(weight, 4, storage_dtype=torch.bfloat16)
+    larger = int4.group_scale(weight * factor, 4, storage_dtype=torch.bfloat16)
+    assert bool((larger >= scale).all())
 
+
+@FEW
+@given(weights)
+def test_any_weight_equals_reference(values):
+    weight = torch.tensor(values).reshape(2, 8)
+    scale = int4.group_scale(weight, 4, storage_dtype=torch.float16)
+    assert torch.equal(_fast_codes(weight, scale), reference.codes(weight, scale))
+
+
+def _packed(codes: torch.Tensor, scale: torch.Tensor) -> int4.INT4Tensor:
+    return int4.INT4Tensor(codes=codes, group_scale=scale)
+
+
+BYTES = torch.zeros(2, 4, dtype=torch.uint8)
 
 REFUSED = [
     pytest.param(
-        lambda: int4.group_scale(torch.ones(2, 130), storage_dtype=torch.float32),
+        lambda: int4.group_scale(torch.ones(2, 130)),
         "in_features must be a multiple of 128, got 130",
         id="ragged_group",
+    ),
+    pytest.param(
+        lambda: int4.group_scale(torch.ones(2, 9), 3),
+        "group_size must be even and at least 2, got 3",
+        id="odd_group",
     ),
     pytest.param(
         lambda: int4.group_scale(torch.ones(2, 128), storage_dtype=torch.int8),
@@ -234,19 +290,19 @@ REFUSED = [
         id="storage_dtype",
     ),
     pytest.param(
-        lambda: int4.group_scale(torch.ones(128), storage_dtype=torch.float32),
+        lambda: int4.group_scale(torch.ones(128)),
         r"weight must be a matrix, got shape \(128,\)",
         id="vector",
     ),
     pytest.param(
         lambda: int4.quantize(torch.ones(2, 8), torch.ones(3, 1)),
-        r"group_scale must be \[2, a divisor of 8\], got shape \(3, 1\)",
+        r"group_scale must be \[2, a divisor of 8 / 2\], got shape \(3, 1\)",
         id="rows",
     ),
     pytest.param(
-        lambda: int4.quantize(torch.ones(2, 8), torch.ones(2, 3)),
-        r"group_scale must be \[2, a divisor of 8\], got shape \(2, 3\)",
-        id="groups",
+        lambda: int4.quantize(torch.ones(2, 8), torch.ones(2, 8)),
+        r"group_scale must be \[2, a divisor of 8 / 2\], got shape \(2, 8\)",
+        id="groups_of_one",
     ),
     pytest.param(
         lambda: int4.quantize(torch.ones(2, 8), torch.ones(2, 1).bfloat16()),
@@ -254,14 +310,44 @@ REFUSED = [
         id="scale_dtype",
     ),
     pytest.param(
-        lambda: int4.dequantize(torch.ones(2, 8), torch.ones(2, 1)),
-        "codes must be int8, got float32",
+        lambda: int4.quantize(torch.ones(2, 8), torch.ones(2, 1, device="meta")),
+        "operands must be on one device, got cpu and meta",
+        id="device",
+    ),
+    pytest.param(
+        lambda: int4.dequantize(_packed(BYTES.char(), torch.ones(2, 1))),
+        "codes must be uint8, got int8",
         id="codes_dtype",
     ),
     pytest.param(
-        lambda: int4.fake_quantize_two_level(torch.ones(2, 8), torch.ones(2, 1), torch.zeros(())),
-        "tensor_scale must be finite and at least 2.* got 0.0",
-        id="tensor_scale",
+        lambda: int4.unpack(_packed(BYTES, torch.ones(2, 3))),
+        r"group_scale must be \[2, a divisor of 4\] for \(2, 4\) bytes .* got shape \(2, 3\)",
+        id="packed_groups",
+    ),
+    pytest.param(
+        lambda: int4.dequantize(_packed(BYTES, torch.ones(2, 1)), torch.int8),
+        "the result must be .* got int8",
+        id="result_dtype",
+    ),
+    pytest.param(
+        lambda: int4.linear(torch.ones(3, 4), _packed(BYTES, torch.ones(2, 1))),
+        r"x must have the weight's 8 columns, got shape \(3, 4\)",
+        id="columns_of_x",
+    ),
+    pytest.param(
+        lambda: int4.linear(torch.ones(3, 8), _packed(BYTES, torch.ones(2, 1)), torch.ones(3)),
+        r"bias must have shape \(2,\), got \(3,\)",
+        id="bias",
+    ),
+    pytest.param(
+        lambda: int4.pack(_codes([[1, 2]]), torch.ones(1, 2)),
+        r"group_scale must be \[1, a divisor of 2 / 2\], got shape \(1, 2\)",
+        id="pack_groups",
+    ),
+    pytest.param(
+        lambda: int4.pack(_codes([[8, 0]]), torch.ones(1, 1)),
+        r"codes must lie in -8..7, got 0..8",
+        id="pack_range",
     ),
     pytest.param(
         lambda: int4.pack_rows(_codes([[1], [2], [3]])),
@@ -272,6 +358,16 @@ REFUSED = [
         lambda: int4.pack_columns(_codes([[1] * 9])),
         "in_features must be a multiple of 8, got 9",
         id="columns",
+    ),
+    pytest.param(
+        lambda: int4.pack_gptq(_codes([[1] * 9])),
+        "in_features must be a multiple of 8, got 9",
+        id="gptq_columns",
+    ),
+    pytest.param(
+        lambda: int4.pack_awq(_codes([[1]] * 9)),
+        "out_features must be a multiple of 8, got 9",
+        id="awq_rows",
     ),
     pytest.param(
         lambda: int4.pack_rows(_codes([[8], [0]])), r"codes must lie in -8..7, got 0..8", id="range"
@@ -287,6 +383,8 @@ REFUSED = [
     pytest.param(
         lambda: int4.unpack_columns(_codes([[1]])), "packed must be int32", id="unpack_columns"
     ),
+    pytest.param(lambda: int4.unpack_gptq(_codes([[1]])), "packed must be int32", id="unpack_gptq"),
+    pytest.param(lambda: int4.unpack_awq(_codes([[1]])), "packed must be int32", id="unpack_awq"),
 ]
 
 
@@ -299,6 +397,6 @@ def test_refusals_say_rule_and_value(call, message):
 def test_nan_is_not_hidden():
     weight = torch.ones(1, 8)
     weight[0, 2] = math.nan
-    scale = int4.group_scale(weight, 8, storage_dtype=torch.float32)
+    scale = int4.group_scale(weight, 8)
     assert scale.isnan().all()
     assert int4.fake_quantize(weight, scale).isnan().all()
