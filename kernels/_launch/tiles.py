@@ -15,6 +15,8 @@ from typing import Any
 import triton
 from torch import Tensor
 
+from autoq.kernels.targets import Target
+
 
 @dataclass(frozen=True, slots=True)
 class Tile:
@@ -38,6 +40,20 @@ class Tile:
             "SPLIT_K": self.split_k,
             "GROUP_M": self.group_m,
         }
+
+
+TileLists = Mapping[str, Sequence[Tile]]
+"""Target -> tiles that are worth trying there, the best guess first."""
+
+_LISTED_AS = {"sm_86": "sm_80", "sm_87": "sm_80", "sm_103": "sm_100", "sm_121": "sm_120"}
+
+
+def tiles_of(lists: TileLists, target: Target) -> Sequence[Tile]:
+    """The tiles of `target`, or of the target that it behaves like.
+
+    The autotuner passes over a tile that needs more shared memory than a smaller relative has.
+    """
+    return lists[_LISTED_AS.get(target.name, target.name)]
 
 
 def row_bucket(rows: int) -> int:
