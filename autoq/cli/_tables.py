@@ -218,3 +218,14 @@ def plain_table(*columns: str, rows: Sequence[Sequence[str]]) -> Table:
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     return table
+
+
+def numbers_table(
+    title: str, *columns: str, rows: Sequence[Sequence[str]], text_columns: int
+) -> Table:
+    """A titled table whose last columns hold numbers."""
+    table = _table(*columns, text_columns=text_columns)
+    table.title, table.title_justify, table.title_style = title, "left", "bold"
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table

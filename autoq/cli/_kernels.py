@@ -1,0 +1,180 @@
+"""Commands about the kernels: `kernels check` and `kernels list`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from autoq.cli._failures import INTERRUPTED, UNVERIFIED, reports_failures
+from autoq.cli._options import Quiet
+from autoq.cli._output import check_writable, plain, quiet_libraries, results_kept_clean
+from autoq.cli._progress import make_progress
+from autoq.errors import InputError
+
+if TYPE_CHECKING:
+    from autoq.kernels._compile_cases.case import CompileCase
+    from autoq.kernels.compile_check import CheckedLaunch
+
+kernels_app = typer.Typer(
+    help="What the numeric kernels are, whether they compile, and how fast they are.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@kernels_app.command("check")
+@reports_failures
+def check(
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="A GPU generation, as sm_90 or gfx950; again for more. All if left out."),
+    ] = None,
+    operation: Annotated[
+        str | None, typer.Option(metavar="PREFIX", help="Only operations that begin so, as fp8.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the results there.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compile every kernel for every GPU generation, with no GPU, and check what came out.
+
+    A launch fails if it does not compile, spills registers, needs more shared memory than there
+    is, lacks the matrix or conversion instruction that it is written for, or computes
+    approximately. The exit code is then 4.
+    """
+    check_writable(json_file)
+    quiet_libraries()
+    started = time.monotonic()
+    with results_kept_clean():
+        results = _checked(tuple(target or ()), operation, quiet=quiet)
+    seconds = time.monotonic() - started
+    if json_file is not None:
+        _write_json(json_file, results)
+    if not quiet:
+        _print_tables(results)
+    failed = _print_failures(results)
+    typer.echo(_summary(results, failed, seconds))
+    if failed:
+        raise typer.Exit(UNVERIFIED)
+
+
+def require_triton() -> None:
+    """Refuse to go on where kernels cannot be compiled.
+
+    Raises:
+        InputError: triton is not installed, or its interpreter is switched on.
+    """
+    if importlib.util.find_spec("triton") is None:
+        raise InputError("triton is not installed; pip install 'autoq[triton]'")
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+        raise InputError("TRITON_INTERPRET is set, and nothing compiles then; unset it")
+
+
+def _checked(targets: tuple[str, ...], prefix: str | None, *, quiet: bool) -> list[CheckedLaunch]:
+    require_triton()
+    from autoq.kernels.check_processes import check_all
+    from autoq.kernels.targets import TARGETS
+
+    for name in targets:
+        TARGETS[name]  # refuses an unknown one
+    tasks = [
+        (case, name)
+        for case in _cases(prefix)
+        for name in case.targets
+        if not targets or name in targets
+    ]
+    if not tasks:
+        raise InputError(
+            f"{prefix} has no kernels for {' and '.join(targets)}; name other targets, or none"
+        )
+    results = []
+    try:
+        with make_progress(quiet=quiet).task("compiling", len(tasks)) as advance:
+            for result in check_all(tasks):
+                results.append(result)
+                advance()
+    except KeyboardInterrupt:
+        typer.echo("interrupted: what was compiled is kept, run the command again", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    order = {(case.name, name): place for place, (case, name) in enumerate(tasks)}
+    return sorted(results, key=lambda result: order[result.name, result.target])
+
+
+def _cases(prefix: str | None) -> list[CompileCase]:
+    from autoq.kernels._compile_cases import compile_cases
+
+    cases = compile_cases()
+    chosen = [case for case in cases if case.operation.startswith(prefix or "")]
+    if not chosen:
+        known = ", ".join(dict.fromkeys(case.operation for case in cases))
+        raise InputError(f"no operation begins with {prefix!r}; known: {known}")
+    return chosen
+
+
+def _write_json(path: Path, results: Sequence[CheckedLaunch]) -> None:
+    import triton
+
+    from autoq import __version__
+
+    document = {
+        "autoq": __version__,
+        "triton": triton.__version__,
+        "launches": [plain(asdict(result)) for result in results],
+    }
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def _print_tables(results: Sequence[CheckedLaunch]) -> None:
+    from autoq.cli._tables import make_console, numbers_table
+
+    console = make_console()
+    columns = ("variant", "target", "kernel", "units", "", "registers", "spills", "shared")
+    for operation, launches in groupby(results, key=lambda result: result.operation):
+        rows = [row for launch in launches for row in _rows(launch)]
+        console.print(numbers_table(operation, *columns, rows=rows, text_columns=5))
+
+
+def _rows(launch: CheckedLaunch) -> list[list[str]]:
+    outcome = "failed" if launch.failures else "ok"
+    rows: list[list[Any]] = [
+        [
+            kernel.name,
+            ", ".join(kernel.instructions) or "-",
+            outcome,
+            kernel.registers,
+            kernel.spill_bytes,
+            kernel.shared_memory_bytes,
+        ]
+        for kernel in launch.kernels
+    ] or [["-", "-", outcome, "-", "-", "-"]]
+    return [[launch.variant, launch.target, *map(str, row)] for row in rows]
+
+
+def _print_failures(results: Sequence[CheckedLaunch]) -> int:
+    failed = [result for result in results if result.failures]
+    for result in failed:
+        for reason in result.failures:
+            typer.echo(f"failed: {result.name} for {result.target}: {reason}", err=True)
+    return len(failed)
+
+
+def _summary(results: Sequence[CheckedLaunch], failed: int, seconds: float) -> str:
+    import triton
+
+    from autoq.report.numbers import seconds_text
+
+    targets = len({result.target for result in results})
+    return (
+        f"{len(results)} launches for {targets} target{'s' if targets > 1 else ''} with triton "
+        f"{triton.__version__}: {len(results) - failed} ok, {failed} failed, {seconds_text(seconds)}"
+    )
