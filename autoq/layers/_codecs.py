@@ -1,0 +1,191 @@
+"""What the element types and activation schemes do to numbers, as tables.
+
+A new element type or activation scheme adds rows here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from autoq.formats import ActivationScheme, QuantFormat, WeightElement
+from autoq.kernels import fp8, int4, nvfp4, w4a8
+from autoq.kernels._packed import PackedTensor
+from autoq.layers._types import Container, LayerCalibration
+
+_Tensors: TypeAlias = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightCodec:
+    """What one element type does to a weight [N, K] that is smoothed already.
+
+    The arguments are those of the public functions, in their order.
+    """
+
+    tensors: tuple[str, ...]  # names in QuantizedWeight.tensors
+    quantize: Callable[[Tensor, QuantFormat, LayerCalibration, torch.dtype], _Tensors]
+    pack: Callable[[_Tensors, Container], PackedTensor]
+    fake_quantize: Callable[[Tensor, QuantFormat, LayerCalibration, torch.dtype, Container], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What the kernels do with one kind of packed weight."""
+
+    linear: Callable[..., Tensor]  # x, weight, bias, input_scale=
+    dequantize: Callable[..., Tensor]  # weight, dtype
+
+
+def _quantize_e4m3(
+    weight: Tensor, _: QuantFormat, calibration: LayerCalibration, __: torch.dtype
+) -> _Tensors:
+    return fp8.quantize(weight, fp8.tensor_scale(calibration.weight_amax)).tensors()
+
+
+def _pack_e4m3(tensors: _Tensors, _: Container) -> fp8.FP8Tensor:
+    return fp8.FP8Tensor(tensors["codes"], tensors["scale"], fp8.Scaling.TENSOR)
+
+
+def _fake_quantize_e4m3(
+    weight: Tensor, _: QuantFormat, calibration: LayerCalibration, __: torch.dtype, ___: Container
+) -> Tensor:
+    return fp8.fake_quantize(weight, fp8.tensor_scale(calibration.weight_amax))
+
+
+def _quantize_e2m1(
+    weight: Tensor, _: QuantFormat, calibration: LayerCalibration, __: torch.dtype
+) -> _Tensors:
+    scale = nvfp4.global_scale(calibration.weight_amax)
+    return nvfp4.quantize(weight, scale).tensors()
+
+
+def _pack_e2m1(tensors: _Tensors, container: Container) -> nvfp4.NVFP4Tensor:
+    scale = _read_global_scale(tensors["global_scale"], container)
+    return nvfp4.NVFP4Tensor(
+        codes=tensors["codes"], block_scale=tensors["block_scale"], global_scale=scale
+    )
+
+
+def _fake_quantize_e2m1(
+    weight: Tensor,
+    fmt: QuantFormat,
+    calibration: LayerCalibration,
+    scale_dtype: torch.dtype,
+    container: Container,
+) -> Tensor:
+    scale = nvfp4.global_scale(calibration.weight_amax)
+    if torch.equal(_read_global_scale(scale, container), scale):
+        return nvfp4.fake_quantize(weight, scale)
+    tensors = _quantize_e2m1(weight, fmt, calibration, scale_dtype)
+    return nvfp4.dequantize(_pack_e2m1(tensors, container), weight.dtype)
+
+
+def _read_global_scale(scale: Tensor, container: Container) -> Tensor:
+    """The scale that a reader has: compressed-tensors stores its reciprocal.
+
+    Two reciprocals change the last bit of about one scale in six.
+    """
+    if container is Container.COMPRESSED_TENSORS:
+        return scale.reciprocal().reciprocal()
+    return scale
+
+
+def _quantize_int4(
+    weight: Tensor, fmt: QuantFormat, calibration: LayerCalibration, scale_dtype: torch.dtype
+) -> _Tensors:
+    group_scale = _int4_group_scale(weight, fmt, scale_dtype)
+    tensor_scale = fp8.tensor_scale(calibration.weight_amax)
+    return {
+        "codes": int4.unpack(int4.quantize(weight, group_scale)),
+        "group_scale": group_scale,
+        "tensor_scale": tensor_scale.to(weight.device),
+    }
+
+
+def _pack_int4(tensors: _Tensors, container: Container) -> int4.INT4Tensor | w4a8.W4A8Tensor:
+    packed = int4.pack(tensors["codes"], tensors["group_scale"])
+    if container is Container.COMPRESSED_TENSORS:
+        return packed
+    return w4a8.W4A8Tensor(
+        codes=packed.codes, group_scale=packed.group_scale, tensor_scale=tensors["tensor_scale"]
+    )
+
+
+def _fake_quantize_int4(
+    weight: Tensor,
+    fmt: QuantFormat,
+    calibration: LayerCalibration,
+    scale_dtype: torch.dtype,
+    container: Container,
+) -> Tensor:
+    group_scale = _int4_group_scale(weight, fmt, scale_dtype)
+    if container is Container.COMPRESSED_TENSORS:
+        return int4.fake_quantize(weight, group_scale)
+    tensor_scale = fp8.tensor_scale(calibration.weight_amax)
+    return w4a8.fake_quantize(weight, group_scale, tensor_scale)
+
+
+def _int4_group_scale(weight: Tensor, fmt: QuantFormat, scale_dtype: torch.dtype) -> Tensor:
+    group_size = fmt.weight_block_size or weight.shape[-1]
+    return int4.group_scale(weight, group_size, storage_dtype=scale_dtype)
+
+
+def _keep_input(x: Tensor, _: float) -> Tensor:
+    return x
+
+
+def _fake_quantize_fp8_input(x: Tensor, amax: float) -> Tensor:
+    return fp8.fake_quantize(x, fp8.tensor_scale(amax))
+
+
+def _fake_quantize_nvfp4_input(x: Tensor, amax: float) -> Tensor:
+    return nvfp4.fake_quantize(x, nvfp4.global_scale(amax))
+
+
+FAMILIES: Mapping[type[PackedTensor], Family] = {
+    fp8.FP8Tensor: Family(fp8.linear, fp8.dequantize),
+    nvfp4.NVFP4Tensor: Family(nvfp4.linear, nvfp4.dequantize),
+    int4.INT4Tensor: Family(w4a8.linear, int4.dequantize),
+    w4a8.W4A8Tensor: Family(w4a8.linear, w4a8.dequantize),
+}
+"""Plain INT4 weights meet FP8 inputs: no format has them with inputs as they are."""
+
+WEIGHT_CODECS: Mapping[WeightElement, WeightCodec] = {
+    WeightElement.E4M3: WeightCodec(
+        tensors=("codes", "scale"),
+        quantize=_quantize_e4m3,
+        pack=_pack_e4m3,
+        fake_quantize=_fake_quantize_e4m3,
+    ),
+    WeightElement.E2M1: WeightCodec(
+        tensors=("codes", "block_scale", "global_scale"),
+        quantize=_quantize_e2m1,
+        pack=_pack_e2m1,
+        fake_quantize=_fake_quantize_e2m1,
+    ),
+    WeightElement.INT4: WeightCodec(
+        tensors=("codes", "group_scale", "tensor_scale"),
+        quantize=_quantize_int4,
+        pack=_pack_int4,
+        fake_quantize=_fake_quantize_int4,
+    ),
+}
+
+INPUT_QUANTIZERS: Mapping[ActivationScheme, Callable[[Tensor, float], Tensor]] = {
+    ActivationScheme.NONE: _keep_input,
+    ActivationScheme.FP8_STATIC_TENSOR: _fake_quantize_fp8_input,
+    ActivationScheme.NVFP4_DYNAMIC: _fake_quantize_nvfp4_input,
+}
+
+INPUT_SCALES: Mapping[ActivationScheme, Callable[[float], Tensor]] = {
+    ActivationScheme.FP8_STATIC_TENSOR: fp8.tensor_scale,
+    ActivationScheme.NVFP4_DYNAMIC: nvfp4.global_scale,
+}
+
+PER_TOKEN_INPUTS = frozenset({(WeightElement.INT4, Container.COMPRESSED_TENSORS)})
+"""Where a container's run time overrules the format's activation scheme."""
