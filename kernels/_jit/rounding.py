@@ -10,7 +10,7 @@ def shared_divisor(scale):
     bits = scale.to(tl.uint32, bitcast=True)
     power = ((254 - (bits >> 23)) << 23).to(tl.float32, bitcast=True)
     normal = scale * power
-    return power, normal, tl.math.div_rn(normal * 0.0 + 1.0, normal)
+    return power, normal, tl.math.div_rn(tl.zeros_like(normal) + 1.0, normal)
 
 
 @triton.jit
@@ -48,3 +48,17 @@ def encode_e4m3(magnitude, HARDWARE: tl.constexpr):
         subnormal = (limited + 16384.0).to(tl.uint32, bitcast=True) & 0xF
         code = tl.where(limited < 0.015625, subnormal, normal)
     return tl.where(is_nan, 0x7F, code)
+
+
+@triton.jit
+def decode_e4m3(code, HARDWARE: tl.constexpr):
+    """Float32 numbers of E4M3 codes, uint8."""
+    if HARDWARE:
+        value = code.to(tl.float8e4nv, bitcast=True).to(tl.float32)
+    else:
+        code = code.to(tl.uint32)
+        bits = ((code & 0x7F) << 20) | ((code & 0x80) << 24)
+        # The bits are 2**-120 of the number, so that a code without exponent is normal here too.
+        value = bits.to(tl.float32, bitcast=True) * 1.329227995784916e36
+        value = tl.where((code & 0x7F) == 0x7F, float("nan"), value)
+    return value
