@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoq.errors import BudgetInfeasibleError, InputError
-from autoq.formats import NONE, FormatName
-from autoq.models import Assignment, GroupName
+from autoq.formats import NONE
+from autoq.models import Assignment
 from autoq.search import _knapsack, _relaxation
 from autoq.search import costs as cost_functions
 from autoq.search._types import CostTable, Plan, SensitivityTable
@@ -97,13 +97,24 @@ class Problem:
             capacity -= 1
         return max(capacity, self.options.floor_bits())
 
-    def solve(self, capacity: int, budget_bits: float, *, time_limit_seconds: float) -> Plan:
-        """The best plan within a capacity from `capacity`."""
+    def solve(
+        self,
+        capacity: int,
+        budget_bits: float,
+        *,
+        time_limit_seconds: float,
+        tolerance: _knapsack.Tolerance = _knapsack.EXACT,
+    ) -> Plan:
+        """The best plan within a capacity from `capacity`; the tolerance is in units of `options`."""
         answer = _knapsack.solve(
-            self.options, self.steps, capacity, time_limit_seconds=time_limit_seconds
+            self.options,
+            self.steps,
+            capacity,
+            time_limit_seconds=time_limit_seconds,
+            tolerance=tolerance,
         )
-        assignment = self.assignment(answer.choice)
-        return self._plan(assignment, budget_bits, answer.unproved * self._loss_unit)
+        columns = self._columns(answer.choice)
+        return self._plan(columns, budget_bits, answer.unproved * self._loss_unit)
 
     def plan_of(self, assignment: Assignment, budget_bits: float) -> Plan:
         """The plan of an assignment within the budget, with the relaxation's bound.
@@ -111,7 +122,7 @@ class Problem:
         Raises:
             InputError: it misses a group or takes a cell that is not usable.
         """
-        columns = np.array(cost_functions.assigned_columns(self.costs, assignment))
+        columns = np.array(cost_functions.assigned_columns(self.costs, assignment), dtype=np.int64)
         rows = np.arange(len(columns))
         refused = np.flatnonzero(~self.usable[rows, columns])
         if refused.size:
@@ -125,16 +136,13 @@ class Problem:
         bound = _relaxation.relax(self.options, self.steps, capacity).bound()
         least = np.where(self.usable, self.scores, np.inf).min(axis=1)
         excess = math.fsum([*self.scores[rows, columns], *-least, -bound * self._loss_unit])
-        return self._plan(assignment, budget_bits, max(excess, 0.0))
+        return self._plan(columns, budget_bits, max(excess, 0.0))
 
-    def assignment(self, choice: _relaxation.Choice) -> dict[GroupName, FormatName]:
-        """What a choice among `options` means, in the order of the cost table."""
+    def _columns(self, choice: _relaxation.Choice) -> NDArray[np.int64]:
+        """The columns of the cost table that a choice among `options` means, in its order."""
         columns = np.empty(len(choice), dtype=np.int64)
         columns[self._rows] = self.options.columns[np.arange(len(choice)), choice]
-        return {
-            group: self.costs.formats[column]
-            for group, column in zip(self.costs.groups, columns, strict=True)
-        }
+        return columns
 
     def nearest_usable(self, row: int, wanted: int) -> int:
         """The usable column of a group that is nearest to `wanted`, more bits before fewer."""
@@ -177,22 +185,31 @@ class Problem:
             if usable
         ]
 
-    def _plan(self, assignment: Assignment, budget_bits: float, unproved: float) -> Plan:
-        columns = cost_functions.assigned_columns(self.costs, assignment)
-        rows = np.arange(len(columns))
+    def _plan(self, columns: NDArray[np.int64], budget_bits: float, unproved: float) -> Plan:
+        rows, costs = self._all_rows, self.costs
         loss = math.fsum(self.scores[rows, columns])
+        stored_bits = int(costs.stored_bits[rows, columns].sum())
+        names = self._format_names[columns].tolist()
         return Plan(
-            assignment=assignment,
+            assignment=dict(zip(costs.groups, names, strict=True)),
             budget_bits=budget_bits,
-            effective_bits=cost_functions.effective_bits(self.costs, assignment),
-            peer_effective_bits=cost_functions.peer_effective_bits(self.costs, assignment),
-            stored_bits_per_weight=cost_functions.stored_bits_per_weight(self.costs, assignment),
-            stored_bytes=cost_functions.stored_bytes(self.costs, assignment),
+            effective_bits=int(costs.effective_bits[rows, columns].sum()) / self.weights,
+            peer_effective_bits=float(costs.peer_bits[rows, columns].sum()) / self.weights,
+            stored_bits_per_weight=stored_bits / self.weights,
+            stored_bytes=-(-stored_bits // 8),
             predicted_loss=loss,
             predicted_loss_interval=_interval(self.contributions[:, rows, columns].sum(axis=1)),
             bound=loss - unproved,
             gap=unproved / max(abs(loss), unproved) if unproved else 0.0,
         )
+
+    @cached_property
+    def _all_rows(self) -> NDArray[np.int64]:
+        return np.arange(len(self.costs.groups))
+
+    @cached_property
+    def _format_names(self) -> NDArray[np.object_]:
+        return np.array(self.costs.formats, dtype=object)
 
 
 def bits_between(costs: CostTable, usable: NDArray[np.bool_]) -> tuple[float, float]:

@@ -149,11 +149,12 @@ def _in_order(
     savings = np.concatenate([step[2] for step in found]) if found else np.empty(0)
     order = np.lexsort((targets, groups, -savings))
     groups, targets, savings = groups[order], targets[order], savings[order]
-    previous = np.zeros(len(options.bits), dtype=np.int64)
-    extra = np.empty(len(groups), dtype=np.int64)
-    for step, (group, target) in enumerate(zip(groups, targets, strict=True)):
-        extra[step] = options.bits[group, target] - options.bits[group, previous[group]]
-        previous[group] = target
+    # The option before a step is where the group's step before it led; the first starts at 0.
+    by_group = np.argsort(groups, kind="stable")
+    first = np.concatenate([[True], groups[by_group][1:] != groups[by_group][:-1]])[: len(groups)]
+    previous = np.empty_like(targets)
+    previous[by_group] = np.where(first, 0, np.roll(targets[by_group], 1))
+    extra = options.bits[groups, targets] - options.bits[groups, previous]
     bits = options.floor_bits() + np.concatenate([[0], np.cumsum(extra)])
     return HullSteps(groups=groups, options=targets, savings=savings, bits=bits)
 

@@ -6,8 +6,17 @@ import time
 
 import numpy as np
 
+from autoq.search._knapsack import Tolerance
 from autoq.search._problem import Problem
 from autoq.search._types import CostTable, Plan, SensitivityTable
+
+RELATIVE_GAP = 1e-3
+"""How near to the least loss a point is proven to be: less than a curve shows, and with hundreds
+of groups mostly reached without a search."""
+
+_NEGLIGIBLE = 1e-6
+"""Fraction of the smallest plan's loss that does not matter: near the ceiling losses go to zero,
+and a fraction of them means nothing."""
 
 
 def frontier(
@@ -16,6 +25,7 @@ def frontier(
     *,
     points: int = 64,
     time_limit_seconds: float = 60.0,
+    relative_gap: float = RELATIVE_GAP,
 ) -> list[Plan]:
     """Plans from the smallest to the one of least loss, each the best at its own bits.
 
@@ -31,6 +41,8 @@ def frontier(
             at least 2.
         time_limit_seconds: for all exact solutions together; when it runs out the remaining ones
             are the best that were found, with their true gaps.
+        relative_gap: plans proven to be within this fraction of the least loss, or within a
+            millionth of the smallest plan's, are taken; 0 for exact plans.
     Raises:
         ValueError: `points` is below 2.
         InputError: the tables cannot be used, as for `solve`.
@@ -40,10 +52,16 @@ def frontier(
     problem = Problem(sensitivity=sensitivity, costs=costs)
     deadline = time.monotonic() + time_limit_seconds
     plans = []
+    largest_loss = float(problem.options.losses[:, 0].sum())
+    tolerance = Tolerance(
+        relative=relative_gap, absolute=_NEGLIGIBLE * largest_loss if relative_gap else 0.0
+    )
     for capacity in _capacities(problem, points):
         budget = capacity / problem.weights
         seconds = max(deadline - time.monotonic(), 0.0)
-        plans.append(problem.solve(capacity, budget, time_limit_seconds=seconds))
+        plans.append(
+            problem.solve(capacity, budget, time_limit_seconds=seconds, tolerance=tolerance)
+        )
     return _undominated(plans)
 
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from autoq.search import CostTable, SensitivityTable
+from autoq.search import CostTable, SensitivityTable, _highs
 from autoq.search.frontier import frontier
 from autoq.search.solver import reachable_bits, solve
 
@@ -55,11 +55,26 @@ def test_bits_rise_losses_fall_and_the_ends_are_reached(seed):
 @pytest.mark.parametrize("seed", range(4))
 def test_no_point_is_above_the_exact_solution_at_its_bits(seed):
     tables = random_tables(seed)
-    for plan in frontier(*tables, points=12):
+    for plan in frontier(*tables, points=12, relative_gap=0.0):
         exact = solve(*tables, plan.effective_bits)
         assert plan.predicted_loss == pytest.approx(exact.predicted_loss, rel=1e-9, abs=0)
         assert plan.bound <= exact.predicted_loss
         assert plan.gap < 1e-8
+
+
+def test_within_the_gap_asked_for_points_cost_no_search(monkeypatch):
+    tables = random_tables(3, groups=400)
+    exact = frontier(*tables, points=6, relative_gap=0.0)
+    floor_loss = exact[0].predicted_loss
+
+    def unwanted(*args, **kwargs):
+        raise AssertionError("HiGHS was asked")
+
+    monkeypatch.setattr(_highs, "minimise", unwanted)
+    for plan in frontier(*tables, points=6, relative_gap=1e-2):
+        assert plan.predicted_loss - plan.bound <= max(
+            1e-2 * plan.predicted_loss, 1e-6 * floor_loss
+        )
 
 
 def test_no_budget_has_a_better_plan_than_the_points_around_it_allow():

@@ -142,6 +142,30 @@ def test_coprime_bits_of_large_models_stay_within_the_budget():
     assert plan.gap < 1e-6
 
 
+def test_within_the_gap_asked_for_a_hundred_thousand_groups_are_solved_without_a_search(
+    monkeypatch,
+):
+    tables = random_tables(0, groups=100_000)
+
+    def unwanted(*args, **kwargs):
+        raise AssertionError("HiGHS was asked")
+
+    monkeypatch.setattr(_highs, "minimise", unwanted)
+    plan = solve(*tables, 5.5, relative_gap=1e-6)
+    assert 0.0 < plan.gap <= 1e-6
+    assert plan.bound < plan.predicted_loss
+    assert plan.effective_bits <= 5.5
+
+
+@pytest.mark.parametrize("relative_gap", [0.0, 1e-3, 0.1])
+def test_a_gap_that_is_allowed_is_not_exceeded(relative_gap):
+    tables = random_tables(5, groups=60)
+    exact = solve(*tables, 5.0)
+    plan = solve(*tables, 5.0, relative_gap=relative_gap)
+    assert plan.bound <= exact.predicted_loss <= plan.predicted_loss * (1 + 1e-12)
+    assert plan.predicted_loss <= exact.predicted_loss * (1 + relative_gap + 1e-9)
+
+
 def test_a_choice_that_oversteps_by_rounding_is_not_used(monkeypatch):
     """HiGHS may answer a hair over the capacity; the plan must not follow it."""
     minimise = _highs.minimise
