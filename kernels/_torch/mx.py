@@ -1,0 +1,91 @@
+"""MXFP8 and MXFP4 in vectorised torch, on any device; operands were checked by the contracts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from autoq.kernels._mx import BLOCK, E4M3, Element, ScaleRule
+from autoq.kernels._torch import e2m1
+from autoq.kernels._torch.chunks import map_rows
+from autoq.kernels._torch.fp8 import round_e4m3_
+
+_NAN_BYTE = 255
+_INFINITY_BITS = 0x7F800000
+_NAN_BITS = 0x7FC00000
+_LARGEST_FINITE_EXPONENT = 254
+_SMALLEST_SCALE_BITS = 0x00400000  # 2**-127, byte 0, is a subnormal float32
+
+
+def quantize(x: Tensor, element: Element, rule: ScaleRule) -> tuple[Tensor, Tensor]:
+    """Codes, float8_e4m3fn [..., K] or uint8 [..., K/2], and E8M0 bytes uint8 [..., K/32]."""
+    values, scale = _scaled(x, element, rule)
+    if element is E4M3:
+        return values.clamp_(-E4M3.largest, E4M3.largest).to(torch.float8_e4m3fn), scale
+    return e2m1.pack(e2m1.encode(values)), scale
+
+
+def dequantize(codes: Tensor, scale: Tensor, element: Element, dtype: torch.dtype) -> Tensor:
+    """Values element * 2**(byte - 127)."""
+    elements = codes.float() if element is E4M3 else e2m1.decode(e2m1.unpack(codes))
+    step = _decode_scale(scale.int())
+    return (elements.reshape(*step.shape, BLOCK) * step[..., None]).flatten(-2).to(dtype)
+
+
+def fake_quantize(x: Tensor, element: Element, rule: ScaleRule) -> Tensor:
+    """Quantise and dequantise without storing codes."""
+    round_ = round_e4m3_ if element is E4M3 else e2m1.round_
+
+    def body(source: Tensor, values: Tensor, scratch: Tensor, _: slice) -> None:
+        scale = _scale_bytes(_block_amax(torch.abs(source, out=scratch)), element, rule)
+        torch.mul(source, _inverse_scale(scale), out=values)
+        round_(values, scratch).mul_(_decode_scale(scale))
+
+    return map_rows(x, BLOCK, body)
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, out_dtype: torch.dtype) -> Tensor:
+    """x @ weight.T + bias of dequantised operands, in their dtype."""
+    bias = None if bias is None else bias.detach().to(x.dtype)
+    return functional.linear(x, weight, bias).to(out_dtype)
+
+
+def _scaled(x: Tensor, element: Element, rule: ScaleRule) -> tuple[Tensor, Tensor]:
+    """Float32 values of `x` over their block's scale, zeros where that is NaN, and the bytes."""
+    blocks = x.float().reshape(-1, BLOCK)
+    scale = _scale_bytes(_block_amax(blocks.abs()), element, rule)
+    values = (blocks * _inverse_scale(scale)).masked_fill_(scale == _NAN_BYTE, 0.0)
+    *leading, columns = x.shape
+    return values.view(x.shape), scale.to(torch.uint8).view(*leading, columns // BLOCK)
+
+
+def _block_amax(magnitudes: Tensor) -> Tensor:
+    """Row maxima [rows, 1] of a contiguous [rows, 32] tensor; NaN wins."""
+    if magnitudes.device.type != "cpu" or not magnitudes.numel():
+        return magnitudes.amax(-1, keepdim=True)
+    # The pooling kernel is faster than amax on rows this short.
+    return functional.max_pool1d(magnitudes.view(1, 1, -1), BLOCK).view(-1, 1)
+
+
+def _scale_bytes(amax: Tensor, element: Element, rule: ScaleRule) -> Tensor:
+    """E8M0 bytes, int32, of blocks with the float32 maxima `amax`.
+
+    Exponents are read from the bits: a subnormal number has exponent field 0 and, like a block of
+    zeros, gets byte 0.
+    """
+    bits = amax.view(torch.int32)
+    exponent = ((bits + element.increment(rule)) >> 23).clamp_(max=_LARGEST_FINITE_EXPONENT)
+    scale = exponent.sub_(element.largest_exponent).clamp_(min=0)
+    return scale.masked_fill_(bits >= _INFINITY_BITS, _NAN_BYTE)
+
+
+def _decode_scale(scale: Tensor) -> Tensor:
+    """2**(byte - 127), float32, of int32 bytes; NaN of 255."""
+    bits = (scale << 23).clamp_(min=_SMALLEST_SCALE_BITS)
+    return bits.masked_fill_(scale == _NAN_BYTE, _NAN_BITS).view(torch.float32)
+
+
+def _inverse_scale(scale: Tensor) -> Tensor:
+    """2**(127 - byte), float32: never subnormal for the bytes of `_scale_bytes`, except 255."""
+    return ((254 - scale) << 23).view(torch.float32)
