@@ -5,7 +5,10 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import triton
 from torch import Tensor
+
+from autoq.kernels.targets import Target
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
@@ -18,3 +21,24 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
 def blocks_of(size: int, block: int) -> int:
     """How many blocks cover `size`."""
     return -(-size // block)
+
+
+def rounds_to_e4m3(target: Target) -> bool:
+    """Whether triton's cast from float32 to E4M3 rounds once, to nearest even, on `target`.
+
+    On sm_89 triton before 3.9 goes by float16 and rounds twice. AMD's cast was not verified.
+    """
+    if target.backend != "cuda" or not target.fp8_type:
+        return False
+    major, minor = map(int, triton.__version__.split(".")[:2])
+    return target.name != "sm_89" or (major, minor) >= (3, 9)
+
+
+def converts_to_e4m3(target: Target) -> bool:
+    """Whether the target converts float32 to E4M3 itself, rounding once.
+
+    For sm_89 triton converted through float16 before 3.9, so 136.05 became 136, then 128.
+    """
+    if target.architecture == 89:
+        return tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9)
+    return target.fp8_type
