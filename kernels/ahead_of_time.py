@@ -7,6 +7,7 @@ run time, and nothing is started. Not to be mixed with real launches in one proc
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import subprocess
 import tempfile
@@ -29,6 +30,7 @@ class CompiledKernel:
     spill_bytes: int  # per thread: stack and local memory
     shared_memory_bytes: int  # per program
     assembly: str  # PTX or AMD GCN
+    binary: bytes  # what the GPU runs
 
 
 def compile_launches(target: Target, launch: Callable[[], object]) -> list[CompiledKernel]:
@@ -40,6 +42,32 @@ def compile_launches(target: Target, launch: Callable[[], object]) -> list[Compi
     with _compiling_for(target) as compiled:
         launch()
     return [_described(kernel, target) for kernel in compiled]
+
+
+def launched_kernels(target: Target, launch: Callable[[], object]) -> list[str]:
+    """Modules and names of the kernels that `launch` starts; compiles nothing."""
+    from triton.runtime import JITFunction
+
+    names: list[str] = []
+
+    def record(kernel: Any, *_: Any, **__: Any) -> None:
+        names.append(f"{kernel.__module__}.{kernel.__name__}")
+
+    run = JITFunction.run
+    JITFunction.run = record
+    try:
+        with _compiling_for(target):
+            launch()
+    finally:
+        JITFunction.run = run
+    return names
+
+
+def disassembled(binary: bytes) -> str:
+    """The machine code of an NVIDIA kernel, as nvdisasm, which comes with triton, prints it."""
+    import triton
+
+    return _asked_of_binary([triton.knobs.nvidia.nvdisasm.path, "-c"], binary)
 
 
 class _StandInDriver:
@@ -132,6 +160,7 @@ def _described(kernel: Any, target: Target) -> CompiledKernel:
         spill_bytes=spills,
         shared_memory_bytes=kernel.metadata.shared,
         assembly=assembly,
+        binary=kernel.asm["hsaco" if target.backend == "hip" else "cubin"],
     )
 
 
@@ -139,12 +168,38 @@ def _cuda_resources(cubin: bytes) -> tuple[int, int]:
     """(registers, stack and local bytes) as cuobjdump, which comes with triton, reads them."""
     import triton
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
-        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(path)]
-        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    output = _asked_of_binary([triton.knobs.nvidia.cuobjdump.path, "-res-usage"], cubin)
     found = re.search(r"REG:(\d+) STACK:(\d+).*LOCAL:(\d+)", output)
     assert found is not None, output
     registers, stack, local = map(int, found.groups())
     return registers, stack + local
+
+
+def performance_warnings(kernel: CompiledKernel) -> list[str]:
+    """What NVIDIA's assembler warns of, above all that asynchronous products wait for each other.
+
+    Asked only of kernels for sm_90's asynchronous matrix units, because it assembles again.
+    """
+    if kernel.target.architecture != 90 or "wgmma" not in kernel.assembly:
+        return []
+    return assembler_warnings(kernel.assembly)
+
+
+def assembler_warnings(ptx: str) -> list[str]:
+    """The warnings of performance lost that the assembler has about PTX for sm_90."""
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.ptx"
+        path.write_text(ptx, encoding="utf-8")
+        command = [get_ptxas(90).path, "-v", "--gpu-name=sm_90a", str(path), "-o", os.devnull]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return re.findall(r"Potential Performance Loss: (.*)", done.stderr)
+
+
+def _asked_of_binary(command: list[str], cubin: bytes) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        done = subprocess.run([*command, str(path)], capture_output=True, text=True, check=True)
+    return done.stdout

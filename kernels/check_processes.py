@@ -91,10 +91,10 @@ def _workers(count: int) -> Iterator[list[_Worker]]:
 
 def _work(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
-    cases = {case.name: case for case in compile_cases()}
+    cases = {(case.name, target): case for case in compile_cases() for target in case.targets}
     while True:
         try:
-            name, target = connection.recv()
+            task = connection.recv()
         except EOFError:  # the parent is gone
             return
-        connection.send(check(cases[name], TARGETS[target]))
+        connection.send(check(cases[task], TARGETS[task[1]]))

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from autoq.kernels._compile_cases.case import CompileCase
-from autoq.kernels.ahead_of_time import CompiledKernel, compile_launches
+from autoq.kernels.ahead_of_time import (
+    CompiledKernel,
+    compile_launches,
+    disassembled,
+    performance_warnings,
+)
 from autoq.kernels.targets import Target
 
 _INSTRUCTIONS = {
@@ -83,6 +91,40 @@ def unchecked(case: CompileCase, target: str, reason: str) -> CheckedLaunch:
     )
 
 
+def contractions(case: CompileCase, target: Target) -> list[str]:
+    """Kernels of the case where the compiler fused a product with a sum by its own choice.
+
+    Such a sum is rounded once, not twice as the torch bodies round it. Found by compiling with
+    fusion forbidden too. NVIDIA targets only.
+    """
+    counts = []
+    for allowed in ("1", "0"):
+        with _environment("TRITON_DEFAULT_FP_FUSION", allowed):
+            compiled = compile_launches(target, lambda: case.launch(target))
+        counts.append([(kernel.name, _fused_operations(kernel)) for kernel in compiled])
+    return [
+        f"{name}: {fused} fused operations, {written} are written"
+        for (name, fused), (_, written) in zip(*counts, strict=True)
+        if fused != written
+    ]
+
+
+def _fused_operations(kernel: CompiledKernel) -> int:
+    return len(re.findall(r"\b[DFH]FMA2?\b", disassembled(kernel.binary)))
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    previous = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if previous is not None:
+            os.environ[name] = previous
+
+
 def instructions(assembly: str) -> tuple[str, ...]:
     """The matrix and conversion units that PTX or AMD GCN uses, matrix units first."""
     found = {
@@ -128,6 +170,7 @@ def _kernel_failures(case: CompileCase, target: Target, kernel: CompiledKernel) 
     approximation = _APPROXIMATIONS.search(kernel.assembly)
     if approximation:
         failures.append(f"{kernel.name} computes approximately: {approximation[0]}")
+    failures += [f"{kernel.name}: {warning}" for warning in performance_warnings(kernel)]
     return failures
 
 

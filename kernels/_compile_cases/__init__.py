@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections import Counter
 
 from autoq.kernels._compile_cases.case import CompileCase
 
@@ -13,7 +14,7 @@ def compile_cases() -> list[CompileCase]:
 
     Raises:
         ImportError: a module, or triton, cannot be imported.
-        ValueError: two cases have one name.
+        ValueError: two cases for one target have one name.
     """
     modules = sorted(module.name for module in pkgutil.iter_modules(__path__))
     cases = [
@@ -22,8 +23,8 @@ def compile_cases() -> list[CompileCase]:
         if name != "case"
         for case in importlib.import_module(f"{__name__}.{name}").CASES
     ]
-    names = [case.name for case in cases]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"two compile cases have one name: {', '.join(twice)}")
+    counts = Counter((case.name, target) for case in cases for target in case.targets)
+    for (name, target), count in counts.items():
+        if count > 1:
+            raise ValueError(f"{count} compile cases for {target} are called {name}")
     return cases
