@@ -1,0 +1,120 @@
+"""INT8."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from autoq.kernels._compile_cases.case import CompileCase
+from autoq.kernels._launch import int8, int8_matmul
+from autoq.kernels._launch.tiles import Tile
+from autoq.kernels.targets import TARGETS, Target
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def _quantize(dtype: torch.dtype, columns: int, target: Target) -> object:
+    x = torch.empty(4096, columns, dtype=dtype, device="meta")
+    return int8.quantize(x, None, target=target)
+
+
+def _fake_quantize(dtype: torch.dtype, target: Target) -> object:
+    x = torch.empty(4096, 4096, dtype=dtype, device="meta")
+    return int8.fake_quantize(x, None, target=target)
+
+
+def _quantize_under_given_scales(target: Target) -> object:
+    x = torch.empty(4096, 4096, dtype=torch.bfloat16, device="meta")
+    return int8.quantize(x, torch.empty(4096, 1, device="meta"), target=target)
+
+
+def _dequantize(dtype: torch.dtype, target: Target) -> object:
+    codes = torch.empty(4096, 4096, dtype=torch.int8, device="meta")
+    return int8.dequantize(codes, torch.empty(4096, 1, device="meta"), dtype, target=target)
+
+
+def _matmul(m: int, tile: Tile, target: Target) -> object:
+    def codes(rows: int) -> torch.Tensor:
+        return torch.empty(rows, 4096, dtype=torch.int8, device="meta")
+
+    return int8_matmul.matmul(
+        codes(m),
+        torch.empty(m, 1, device="meta"),
+        codes(4096),
+        torch.empty(4096, 1, device="meta"),
+        torch.empty(4096, dtype=torch.bfloat16, device="meta"),
+        torch.bfloat16,
+        target=target,
+        tile=tile,
+    )
+
+
+_MATRIX_UNITS = {
+    "sm_80": r"mma\.sync.*\.s32\.s8\.s8\.s32",
+    "sm_89": r"mma\.sync.*\.s32\.s8\.s8\.s32",
+    "sm_90": r"wgmma\.mma_async.*\.s32\.s8\.s8",
+    # Triton uses Blackwell's own instruction from 3.9 on.
+    "sm_100": r"mma\.sync.*\.s32\.s8\.s8\.s32|tcgen05\.mma.*kind::i8",
+    "sm_120": r"mma\.sync.*\.s32\.s8\.s8\.s32",
+    "gfx942": r"v_mfma_i32_\d+x\d+x\d+_i8",
+    "gfx950": r"v_mfma_i32_\d+x\d+x\d+_i8",
+}
+
+
+def _matmul_case(m: int, tile: Tile, targets: list[str]) -> CompileCase:
+    units = dict(_MATRIX_UNITS)
+    if tile.block_m < 64:
+        # Hopper's own instruction takes 64 rows.
+        units["sm_90"] = units["sm_89"]
+    shape = f"{tile.block_m}x{tile.block_n}x{tile.block_k}"
+    return CompileCase(
+        operation="int8.matmul",
+        variant=f"{m} rows, {shape} in {tile.split_k} parts",
+        launch=partial(_matmul, m, tile),
+        targets=tuple(targets),
+        instructions={target: units[target] for target in targets},
+        allowed_spill_bytes={("sm_100", "3.6"): 8} if tile.block_m == 64 else {},
+    )
+
+
+def _matmul_cases() -> Iterator[CompileCase]:
+    """Every tile on every target that lists it, whole and in parts."""
+    for m, split_k in ((4096, 1), (64, 1), (64, 2), (32, 1), (32, 2), (16, 1), (16, 4)):
+        targets_of: dict[Tile, list[str]] = {}
+        for name, target in TARGETS.items():
+            for tile in int8_matmul.tiles(target, m):
+                targets_of.setdefault(replace(tile, split_k=split_k), []).append(name)
+        for tile, names in targets_of.items():
+            yield _matmul_case(m, tile, names)
+
+
+CASES = [
+    *(
+        CompileCase(
+            operation="int8.quantize",
+            variant=f"{name}, {columns} columns",
+            launch=partial(_quantize, dtype, columns),
+        )
+        for name, dtype in _DTYPES.items()
+        for columns in (512, 4096, 14336)
+    ),
+    CompileCase(
+        operation="int8.quantize",
+        variant="bfloat16, given scales",
+        launch=_quantize_under_given_scales,
+    ),
+    *(
+        CompileCase(
+            operation="int8.fake_quantize", variant=name, launch=partial(_fake_quantize, dtype)
+        )
+        for name, dtype in _DTYPES.items()
+    ),
+    *(
+        CompileCase(operation="int8.dequantize", variant=name, launch=partial(_dequantize, dtype))
+        for name, dtype in _DTYPES.items()
+    ),
+    *_matmul_cases(),
+]
