@@ -36,6 +36,7 @@ from autoq.kernels._packed import PackedTensor
 from autoq.kernels._scaling import Scaling
 from autoq.kernels._torch import fp8 as _torch
 from autoq.kernels._torch.chunks import scale_from_amax
+from autoq.kernels.dispatch import triton_target
 
 __all__ = [
     "LARGEST",
@@ -94,7 +95,7 @@ def scales(x: Tensor, scaling: Scaling) -> Tensor:
         InputError: the dtype or shape of `x` is not as above.
     """
     _require_operand(x, scaling)
-    return _torch.scales(x.detach(), scaling)
+    return _scales(x.detach(), scaling)
 
 
 def quantize(
@@ -110,10 +111,8 @@ def quantize(
     Raises:
         InputError: a dtype, shape or scale is not as above.
     """
-    scale = _checked_scale(x, scale, scaling)
-    if scale is None:
-        scale = _torch.scales(x.detach(), scaling)
-    return FP8Tensor(_torch.quantize(x.detach(), scale, scaling), scale, scaling)
+    codes, scale = _quantize(x.detach(), _checked_scale(x, scale, scaling), scaling)
+    return FP8Tensor(codes, scale, scaling)
 
 
 def dequantize(packed: FP8Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -128,8 +127,13 @@ def dequantize(packed: FP8Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """
     _require_packed("packed", packed)
     require_dtype("the result", torch.empty(0, dtype=dtype), *FLOAT_DTYPES)
-    scale = packed.scale.to(packed.codes.device)
-    return _torch.dequantize(packed.codes, scale, packed.scaling, dtype)
+    codes, scale, scaling = packed.codes, packed.scale.to(packed.codes.device), packed.scaling
+    target = triton_target(codes.device)
+    if target is None:
+        return _torch.dequantize(codes, scale, scaling, dtype)
+    from autoq.kernels._launch import fp8 as launch
+
+    return launch.dequantize(codes, scale, scaling, dtype, target=target)
 
 
 def fake_quantize(
@@ -139,7 +143,7 @@ def fake_quantize(
 
     Args and errors are those of `quantize`. No gradient flows through the result.
     """
-    return _torch.fake_quantize(x, _checked_scale(x, scale, scaling), scaling)
+    return _fake_quantize(x.detach(), _checked_scale(x, scale, scaling), scaling)
 
 
 def linear(
@@ -204,6 +208,35 @@ def matmul(
         )
     _require_product(a.codes, b.codes, bias, out_dtype)
     return _torch.product(dequantize(a), dequantize(b), bias, out_dtype)
+
+
+def _scales(x: Tensor, scaling: Scaling) -> Tensor:
+    target = triton_target(x.device)
+    if target is None:
+        return _torch.scales(x, scaling)
+    from autoq.kernels._launch import fp8 as launch
+
+    return launch.scales(x, scaling, target=target)
+
+
+def _quantize(x: Tensor, scale: Tensor | None, scaling: Scaling) -> tuple[Tensor, Tensor]:
+    """(codes, scale)."""
+    target = triton_target(x.device)
+    if target is None:
+        scale = _torch.scales(x, scaling) if scale is None else scale
+        return _torch.quantize(x, scale, scaling), scale
+    from autoq.kernels._launch import fp8 as launch
+
+    return launch.quantize(x, scale, scaling, target=target)
+
+
+def _fake_quantize(x: Tensor, scale: Tensor | None, scaling: Scaling) -> Tensor:
+    target = triton_target(x.device)
+    if target is None:
+        return _torch.fake_quantize(x, scale, scaling)
+    from autoq.kernels._launch import fp8 as launch
+
+    return launch.fake_quantize(x, scale, scaling, target=target)
 
 
 def _in_blocks(packed: FP8Tensor) -> bool:

@@ -6,10 +6,14 @@ import triton.language as tl
 
 @triton.jit
 def shared_divisor(scale):
-    """What `divide` needs of a positive scale: (power of two, scale in [1, 2), its reciprocal)."""
-    bits = scale.to(tl.uint32, bitcast=True)
-    power = ((254 - (bits >> 23)) << 23).to(tl.float32, bitcast=True)
-    normal = scale * power
+    """What `divide` needs of a positive scale: (power of two, scale in [2, 4), its reciprocal).
+
+    Under the scale infinity finite numbers become 0; under NaN all become NaN.
+    """
+    exponent = scale.to(tl.uint32, bitcast=True) >> 23
+    power = ((255 - exponent) << 23).to(tl.float32, bitcast=True)
+    normal = tl.where(exponent == 255, 2.0, scale * power)
+    power = tl.where(scale != scale, scale, power)  # noqa: PLR0124 - triton has no isnan
     return power, normal, tl.math.div_rn(tl.zeros_like(normal) + 1.0, normal)
 
 
@@ -18,14 +22,28 @@ def divide(magnitude, power, normal, reciprocal):
     """magnitude / scale, correctly rounded wherever it is below 1024 and normal.
 
     One division per scale and four fused operations per value, instead of a division per value.
-    The residual is exact because `normal` is in [1, 2); the second correction makes the quotient
-    the correctly rounded one (Markstein, IBM J. Res. Dev. 34, 1990). Larger quotients stay larger
-    than 448, infinity and NaN stay what they are.
+    The residual is exact because `normal` is near 1; the second correction makes the quotient the
+    correctly rounded one (Markstein, IBM J. Res. Dev. 34, 1990). Larger quotients, infinity too,
+    stay at least 1024; NaN stays NaN.
     """
-    scaled = magnitude * power
-    quotient = tl.minimum(scaled * reciprocal, 1024.0)
+    scaled = tl.minimum(magnitude * power, 4096.0, propagate_nan=tl.PropagateNan.ALL)
+    quotient = scaled * reciprocal
     quotient = tl.fma(tl.fma(-quotient, normal, scaled), reciprocal, quotient)
     return tl.fma(tl.fma(-quotient, normal, scaled), reciprocal, quotient)
+
+
+@triton.jit
+def magnitude_bits(x):
+    """The bits of |x|, int32, which order as the numbers do, infinity and then NaN above all."""
+    return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+
+
+@triton.jit
+def scale_from_amax(amax, LARGEST: tl.constexpr):
+    """amax / LARGEST, 1 where amax is 0, never below 2**-100; infinity and NaN stay."""
+    scale = tl.math.div_rn(amax, tl.zeros_like(amax) + LARGEST)
+    scale = tl.where(scale < 7.888609052210118e-31, 7.888609052210118e-31, scale)
+    return tl.where(amax == 0.0, 1.0, scale)
 
 
 @triton.jit
@@ -37,8 +55,7 @@ def sign_bit(x):
 @triton.jit
 def encode_e4m3(magnitude, HARDWARE: tl.constexpr):
     """E4M3 codes of float32 magnitudes as uint32: nearest, ties to even, saturating; NaN 0x7F."""
-    is_nan = magnitude != magnitude  # noqa: PLR0124 - triton has no isnan
-    limited = tl.minimum(magnitude, 448.0)
+    limited = tl.minimum(magnitude, 448.0, propagate_nan=tl.PropagateNan.ALL)
     if HARDWARE:
         code = limited.to(tl.float8e4nv).to(tl.uint8, bitcast=True).to(tl.uint32)
     else:
@@ -47,7 +64,24 @@ def encode_e4m3(magnitude, HARDWARE: tl.constexpr):
         # Below the smallest normal number the step is 2**-9, the last bit of 16384.
         subnormal = (limited + 16384.0).to(tl.uint32, bitcast=True) & 0xF
         code = tl.where(limited < 0.015625, subnormal, normal)
-    return tl.where(is_nan, 0x7F, code)
+        code = tl.where(limited == limited, code, 0x7F)  # noqa: PLR0124
+    return code
+
+
+@triton.jit
+def round_e4m3(magnitude, HARDWARE: tl.constexpr):
+    """What E4M3 makes of float32 magnitudes, float32: `encode_e4m3` and back; NaN stays NaN."""
+    limited = tl.minimum(magnitude, 448.0, propagate_nan=tl.PropagateNan.ALL)
+    if HARDWARE:
+        value = limited.to(tl.float8e4nv).to(tl.float32)
+    else:
+        bits = limited.to(tl.uint32, bitcast=True)
+        bits = (bits + 0x7FFFF + ((bits >> 20) & 1)) & 0xFFF00000
+        normal = bits.to(tl.float32, bitcast=True)
+        subnormal = (limited + 16384.0) - 16384.0
+        value = tl.where(limited < 0.015625, subnormal, normal)
+        value = tl.where(limited == limited, value, limited)  # noqa: PLR0124
+    return value
 
 
 @triton.jit
