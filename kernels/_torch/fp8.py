@@ -7,12 +7,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from autoq.kernels._scaling import BLOCK, Scaling
+from autoq.kernels._torch import fused
 from autoq.kernels._torch.chunks import (
     exponent_part_,
     map_rows,
     rows_per_piece,
     scale_from_amax,
 )
+from autoq.kernels._torch.programs import Offer
 
 LARGEST = 448.0
 _SMALLEST_NORMAL = 2.0**-6
@@ -67,7 +69,14 @@ def fake_quantize(x: Tensor, scale: Tensor | None, scaling: Scaling) -> Tensor:
         torch.div(source, step, out=values)
         round_e4m3_(values, scratch).mul_(step)
 
-    return _unpadded(map_rows(rows, rows.shape[-1], body), x.shape)
+    def operands(rows: Tensor) -> tuple[Tensor, ...]:
+        if own is None:
+            return (scales(rows, Scaling.ROW),)
+        return (own[0, 0],) if scaling is Scaling.TENSOR else (own,)
+
+    program = fused.FP8_TENSOR if scaling is Scaling.TENSOR else fused.FP8_ROWS
+    offer = Offer(program, operands)
+    return _unpadded(map_rows(rows, rows.shape[-1], body, offer), x.shape)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, out_dtype: torch.dtype) -> Tensor:

@@ -7,7 +7,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from autoq.kernels._checks import EMPTY_GROUP_SCALE
+from autoq.kernels._torch import fused
 from autoq.kernels._torch.chunks import map_rows, scale_from_amax
+from autoq.kernels._torch.programs import Offer
 
 LARGEST = 7.0
 LOWEST_CODE, HIGHEST_CODE = -8, 7
@@ -63,7 +65,8 @@ def fake_quantize(weight: Tensor, group_scale: Tensor) -> Tensor:
     def body(source: Tensor, values: Tensor, _: Tensor, rows: slice) -> None:
         codes_(source, scales[rows], values).mul_(scales[rows])
 
-    return map_rows(weight, weight.shape[1] // group_scale.shape[1], body)
+    offer = Offer(fused.INT4, lambda _: (scales,))
+    return map_rows(weight, weight.shape[1] // group_scale.shape[1], body, offer)
 
 
 def codes_(source: Tensor, scales: Tensor, out: Tensor) -> Tensor:

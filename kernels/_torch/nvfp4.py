@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from autoq.kernels._torch import fused
 from autoq.kernels._torch.chunks import exponent_part_, map_rows
 from autoq.kernels._torch.fp8 import round_e4m3_
+from autoq.kernels._torch.programs import Offer
 
 BLOCK = 16
 _LARGEST_ELEMENT = 6.0
@@ -75,7 +77,8 @@ def fake_quantize(x: Tensor, global_scale: Tensor) -> Tensor:
         # Exact: no step is near the subnormal numbers.
         _round_twice_e2m1_(values, scratch).mul_(step.mul_(0.5))
 
-    return map_rows(x, BLOCK, body)
+    offer = Offer(fused.NVFP4, lambda _: (global_scale,))
+    return map_rows(x, BLOCK, body, offer)
 
 
 def linear(

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from autoq.kernels._checks import LARGEST_FLOAT16
-from autoq.kernels._torch import fp8
+from autoq.kernels._torch import fp8, fused
 from autoq.kernels._torch.chunks import map_rows, scale_from_amax
 from autoq.kernels._torch.int4 import codes_, scaled
+from autoq.kernels._torch.programs import Offer
 
 
 def tensor_scale(codes: Tensor, group_scale: Tensor) -> Tensor:
@@ -41,4 +42,5 @@ def fake_quantize(weight: Tensor, group_scale: Tensor, tensor_scale: Tensor) -> 
         codes_(source, scales[rows], values).mul_(rates[rows])
         fp8.round_e4m3_(values, scratch).mul_(tensor_scale)
 
-    return map_rows(weight, weight.shape[1] // group_scale.shape[1], body)
+    offer = Offer(fused.W4A8, lambda _: (scales, rates, tensor_scale))
+    return map_rows(weight, weight.shape[1] // group_scale.shape[1], body, offer)
