@@ -9,6 +9,7 @@ from functools import cache
 
 import torch
 
+from autoq.kernels._torch import compiled
 from autoq.kernels.targets import Target, target_of
 
 
@@ -17,6 +18,8 @@ class Implementation(StrEnum):
 
     TORCH = "torch"
     """Vectorised torch: any device."""
+    COMPILED = "compiled"
+    """C++ loops from torch's inductor: large tensors on CPUs, once compiling them pays."""
     TRITON = "triton"
     """Triton kernels: NVIDIA GPUs of compute capability 8.0 and newer, AMD MI300 and MI350."""
 
@@ -40,9 +43,22 @@ def choose(device: torch.device) -> Choice:
 
 def triton_target(device: torch.device) -> Target | None:
     """The target to launch triton kernels for on `device`; None where torch was chosen."""
-    if choose(device).implementation is Implementation.TORCH:
+    if choose(device).implementation is not Implementation.TRITON:
         return None
     return target_of(device)
+
+
+def compiled_choices() -> dict[str, Choice]:
+    """What large CPU tensors took so far in this process, by operation and dtype.
+
+    The choice falls tensor by tensor; AUTOQ_CPU_COMPILE=never or always makes it for all.
+    """
+    return {
+        f"{state.name}, {state.dtype}": Choice(
+            Implementation.COMPILED if state.compiled else Implementation.TORCH, state.reason
+        )
+        for state in compiled.states()
+    }
 
 
 @cache
