@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from autoq.errors import InputError
+from autoq.kernels import dispatch
 from autoq.kernels._scaling import Scaling
 from autoq.kernels._torch import building, compiled, fp8, fused, int4, nvfp4, w4a8
 from autoq.kernels._torch.building import awkward_like
 from autoq.kernels._torch.chunks import map_rows
 from autoq.kernels._torch.programs import PIECE_ELEMENTS, Offer, Program
+from autoq.kernels.dispatch import Choice, Implementation
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 HAS_COMPILER = shutil.which(os.environ.get("CXX", "g++")) is not None
@@ -223,6 +225,20 @@ def test_code_with_other_bits_is_refused(wrong, dtype, compiler, always, assert_
     (state,) = compiled.states()
     assert not state.compiled
     assert state.reason == "compiled code gives other bits than the eager body here"
+
+
+def test_dispatch_says_what_was_chosen_and_why(compiler, always, monkeypatch):
+    OPERATIONS["fp8_tensor"](weight(1024, 512))
+    monkeypatch.setattr(building, "_gain", lambda *_: 0.9)
+    OPERATIONS["nvfp4"](weight(1024, 512))
+    assert dispatch.compiled_choices() == {
+        "fp8 under one scale, rows of 128, bfloat16": Choice(
+            Implementation.COMPILED, "compiled, 2.0 times as fast as the eager body here"
+        ),
+        "nvfp4, rows of 32, bfloat16": Choice(
+            Implementation.TORCH, "compiled code took 1.11 times as long as the eager body here"
+        ),
+    }
 
 
 def test_slower_code_is_refused(compiler, always, monkeypatch):
