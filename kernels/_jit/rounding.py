@@ -28,8 +28,10 @@ def divide(magnitude, power, normal, reciprocal):
     """
     scaled = tl.minimum(magnitude * power, 4096.0, propagate_nan=tl.PropagateNan.ALL)
     quotient = scaled * reciprocal
-    quotient = tl.fma(tl.fma(-quotient, normal, scaled), reciprocal, quotient)
-    return tl.fma(tl.fma(-quotient, normal, scaled), reciprocal, quotient)
+    # A set sign bit: -x is 0 - x here, an operation per value that the compiler may fuse.
+    negative = (normal.to(tl.uint32, bitcast=True) | 0x80000000).to(tl.float32, bitcast=True)
+    quotient = tl.fma(tl.fma(quotient, negative, scaled), reciprocal, quotient)
+    return tl.fma(tl.fma(quotient, negative, scaled), reciprocal, quotient)
 
 
 @triton.jit
