@@ -19,16 +19,19 @@ from autoq.errors import InputError
 from autoq.kernels._checks import (
     FLOAT_DTYPES,
     checked_amax,
+    require_bias,
     require_dtype,
     require_float,
     require_matrix,
     require_multiple,
+    require_same_device,
     require_scale,
     require_shape,
 )
 from autoq.kernels._packed import PackedTensor
 from autoq.kernels._torch import nvfp4 as _torch
 from autoq.kernels._torch.chunks import scale_from_amax
+from autoq.kernels.dispatch import triton_target
 
 BLOCK = _torch.BLOCK
 """Values that share a block scale."""
@@ -77,11 +80,18 @@ def quantize(x: Tensor, global_scale: Tensor | None = None) -> NVFP4Tensor:
             left out.
 
     Raises:
-        InputError: a dtype, shape or scale is not as above; or the scale is left out and x, on a
-            CPU, holds NaN or infinity.
+        InputError: a dtype, shape or scale is not as above; or the scale is left out and x holds
+            NaN or infinity. Triton kernels do not wait for the device to find that: every value
+            becomes NaN.
     """
-    scale = _checked_scale(x, global_scale)
-    codes, block_scale = _torch.quantize(x.detach(), scale)
+    scale, x = _checked_scale(x, global_scale), x.detach()
+    target = triton_target(x.device)
+    if target is None:
+        codes, block_scale = _torch.quantize(x, scale)
+    else:
+        from autoq.kernels._launch import nvfp4 as launch
+
+        codes, block_scale = launch.quantize(x, scale, target=target)
     return NVFP4Tensor(codes=codes, block_scale=block_scale, global_scale=scale)
 
 
@@ -97,8 +107,12 @@ def dequantize(packed: NVFP4Tensor, dtype: torch.dtype = torch.float32) -> Tenso
     """
     _require_packed(packed)
     require_dtype("the result", torch.empty(0, dtype=dtype), *FLOAT_DTYPES)
-    scale = packed.global_scale.to(packed.codes.device)
-    return _torch.dequantize(packed.codes, packed.block_scale, scale, dtype)
+    target = triton_target(packed.codes.device)
+    if target is None:
+        return _torch.dequantize(*_parts(packed), dtype)
+    from autoq.kernels._launch import nvfp4 as launch
+
+    return launch.dequantize(*_parts(packed), dtype, target=target)
 
 
 def fake_quantize(x: Tensor, global_scale: Tensor | None = None) -> Tensor:
@@ -106,7 +120,13 @@ def fake_quantize(x: Tensor, global_scale: Tensor | None = None) -> Tensor:
 
     Args and errors are those of `quantize`. No gradient flows through the result.
     """
-    return _torch.fake_quantize(x, _checked_scale(x, global_scale))
+    scale, x = _checked_scale(x, global_scale), x.detach()
+    target = triton_target(x.device)
+    if target is None:
+        return _torch.fake_quantize(x, scale)
+    from autoq.kernels._launch import nvfp4 as launch
+
+    return launch.fake_quantize(x, scale, target=target)
 
 
 def linear(
@@ -137,6 +157,7 @@ def linear(
     require_float("x", x)
     _require_packed(weight, "the weight's ")
     _require_product(x.shape, weight, bias, out_dtype)
+    require_same_device(x, weight.codes, bias)
     if input_scale is not None:
         require_scale("input_scale", input_scale)
         input_scale = input_scale.to(x.device)
@@ -163,6 +184,7 @@ def matmul(
     _require_packed(a, "the left operand's ")
     _require_packed(b, "the right operand's ")
     _require_product(a.shape, b, bias, out_dtype)
+    require_same_device(a.codes, b.codes, bias)
     return _torch.matmul(*_parts(a), *_parts(b), bias, out_dtype)
 
 
@@ -173,8 +195,12 @@ def _checked_scale(x: Tensor, global_scale: Tensor | None) -> Tensor:
     if global_scale is not None:
         require_scale("global_scale", global_scale)
         return global_scale.to(x.device)
-    amax = _torch.amax(x.detach())
-    return scale_from_amax(checked_amax(amax), _LARGEST_VALUE)
+    target = triton_target(x.device)
+    if target is None:
+        return scale_from_amax(checked_amax(_torch.amax(x.detach())), _LARGEST_VALUE)
+    from autoq.kernels._launch import nvfp4 as launch
+
+    return launch.global_scale(x.detach(), target=target)
 
 
 def _require_packed(packed: NVFP4Tensor, whose: str = "") -> None:
@@ -188,6 +214,7 @@ def _require_packed(packed: NVFP4Tensor, whose: str = "") -> None:
     require_multiple(f"the last dimension of {whose}codes", codes.shape[-1], BLOCK // 2)
     blocks = (*codes.shape[:-1], codes.shape[-1] * 2 // BLOCK)
     require_shape(f"{whose}block_scale", block_scale, blocks)
+    require_same_device(codes, block_scale)
     require_scale(f"{whose}global_scale", packed.global_scale)
 
 
@@ -201,10 +228,7 @@ def _require_product(
             f"both operands must have as many columns, got {left[-1]} and {columns}; "
             "take the input of this very layer"
         )
-    if bias is not None:
-        require_float("bias", bias)
-        if tuple(bias.shape) != (rows,):
-            raise InputError(f"bias must have shape {(rows,)}, got {tuple(bias.shape)}; reshape it")
+    require_bias(bias, rows)
     require_dtype("the result", torch.empty(0, dtype=out_dtype), *FLOAT_DTYPES)
 
 

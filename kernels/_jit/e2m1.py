@@ -18,32 +18,40 @@ def limit_to_six(magnitude):
 
 
 @triton.jit
-def rounding_addend(limited):
-    """The float32 whose last bit is the E2M1 step at `limited`, which is in 0..6.
+def encode_limited(limited):
+    """`encode_e2m1` of magnitudes that are in 0..6 already.
 
-    1.5 * 2**22 times the power of two at `limited`, between 1 and 4: adding it rounds to multiples
-    of half that power, ties to even.
+    The code is 2x up to 2, x + 2 up to 4 and x / 2 + 4 up to 6, rounded: always the least of the
+    three. Adding 2**23 rounds to integers, ties to even, and an even code is an even integer.
     """
-    power = tl.maximum(limited.to(tl.uint32, bitcast=True) & 0x7F800000, 0x3F800000)
-    return (power + 0x0B400000).to(tl.float32, bitcast=True)
+    first = tl.fma(limited, 2.0, 8388608.0).to(tl.uint32, bitcast=True)
+    second = (limited + 8388610.0).to(tl.uint32, bitcast=True)
+    third = tl.fma(limited, 0.5, 8388612.0).to(tl.uint32, bitcast=True)
+    return tl.minimum(tl.minimum(first, second), third) - 0x4B000000
 
 
 @triton.jit
 def encode_e2m1(magnitude):
     """E2M1 codes 0..7 of float32 magnitudes as uint32: ties to even, saturating; NaN is 7."""
-    limited = limit_to_six(magnitude)
-    addend = rounding_addend(limited)
-    steps = (limited + addend).to(tl.uint32, bitcast=True) - addend.to(tl.uint32, bitcast=True)
-    # Two codes for each doubling of the step.
-    return steps + (addend.to(tl.uint32, bitcast=True) >> 22) - 299
+    return encode_limited(limit_to_six(magnitude))
+
+
+@triton.jit
+def round_limited(limited):
+    """`round_e2m1` of magnitudes that are in 0..6 already.
+
+    The addend is 1.5 * 2**22 times the power of two at the magnitude, between 1 and 4: its last
+    bit is the step there, half that power.
+    """
+    power = tl.maximum(limited.to(tl.uint32, bitcast=True) & 0x7F800000, 0x3F800000)
+    addend = (power + 0x0B400000).to(tl.float32, bitcast=True)
+    return (limited + addend) - addend
 
 
 @triton.jit
 def round_e2m1(magnitude):
     """The E2M1 numbers nearest to float32 magnitudes, ties to even, saturating; NaN becomes 6."""
-    limited = limit_to_six(magnitude)
-    addend = rounding_addend(limited)
-    return (limited + addend) - addend
+    return round_limited(limit_to_six(magnitude))
 
 
 @triton.jit

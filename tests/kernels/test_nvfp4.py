@@ -341,6 +341,11 @@ REFUSED = [
         id="stacked_weights",
     ),
     pytest.param(
+        lambda: nvfp4.linear(torch.ones(3, 16), _weight(4, 16).to("meta")),
+        "operands must be on one device, got cpu and meta",
+        id="devices",
+    ),
+    pytest.param(
         lambda: nvfp4.matmul(
             _packed(_zeros(2, 8), _scales(2, 2)), _weight(4, 16), out_dtype=torch.float32
         ),
