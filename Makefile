@@ -7,12 +7,21 @@ INSTALLED := $(VENV)/.installed
 TEST_WORKERS ?= 2
 DEMO := demo
 
+# Kernels are tested with these tritons too: the oldest that is supported, and the newest. They lie
+# beside the environment's own. There are wheels for Linux only.
+TRITONS := 3.6.0 3.9.0
+ifeq ($(shell uname -s),Linux)
+OTHER_TRITONS := $(TRITONS:%=$(VENV)/triton-%/.installed)
+endif
+
 export OMP_NUM_THREADS ?= 1
+# What kernels compile to; kept, so that the tests compile everything only once.
+export TRITON_CACHE_DIR ?= $(CURDIR)/$(VENV)/triton-cache
 
 .PHONY: venv demo test test-slow lint format types layers clean
 .DEFAULT_GOAL := test
 
-venv: $(INSTALLED)
+venv: $(INSTALLED) $(OTHER_TRITONS)
 
 # The stamp makes pip run only when what it would install has changed.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -23,16 +32,23 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -e ".[dev]" -c constraints.txt
 	@touch $@
 
+# They do not depend on what the environment holds: the bar asks only that it is there.
+$(VENV)/triton-%/.installed: | $(INSTALLED)
+	@echo "installing triton $* for the tests of kernels into $(@D)"
+	rm -rf $(@D)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(@D) triton==$*
+	@touch $@
+
 demo: $(INSTALLED)
 	mkdir -p $(DEMO)
 	$(BIN)/autoq search "$$($(BIN)/python -c 'from autoq.bundled import model_path; print(model_path())')" \
 	  --bits 5.0 --compare-uniform --store sqlite:///$(DEMO)/autoq.db \
 	  --export $(DEMO)/checkpoint --report $(DEMO)/report.html --overwrite
 
-test: $(INSTALLED)
+test: venv
 	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) -m "not slow and not gpu"
 
-test-slow: $(INSTALLED)
+test-slow: venv
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
 
 lint: $(INSTALLED)

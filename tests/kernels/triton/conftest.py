@@ -3,13 +3,14 @@
 KERNEL_MODE=interpret runs them in triton's interpreter on the CPU, KERNEL_MODE=compile compiles for
 every target and launches nothing, KERNEL_MODE=gpu (the default where there is a GPU) runs them on
 it. Without a mode, nothing is collected here: `tests/kernels/test_triton.py` starts the modes as
-child processes, with every triton that is installed.
+child processes, with every triton that is supported, and names it in KERNEL_TRITON.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,24 +28,26 @@ if MODE == "interpret":
 
         interpreter.install()
 
+if "KERNEL_TRITON" in os.environ:
+    import triton
+
+    assert triton.__version__ == os.environ["KERNEL_TRITON"], triton.__file__
+
 from red_zone import RedZones, for_launches
 
-if MODE == "compile":
-    # One list of cases and of results: the numeric tests need not even be imported.
-    collect_ignore_glob = []
-elif MODE:
-    collect_ignore_glob = ["test_compile.py"]
-else:
-    collect_ignore_glob = ["test_*.py"]
+
+def pytest_ignore_collect(collection_path):
+    """Leave `test_compile.py` out where kernels run, and all else where they are only compiled."""
+    if not collection_path.name.startswith("test_"):
+        return None
+    compiles = collection_path.name == "test_compile.py"
+    return MODE is None or compiles != (MODE == "compile") or None
 
 
-def pytest_collection_modifyitems(config, items):
+def pytest_collection_modifyitems(items):
     for item in items:
-        compiles = item.get_closest_marker("compiled") is not None
-        if MODE == "gpu" and not compiles:
+        if MODE == "gpu" and item.path.parent == Path(__file__).parent:
             item.add_marker(pytest.mark.gpu)
-        if compiles != (MODE == "compile"):
-            item.add_marker(pytest.mark.skip(reason=f"not for KERNEL_MODE={MODE}"))
 
 
 @pytest.fixture(scope="session")

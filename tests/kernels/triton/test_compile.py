@@ -16,8 +16,6 @@ from autoq.kernels.ahead_of_time import launched_kernels
 from autoq.kernels.compile_check import check, contractions
 from autoq.kernels.targets import TARGETS
 
-pytestmark = pytest.mark.compiled
-
 CASES = compile_cases()
 
 # These promise bits, so the compiler must have no choice in them. Matrix products do not: their
