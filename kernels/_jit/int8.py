@@ -3,38 +3,18 @@
 import triton
 import triton.language as tl
 
-from autoq.kernels._jit.rounding import divide, shared_divisor
-
-
-@triton.jit
-def _magnitude_bits(x):
-    """The bits of |x|, which order as the numbers do, infinity and NaN above all."""
-    return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
-
-
-@triton.jit
-def _scale_of(amax_bits, given, HAS_SCALE: tl.constexpr):
-    """Row scales: amax / 127, or the given ones with NaN in the place of rows that hold NaN."""
-    amax = amax_bits.to(tl.float32, bitcast=True)
-    if HAS_SCALE:
-        scale = tl.where(amax_bits > 0x7F800000, amax, given)
-    else:
-        scale = tl.maximum(tl.math.div_rn(amax, amax * 0.0 + 127.0), 7.888609052210118e-31)
-        scale = tl.where(amax_bits == 0, 1.0, scale)
-        scale = tl.where(amax_bits >= 0x7F800000, amax, scale)
-    return scale
+from autoq.kernels._jit.rounding import divide, magnitude_bits, scale_from_amax, shared_divisor
 
 
 @triton.jit
 def _encode(x, scale):
     """Codes, int32, of float32 x [rows, columns] under scale [rows, 1]; 0 where that is no number."""
-    is_number = scale < float("inf")
-    power, normal, reciprocal = shared_divisor(tl.where(is_number, scale, 1.0))
+    power, normal, reciprocal = shared_divisor(scale)
     magnitude = tl.minimum(divide(tl.abs(x), power, normal, reciprocal), 127.0)
     # The last bits of 2**23 + magnitude are the nearest integer, ties to even.
     code = ((magnitude + 8388608.0).to(tl.uint32, bitcast=True) & 0xFF).to(tl.int32)
     code = tl.where(x < 0, -code, code)
-    return tl.where(is_number, code, 0)
+    return tl.where(scale < float("inf"), code, 0)
 
 
 @triton.jit
@@ -72,16 +52,18 @@ def quantize_kernel(
     inside = row_inside & (column < k)
     offsets = row * k + column
     x = tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
-    bits = _magnitude_bits(x)
+    bits = magnitude_bits(x)
     if not ONE_BLOCK:
         for start in range(BLOCK_K, k, BLOCK_K):
             more = row_inside & (start + column < k)
             x = tl.load(x_ptr + offsets + start, mask=more, other=0.0).to(tl.float32)
-            bits = tl.maximum(bits, _magnitude_bits(x))
-    given = 0.0
+            bits = tl.maximum(bits, magnitude_bits(x))
+    amax = tl.max(bits, axis=1)[:, None].to(tl.float32, bitcast=True)
+    scale = scale_from_amax(amax, 127.0)
     if HAS_SCALE:
+        # NaN has no code: a row that holds one keeps it in its scale.
         given = tl.load(given_scale_ptr + row, mask=row_inside, other=1.0)
-    scale = _scale_of(tl.max(bits, axis=1)[:, None], given, HAS_SCALE)
+        scale = tl.where(amax == amax, given, amax)  # noqa: PLR0124 - triton has no isnan
     if ONE_BLOCK:
         _store_encoded(out_ptr, offsets, inside, x, scale, FAKE)
     else:
