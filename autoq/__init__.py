@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         auto_quantize,
         evaluate,
         list_studies,
+        load,
         open_study,
         search,
     )
@@ -29,6 +30,7 @@ __all__ = [
     "auto_quantize",
     "evaluate",
     "list_studies",
+    "load",
     "open_study",
     "search",
 ]

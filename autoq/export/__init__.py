@@ -16,6 +16,7 @@ from autoq.export.evaluation import (
     verify_logits,
 )
 from autoq.export.export import export_checkpoint
+from autoq.export.packed_model import load_packed
 from autoq.export.reader import QuantizedCheckpoint, read_quantized
 from autoq.export.rules import refusals, warnings_for
 from autoq.export.verify import verify_checkpoint
@@ -31,6 +32,7 @@ __all__ = [
     "check_destination",
     "export_checkpoint",
     "load_checkpoint_for_evaluation",
+    "load_packed",
     "read_quantized",
     "refusals",
     "simulated_checkpoint",

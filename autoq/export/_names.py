@@ -174,7 +174,11 @@ def tied_parameters(model: nn.Module) -> dict[str, str]:
 def _renamed_modules(model: nn.Module, modules: Iterable[str]) -> dict[str, str]:
     """Module path -> its name in the checkpoint, found by sending a marker through the renaming."""
     paths = list(modules)
-    markers = {f"{path}.weight": torch.tensor(float(n)) for n, path in enumerate(paths)}
+    markers = {
+        # In float64 whatever the default is: bfloat16 counts to 256 only.
+        f"{path}.weight": torch.tensor(float(n), dtype=torch.float64)
+        for n, path in enumerate(paths)
+    }
     try:
         renamed = checkpoint_tensors(model, markers)
     except (ValueError, IndexError, RuntimeError) as error:

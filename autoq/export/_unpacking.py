@@ -160,9 +160,12 @@ def _check(name: str, tensor: Tensor, rule: _Rule, shape: tuple[int, int]) -> No
     expected = rule.shape(*shape)
     if tuple(tensor.shape) != expected:
         raise ExportError(f"{name} must have shape {expected}, got {tuple(tensor.shape)}")
-    values = tensor.float()
-    if rule.is_scale and not bool((torch.isfinite(values) & (values > 0)).all()):
+    if rule.is_scale and not _is_positive(tensor.float()):
         raise ExportError(f"{name} must be positive and finite everywhere, and is not")
+
+
+def _is_positive(values: Tensor) -> bool:
+    return bool((torch.isfinite(values) & (values > 0)).all())
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

@@ -10,6 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from autoq.errors import ExportError, VerificationError
+from autoq.export._building import (
+    built_model,
+    declared_dtype,
+    model_class,
+    refuse_missing,
+    storage_dtype,
+)
 from autoq.export._names import CheckpointNames
 from autoq.export._types import CheckpointContents
 from autoq.export.reader import QuantizedCheckpoint, SlotReader, read_quantized
@@ -26,12 +33,6 @@ LOGITS_BOUND = 1e-2
 """Largest allowed root mean square of transformers' minus our logits, relative to ours. Both
 compute in float32, but round in another order, which moves single activations to a neighbouring
 code: the two are equal in most runs, and never guaranteed to be."""
-
-_STORAGE_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 
 
 def load_checkpoint_for_evaluation(
@@ -50,13 +51,19 @@ def load_checkpoint_for_evaluation(
             each other, or they do not fit the architecture that config.json names.
     """
     checkpoint = read_quantized(path)
-    storage_dtype = _storage_dtype(checkpoint.config)
-    model = _unquantized_model(checkpoint, dtype or storage_dtype)
+    stored_in = storage_dtype(checkpoint.config)
+    model, missing = built_model(checkpoint, dtype or stored_in)
     model_map = discover(model, include=("*",))
-    reader = SlotReader(checkpoint, CheckpointNames(model, model_map), model_map)
-    contents = _contents(checkpoint, reader, model_map, storage_dtype)
-    for slot, matrix in contents.dequantized.items():
-        slot_weight(model, model_map.slots[slot]).copy_(matrix)
+    names = CheckpointNames(model, model_map)
+    refuse_missing(checkpoint, missing - _stored_packed(checkpoint, names, model_map))
+    reader = SlotReader(checkpoint, names, model_map)
+    contents = _contents(checkpoint, reader, model_map, stored_in)
+    for name, matrix in contents.dequantized.items():
+        slot = model_map.slots[name]
+        parameter = getattr(model.get_submodule(slot.module), slot.parameter)
+        dtype = declared_dtype(model, f"{slot.module}.{slot.parameter}", parameter.dtype)
+        parameter.data = parameter.data.to(dtype)
+        slot_weight(model, slot).copy_(matrix)
     return model, contents
 
 
@@ -125,6 +132,17 @@ def _logits_with_transformers_weights(path: Path | str, input_ids: Tensor) -> Te
         return forward_logits(simulated.model, input_ids)
 
 
+def _stored_packed(
+    checkpoint: QuantizedCheckpoint, names: CheckpointNames, model_map: ModelMap
+) -> set[str]:
+    """Parameters that the checkpoint has as codes and scales."""
+    return {
+        f"{slot.module}.{slot.parameter}"
+        for slot in model_map.slots.values()
+        if all(part.module in checkpoint.formats for part in names.parts(slot.name))
+    }
+
+
 class _Dequantized(Mapping[SlotName, Tensor]):
     """Matrices that are read and dequantised when asked for."""
 
@@ -176,54 +194,10 @@ def _contents(
     )
 
 
-def _unquantized_model(checkpoint: QuantizedCheckpoint, dtype: torch.dtype) -> nn.Module:
-    """The model with every tensor that is stored as it is; quantised weights are not set."""
-    settings = {k: v for k, v in checkpoint.config.items() if k != "quantization_config"}
-    model_class = _model_class(checkpoint)
-    tensors = {name: checkpoint.tensor(name) for name in checkpoint.unquantized_names}
-    try:
-        with quiet_transformers():
-            model, report = model_class.from_pretrained(
-                None,
-                config=model_class.config_class.from_dict(settings),
-                state_dict=tensors,
-                dtype=dtype,
-                experts_implementation="eager",
-                output_loading_info=True,
-            )
-    except Exception as error:  # transformers raises many kinds for one thing: it cannot load this
-        raise ExportError(f"{checkpoint.path} does not fit its architecture: {error}") from error
-    _refuse_gaps(checkpoint, model, report)
-    loaded: nn.Module = model.eval()
-    return loaded
-
-
-def _refuse_gaps(
-    checkpoint: QuantizedCheckpoint, model: nn.Module, report: Mapping[str, Any]
-) -> None:
-    wrong = sorted(
-        str(key) for kind in ("unexpected_keys", "mismatched_keys") for key in report[kind]
-    )
-    if wrong:
-        raise ExportError(
-            f"{checkpoint.path} has tensors its architecture does not know: {wrong[0]}"
-        )
-    model_map = discover(model, include=("*",))
-    names = CheckpointNames(model, model_map)
-    stored = {
-        f"{slot.module}.{slot.parameter}"
-        for slot in model_map.slots.values()
-        if all(part.module in checkpoint.formats for part in names.parts(slot.name))
-    }
-    missing = sorted(set(report["missing_keys"]) - stored)
-    if missing:
-        raise ExportError(f"{checkpoint.path} lacks weights of its architecture: {missing[0]}")
-
-
 def _transformers_model(checkpoint: QuantizedCheckpoint, dtype: torch.dtype) -> nn.Module:
     try:
         with quiet_transformers():
-            model, report = _model_class(checkpoint).from_pretrained(
+            model, report = model_class(checkpoint).from_pretrained(
                 str(checkpoint.path),
                 dtype=dtype,
                 local_files_only=True,
@@ -279,25 +253,3 @@ class _DeclaredArithmetic:
 
     def _after(self, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
         return output[0] if self._adds_batch else output
-
-
-def _model_class(checkpoint: QuantizedCheckpoint) -> Any:
-    import transformers
-
-    architectures = checkpoint.config.get("architectures")
-    name = architectures[0] if isinstance(architectures, list) and architectures else None
-    found = getattr(transformers, name, None) if isinstance(name, str) else None
-    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
-        raise ExportError(
-            f"config.json of {checkpoint.path} must name an architecture that transformers has, "
-            f"got {name!r}"
-        )
-    return found
-
-
-def _storage_dtype(config: Mapping[str, Any]) -> torch.dtype:
-    name = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-    if name not in _STORAGE_DTYPES:
-        known = ", ".join(_STORAGE_DTYPES)
-        raise ExportError(f"dtype in config.json must be one of {known}, got {name!r}")
-    return _STORAGE_DTYPES[name]

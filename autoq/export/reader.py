@@ -73,13 +73,20 @@ class QuantizedCheckpoint(Mapping[str, QuantizedModule]):
         Raises:
             ExportError: there is none of that name, or its file cannot be read.
         """
+        return cast(Tensor, self._read(name, "get_tensor"))
+
+    def slice(self, name: str) -> Any:
+        """As `tensor`, but read only when it is indexed, for example with `[...]`."""
+        return self._read(name, "get_slice")
+
+    def _read(self, name: str, method: str) -> Any:
         if name not in self._files:
             raise ExportError(f"{self.path} has no tensor {name}; it is incomplete")
         file = self._files[name]
         try:
             if file not in self._open:
                 self._open[file] = safe_open(file, framework="pt")
-            return cast(Tensor, self._open[file].get_tensor(name))
+            return getattr(self._open[file], method)(name)
         except (SafetensorError, OSError) as error:
             raise ExportError(f"{file} cannot be read: {error}") from error
 
@@ -166,12 +173,7 @@ class SlotReader:
         Raises:
             ExportError: a stored tensor is not as the container tabulates it.
         """
-        entries = [entry for _, entry in self._read(name)]
-        return LayerCalibration(
-            weight_amax=max(entry.weight_amax for entry in entries),
-            input_amax=max(entry.input_amax for entry in entries),
-            pre_quant_scale=entries[0].pre_quant_scale,
-        )
+        return self.packed(name)[1]
 
     def dequantized(self, name: SlotName) -> Tensor:
         """The matrix that engines of the container compute with, float32 [out, in].
@@ -182,10 +184,27 @@ class SlotReader:
         container = self._checkpoint.container
         assert container is not None
         return torch.cat(
-            [dequantize_weight(weight, container=container) for weight, _ in self._read(name)]
+            [dequantize_weight(weight, container=container) for weight, _ in self._parts(name)]
         )
 
-    def _read(self, name: SlotName) -> list[tuple[QuantizedWeight, LayerCalibration]]:
+    def packed(self, name: SlotName) -> tuple[list[QuantizedWeight], LayerCalibration]:
+        """Codes and scales of a quantised slot's parts, by row, and the calibration of them all.
+
+        Raises:
+            ExportError: a stored tensor is not as the container tabulates it.
+        """
+        weights, entries = zip(*self._parts(name), strict=True)
+        smoothing = entries[0].pre_quant_scale
+        if not all(_equal(entry.pre_quant_scale, smoothing) for entry in entries):
+            raise ExportError(f"the parts of {name} must share one pre_quant_scale, and do not")
+        calibration = LayerCalibration(
+            weight_amax=max(entry.weight_amax for entry in entries),
+            input_amax=max(entry.input_amax for entry in entries),
+            pre_quant_scale=smoothing,
+        )
+        return list(weights), calibration
+
+    def _parts(self, name: SlotName) -> list[tuple[QuantizedWeight, LayerCalibration]]:
         slot = self._slots[name]
         return [self._part(slot, part.module, part.rows) for part in self._names.parts(name)]
 
@@ -206,6 +225,12 @@ class SlotReader:
         )
         weight = unpacked_weight(tensors, container=container, fmt=stored.format, shape=shape)
         return weight, unpacked_calibration(tensors, weight, container)
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one, other)
 
 
 def _tensor_files(path: Path) -> dict[str, Path]:

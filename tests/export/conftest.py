@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -146,6 +146,19 @@ def uniform_plan(tiny: Callable[[str], Tiny]) -> Callable[[str, Container, str],
 
     def make(name: str, container: Container, fmt: str) -> Planned:
         loaded = tiny(name)
+        chosen = dict.fromkeys(loaded.model_map.slots, FormatName(fmt))
+        return Planned(loaded, container, chosen, loaded.calibrate(chosen))
+
+    return make
+
+
+@pytest.fixture
+def folder_plan() -> Callable[..., Planned]:
+    """One format for everything in a model's folder."""
+
+    def make(source: Path, container: Container, fmt: str, include: Sequence[str] = ()) -> Planned:
+        model = load_model(source)
+        loaded = Tiny(source, model, discover(model, include=include))
         chosen = dict.fromkeys(loaded.model_map.slots, FormatName(fmt))
         return Planned(loaded, container, chosen, loaded.calibrate(chosen))
 
