@@ -134,15 +134,14 @@ def _compiling_for(target: Target) -> Iterator[list[Any]]:
             compiled.append(kernel)
         load(kernel)
 
-    previous = driver._active if hasattr(driver, "_active") else None
+    previous = driver._active  # None until the first launch, which then looks for a GPU
     driver.set_active(_StandInDriver(target))
     TritonKernel._init_handles = record
     try:
         yield compiled
     finally:
         TritonKernel._init_handles = load
-        if previous is not None:
-            driver.set_active(previous)
+        driver.set_active(previous)
 
 
 def _described(kernel: Any, target: Target) -> CompiledKernel:
