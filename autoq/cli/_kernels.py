@@ -16,7 +16,13 @@ import typer
 
 from autoq.cli._failures import INTERRUPTED, UNVERIFIED, reports_failures
 from autoq.cli._options import Quiet
-from autoq.cli._output import check_writable, plain, quiet_libraries, results_kept_clean
+from autoq.cli._output import (
+    check_writable,
+    plain,
+    quiet_libraries,
+    results_kept_clean,
+    write_text,
+)
 from autoq.cli._progress import make_progress
 from autoq.errors import InputError
 
@@ -131,7 +137,7 @@ def _write_json(path: Path, results: Sequence[CheckedLaunch]) -> None:
         "triton": triton.__version__,
         "launches": [plain(asdict(result)) for result in results],
     }
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(document, indent=1) + "\n")
 
 
 def _print_tables(results: Sequence[CheckedLaunch]) -> None:
