@@ -41,6 +41,8 @@ from autoq.kernels._int4_containers import (
 )
 from autoq.kernels._packed import PackedTensor
 from autoq.kernels._torch import int4 as _torch
+from autoq.kernels.dispatch import triton_target
+from autoq.kernels.targets import Target
 
 __all__ = [
     "GROUP_SIZE",
@@ -65,6 +67,9 @@ __all__ = [
 GROUP_SIZE = 128
 """Columns that share a scale in the AWQ checkpoints engines load."""
 
+_LARGEST_KERNEL_GROUP = 32768
+"""One program holds a group in registers."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class INT4Tensor(PackedTensor):
@@ -74,7 +79,7 @@ class INT4Tensor(PackedTensor):
     """uint8 [N, K/2], two's complement: byte j of a group holds its columns j (low nibble) and
     j + g/2 (high nibble), so that each nibble plane meets a contiguous half of the input."""
     group_scale: Tensor
-    """float32 [N, K/g]."""
+    """float32 [N, K/g], positive."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -104,12 +109,7 @@ def group_scale(
     Raises:
         InputError: a dtype or shape is not as above.
     """
-    require_float("weight", weight)
-    require_matrix("weight", weight)
-    if group_size < 2 or group_size % 2:
-        raise InputError(f"group_size must be even and at least 2, got {group_size}; take 128")
-    require_multiple("in_features", weight.shape[1], group_size)
-    require_dtype("the stored scale", torch.empty(0, dtype=storage_dtype), *FLOAT_DTYPES)
+    _require_ungrouped(weight, group_size, storage_dtype)
     return _torch.group_scale(weight, group_size, storage_dtype)
 
 
@@ -132,8 +132,18 @@ def quantize(
     Raises:
         InputError: a dtype or shape is not as above.
     """
-    scale = checked_group_scale(weight, group_scale, group_size, storage_dtype)
-    return INT4Tensor(codes=_torch.quantize(weight, scale), group_scale=scale)
+    group_size = checked_group_size(weight, group_scale, group_size, storage_dtype)
+    target = kernel_target(weight.device, group_size)
+    if target is None:
+        if group_scale is None:
+            group_scale = _torch.group_scale(weight, group_size, storage_dtype)
+        return INT4Tensor(codes=_torch.quantize(weight, group_scale), group_scale=group_scale)
+    from autoq.kernels._launch import int4 as launch
+
+    codes, scale = launch.quantize(
+        weight.detach(), group_scale, group_size, storage_dtype, target=target
+    )
+    return INT4Tensor(codes=codes, group_scale=scale)
 
 
 def dequantize(packed: INT4Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -145,7 +155,12 @@ def dequantize(packed: INT4Tensor, dtype: torch.dtype = torch.float32) -> Tensor
     """
     require_packed(packed.codes, packed.group_scale)
     require_dtype("the result", torch.empty(0, dtype=dtype), *FLOAT_DTYPES)
-    return _torch.dequantize(packed.codes, packed.group_scale, dtype)
+    target = kernel_target(packed.codes.device, packed.group_size)
+    if target is None:
+        return _torch.dequantize(packed.codes, packed.group_scale, dtype)
+    from autoq.kernels._launch import int4 as launch
+
+    return launch.dequantize(packed.codes, packed.group_scale, None, dtype, target=target)
 
 
 def fake_quantize(
@@ -159,8 +174,17 @@ def fake_quantize(
 
     Args and errors are those of `quantize`. No gradient flows through the result.
     """
-    scale = checked_group_scale(weight, group_scale, group_size, storage_dtype)
-    return _torch.fake_quantize(weight, scale)
+    group_size = checked_group_size(weight, group_scale, group_size, storage_dtype)
+    target = kernel_target(weight.device, group_size)
+    if target is None:
+        if group_scale is None:
+            group_scale = _torch.group_scale(weight, group_size, storage_dtype)
+        return _torch.fake_quantize(weight, group_scale)
+    from autoq.kernels._launch import int4 as launch
+
+    return launch.fake_quantize(
+        weight.detach(), group_scale, None, group_size, storage_dtype, target=target
+    )
 
 
 def linear(
@@ -216,16 +240,22 @@ def unpack(packed: INT4Tensor) -> Tensor:
     return _torch.unpack(packed.codes, packed.group_scale.shape[1])
 
 
-def checked_group_scale(
+def checked_group_size(
     weight: Tensor, scale: Tensor | None, group_size: int, storage_dtype: torch.dtype
-) -> Tensor:
-    """The scales to quantise `weight` with, computed if left out; see `quantize`."""
+) -> int:
+    """Check the operands of quantising, and say how many columns share a scale."""
     if scale is None:
-        return group_scale(weight, group_size, storage_dtype=storage_dtype)
+        _require_ungrouped(weight, group_size, storage_dtype)
+        return group_size
     require_float("weight", weight)
     require_matrix("weight", weight)
     _require_groups(weight, scale)
-    return scale
+    return weight.shape[1] // scale.shape[1]
+
+
+def kernel_target(device: torch.device, group_size: int) -> Target | None:
+    """The target to launch kernels for; None for the torch body, which takes groups of any size."""
+    return triton_target(device) if group_size <= _LARGEST_KERNEL_GROUP else None
 
 
 def require_packed(codes: Tensor, group_scale: Tensor) -> None:
@@ -257,6 +287,15 @@ def require_linear(
     require_bias(bias, rows)
     require_dtype("the result", torch.empty(0, dtype=out_dtype), *FLOAT_DTYPES)
     require_same_device(x, weight.codes, bias)
+
+
+def _require_ungrouped(weight: Tensor, group_size: int, storage_dtype: torch.dtype) -> None:
+    require_float("weight", weight)
+    require_matrix("weight", weight)
+    if group_size < 2 or group_size % 2:
+        raise InputError(f"group_size must be even and at least 2, got {group_size}; take 128")
+    require_multiple("in_features", weight.shape[1], group_size)
+    require_dtype("the stored scale", torch.empty(0, dtype=storage_dtype), *FLOAT_DTYPES)
 
 
 def _require_scale(matrix: Tensor, group_scale: Tensor) -> None:

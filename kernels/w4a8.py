@@ -22,6 +22,7 @@ from autoq.kernels._checks import FLOAT_DTYPES, require_dtype, require_scale
 from autoq.kernels._packed import PackedTensor
 from autoq.kernels._torch import int4 as _torch_int4
 from autoq.kernels._torch import w4a8 as _torch
+from autoq.kernels._torch.chunks import scale_from_amax
 from autoq.kernels.int4 import GROUP_SIZE, INT4Tensor
 
 
@@ -62,7 +63,13 @@ def tensor_scale(packed: INT4Tensor) -> Tensor:
         InputError: a dtype or shape is not as `INT4Tensor` says.
     """
     int4.require_packed(packed.codes, packed.group_scale)
-    return _torch.tensor_scale(packed.codes, packed.group_scale)
+    target = int4.kernel_target(packed.codes.device, packed.group_size)
+    if target is None or not packed.codes.numel():
+        return _torch.tensor_scale(packed.codes, packed.group_scale)
+    from autoq.kernels._launch import int4 as launch
+
+    largest = launch.largest(packed.codes, packed.group_scale, target=target)
+    return scale_from_amax(largest.amax(), fp8.LARGEST)
 
 
 def quantize(
@@ -103,7 +110,12 @@ def dequantize(packed: W4A8Tensor, dtype: torch.dtype = torch.float32) -> Tensor
     """
     scale = _require_packed(packed)
     require_dtype("the result", torch.empty(0, dtype=dtype), *FLOAT_DTYPES)
-    return _torch.dequantize(packed.codes, packed.group_scale, scale, dtype)
+    target = int4.kernel_target(packed.codes.device, packed.group_size)
+    if target is None:
+        return _torch.dequantize(packed.codes, packed.group_scale, scale, dtype)
+    from autoq.kernels._launch import int4 as launch
+
+    return launch.dequantize(packed.codes, packed.group_scale, scale, dtype, target=target)
 
 
 def fake_quantize(
@@ -122,9 +134,19 @@ def fake_quantize(
     if tensor_scale is None:
         packed = quantize(weight, group_scale, None, group_size, storage_dtype=storage_dtype)
         return dequantize(packed, weight.dtype)
-    scale = int4.checked_group_scale(weight, group_scale, group_size, storage_dtype)
+    group_size = int4.checked_group_size(weight, group_scale, group_size, storage_dtype)
     require_scale("tensor_scale", tensor_scale)
-    return _torch.fake_quantize(weight, scale, tensor_scale.to(weight.device))
+    tensor_scale = tensor_scale.to(weight.device)
+    target = int4.kernel_target(weight.device, group_size)
+    if target is None:
+        if group_scale is None:
+            group_scale = int4.group_scale(weight, group_size, storage_dtype=storage_dtype)
+        return _torch.fake_quantize(weight, group_scale, tensor_scale)
+    from autoq.kernels._launch import int4 as launch
+
+    return launch.fake_quantize(
+        weight.detach(), group_scale, tensor_scale, group_size, storage_dtype, target=target
+    )
 
 
 def linear(

@@ -32,13 +32,3 @@ def rounds_to_e4m3(target: Target) -> bool:
         return False
     major, minor = map(int, triton.__version__.split(".")[:2])
     return target.name != "sm_89" or (major, minor) >= (3, 9)
-
-
-def converts_to_e4m3(target: Target) -> bool:
-    """Whether the target converts float32 to E4M3 itself, rounding once.
-
-    For sm_89 triton converted through float16 before 3.9, so 136.05 became 136, then 128.
-    """
-    if target.architecture == 89:
-        return tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9)
-    return target.fp8_type
