@@ -29,17 +29,23 @@ def _places_of(groups, columns, blocks, group_count, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def fake_quantized(x, scale, HARDWARE: tl.constexpr):
+    """What is left of float32 x under `scale`, which broadcasts to it."""
+    power, normal, reciprocal = shared_divisor(scale)
+    value = round_e4m3(divide(tl.abs(x), power, normal, reciprocal), HARDWARE)
+    signed = value.to(tl.uint32, bitcast=True) | (sign_bit(x) << 24)
+    return signed.to(tl.float32, bitcast=True) * scale
+
+
+@triton.jit
 def _store(out_ptr, offsets, inside, x, scale, FAKE: tl.constexpr, HARDWARE: tl.constexpr):
     """Store the codes of float32 x under `scale`; with FAKE what they stand for."""
-    power, normal, reciprocal = shared_divisor(scale)
-    quotient = divide(tl.abs(x), power, normal, reciprocal)
     if FAKE:
-        value = round_e4m3(quotient, HARDWARE)
-        signed = value.to(tl.uint32, bitcast=True) | (sign_bit(x) << 24)
-        value = signed.to(tl.float32, bitcast=True) * scale
+        value = fake_quantized(x, scale, HARDWARE)
         tl.store(out_ptr + offsets, value.to(out_ptr.dtype.element_ty), mask=inside)
     else:
-        code = encode_e4m3(quotient, HARDWARE) | sign_bit(x)
+        power, normal, reciprocal = shared_divisor(scale)
+        code = encode_e4m3(divide(tl.abs(x), power, normal, reciprocal), HARDWARE) | sign_bit(x)
         tl.store(out_ptr + offsets, code.to(tl.uint8), mask=inside)
 
 

@@ -117,16 +117,9 @@ def quantize_kernel(
 
 
 @triton.jit
-def fake_quantize_kernel(
-    x_ptr, out_ptr, global_scale_ptr, blocks, BLOCKS: tl.constexpr, WITH_GLOBAL: tl.constexpr
-):
-    """What is left of x after quantising; without the global scale, e2m1 * e4m3 only."""
-    rows = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
-    inside = (rows < blocks)[:, None]
-    places = rows[:, None] * 16 + tl.arange(0, 16)[None, :]
-    x = tl.load(x_ptr + places, mask=inside, other=0.0).to(tl.float32)
+def fake_quantized(x, global_scale, WITH_GLOBAL: tl.constexpr):
+    """What is left of float32 blocks [blocks, 16]; without the global scale, e2m1 * e4m3 only."""
     amax = tl.max(magnitude_bits(x), axis=1).to(tl.float32, bitcast=True)
-    global_scale = tl.load(global_scale_ptr)
     scale = decode_e4m3(block_scale_code(amax, global_scale), False)
     step = scale * global_scale
     power, normal, reciprocal = shared_divisor(step)
@@ -136,7 +129,19 @@ def fake_quantize_kernel(
     # As a bit: -x is 0 - x here, which has no -0.0.
     negative = x < -largest_vanishing(step)[:, None]
     bits = value.to(tl.uint32, bitcast=True) | tl.where(negative, 0x80000000, 0)
-    value = bits.to(tl.float32, bitcast=True)
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def fake_quantize_kernel(
+    x_ptr, out_ptr, global_scale_ptr, blocks, BLOCKS: tl.constexpr, WITH_GLOBAL: tl.constexpr
+):
+    """What is left of x after quantising; without the global scale, e2m1 * e4m3 only."""
+    rows = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
+    inside = (rows < blocks)[:, None]
+    places = rows[:, None] * 16 + tl.arange(0, 16)[None, :]
+    x = tl.load(x_ptr + places, mask=inside, other=0.0).to(tl.float32)
+    value = fake_quantized(x, tl.load(global_scale_ptr), WITH_GLOBAL)
     tl.store(out_ptr + places, value.to(out_ptr.dtype.element_ty), mask=inside)
 
 
