@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from autoq.cli._kernels import kernels_app
+from autoq.cli._kernels_bench import bench
 from autoq.cli._look import formats, frontier, list_command, report, show
 from autoq.cli._make import evaluate, export
 from autoq.cli._search import search
@@ -27,6 +28,7 @@ app.command("eval")(evaluate)
 app.command("report")(report)
 app.command("list")(list_command)
 app.command("formats")(formats)
+kernels_app.command("bench")(bench)
 app.add_typer(kernels_app, name="kernels")
 
 

@@ -21,6 +21,9 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -59,12 +62,28 @@ class Policy(StrEnum):
     NEVER = "never"
 
 
+_asked: ContextVar[Policy | None] = ContextVar("autoq_cpu_compile", default=None)
+
+
+@contextmanager
+def asking_for(policy: Policy) -> Iterator[None]:
+    """Let another policy hold in this thread than the environment asks for."""
+    token = _asked.set(policy)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
 def policy() -> Policy:
-    """What the environment asks for.
+    """What `asking_for` or else the environment asks for.
 
     Raises:
         InputError: the variable has another value than auto, always or never.
     """
+    asked = _asked.get()
+    if asked is not None:
+        return asked
     value = os.environ.get(POLICY_VARIABLE, "").strip().lower() or Policy.AUTO.value
     try:
         return Policy(value)
@@ -82,6 +101,10 @@ class State:
     dtype: str
     compiled: bool
     reason: str
+    elements_offered: int
+    """Of large tensors, whatever was run."""
+    elements_compiled: int
+    """Of tensors on which compiled code was run."""
 
 
 class _Loops:
@@ -91,16 +114,23 @@ class _Loops:
         self.program = program
         self.dtype = dtype
         self.width = width
-        self.elements = 0
+        self.elements_offered = 0
+        self.elements_compiled = 0
         self.decided = False
         self.stages: tuple[Stage, ...] = ()
         self.reason = ""
 
     def state(self) -> State:
         name = f"{self.program.name}, rows of {self.width}"
-        waiting = f"{self.elements:.2g} elements so far, too few for compiling to pay"
-        dtype = str(self.dtype).removeprefix("torch.")
-        return State(name, dtype, bool(self.stages), self.reason or waiting)
+        waiting = f"{self.elements_offered:.2g} elements so far, too few for compiling to pay"
+        return State(
+            name,
+            str(self.dtype).removeprefix("torch."),
+            bool(self.stages),
+            self.reason or waiting,
+            self.elements_offered,
+            self.elements_compiled,
+        )
 
 
 _loops: dict[tuple[Program, torch.dtype, int], _Loops] = {}
@@ -138,12 +168,13 @@ def run(offer: Offer, rows: Tensor, out: Tensor, eager: Eager) -> int:
     if asked is Policy.NEVER or not width_of(offer.program, rows):
         return 0
     loops = _loops_for(offer.program, rows)
-    loops.elements += rows.numel()
+    loops.elements_offered += rows.numel()
     if not loops.decided and (asked is Policy.ALWAYS or _pays(loops)):
         _decide(loops, offer, rows, eager)
     if not loops.stages:
         return 0
     run_stages(loops.stages, offer.call(rows), rows, out)
+    loops.elements_compiled += rows.numel()
     return whole_pieces(rows) // rows.shape[1]
 
 
@@ -160,8 +191,8 @@ def _loops_for(program: Program, rows: Tensor) -> _Loops:
 
 def _pays(loops: _Loops) -> bool:
     threads = torch.get_num_threads()
-    total = sum(other.elements for other in list(_loops.values()))
-    enough = loops.elements >= ELEMENTS_BEFORE_EACH * threads
+    total = sum(other.elements_offered for other in list(_loops.values()))
+    enough = loops.elements_offered >= ELEMENTS_BEFORE_EACH * threads
     return enough and total >= ELEMENTS_BEFORE_FIRST * threads
 
 

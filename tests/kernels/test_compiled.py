@@ -181,6 +181,14 @@ def test_never_compiles_nothing_and_uses_nothing(compiler, always, monkeypatch):
     assert compiler == ["fp8 under one scale"]
 
 
+def test_a_policy_for_a_while_goes_before_the_environment(compiler, always):
+    with compiled.asking_for(compiled.Policy.NEVER):
+        OPERATIONS["fp8_tensor"](weight(1024, 512))
+    assert compiler == []
+    OPERATIONS["fp8_tensor"](weight(1024, 512))
+    assert compiler == ["fp8 under one scale"]
+
+
 def test_another_policy_is_refused(monkeypatch):
     monkeypatch.setenv(compiled.POLICY_VARIABLE, "sometimes")
     with pytest.raises(InputError, match="must be auto, always or never, got 'sometimes'; change"):

@@ -1,0 +1,1 @@
+"""What `autoq.kernels.benchmark` measures, beside what, and how time is taken."""
