@@ -3,7 +3,7 @@
 from autoq.api.auto_quantize import AutoQuantizeState, auto_quantize
 from autoq.api.config import ScoringConfig
 from autoq.api.evaluation import evaluate
-from autoq.api.loading import load
+from autoq.api.loading import generate, load
 from autoq.api.pipeline import DEFAULT_STORE, list_studies, open_study, search
 from autoq.api.study import Study
 
@@ -14,6 +14,7 @@ __all__ = [
     "Study",
     "auto_quantize",
     "evaluate",
+    "generate",
     "list_studies",
     "load",
     "open_study",

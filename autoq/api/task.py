@@ -65,12 +65,17 @@ class LoadedModel:
     @property
     def longest_sequence(self) -> int | None:
         """Positions that the model has, or None if it does not say."""
-        config: Any = getattr(self.model, "config", None)
-        for name in ("max_position_embeddings", "n_positions"):
-            positions = getattr(config, name, None)
-            if isinstance(positions, int) and positions > 0:
-                return positions
-        return None
+        return longest_sequence(self.model)
+
+
+def longest_sequence(model: nn.Module) -> int | None:
+    """Positions that a model has, or None if it does not say."""
+    config: Any = getattr(model, "config", None)
+    for name in ("max_position_embeddings", "n_positions"):
+        positions = getattr(config, name, None)
+        if isinstance(positions, int) and positions > 0:
+            return positions
+    return None
 
 
 def resolve_device(name: str) -> torch.device:

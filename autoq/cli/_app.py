@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from autoq.cli._generate import generate
 from autoq.cli._kernels import kernels_app
 from autoq.cli._kernels_bench import bench
 from autoq.cli._look import formats, frontier, list_command, report, show
@@ -25,6 +26,7 @@ app.command("show")(show)
 app.command("frontier")(frontier)
 app.command("export")(export)
 app.command("eval")(evaluate)
+app.command("generate")(generate)
 app.command("report")(report)
 app.command("list")(list_command)
 app.command("formats")(formats)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -146,6 +147,18 @@ class FakeApi(ModuleType):
             }
             for name in self.names
         ]
+
+    def generate(self, path: Path, prompt: str, **options: Any) -> dict[str, Any]:
+        self.called("generate", path=path, prompt=prompt, **options)
+        return {
+            "checkpoint": str(path),
+            "prompt": prompt,
+            "text": f"{prompt} and so on",
+            "new_tokens": 3,
+            "seconds": 0.5,
+            "device": "cpu",
+            "weight_bytes": 3 << 20,
+        }
 
     def evaluate(self, target: str, *, progress: Any, **options: Any) -> dict[str, Any]:
         self.called("evaluate", target=target, **options)
