@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -30,6 +31,17 @@ class Choice:
 
     implementation: Implementation
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What one operation takes."""
+
+    operation: str
+    """`fp8.linear` is `autoq.kernels.fp8.linear`."""
+    rows: str
+    """Of which products it is said: "16", "4096"; empty where it holds for all tensors."""
+    choice: Choice
 
 
 def choose(device: torch.device) -> Choice:
@@ -61,11 +73,95 @@ def compiled_choices() -> dict[str, Choice]:
     }
 
 
+def answers(where: torch.device | Target) -> list[Answer]:
+    """What every operation takes on a device, or would on a GPU that is not here.
+
+    Sizes of products stand for all: 16 rows for decoding and 4096 for prefill, of 4096 x 4096.
+    """
+    return [answer for operation in OPERATIONS for answer in _answers(operation, where)]
+
+
+_ELEMENTWISE = ("quantize", "dequantize", "fake_quantize")
+_FAMILIES = {
+    "fp8": ("scales", *_ELEMENTWISE, "matmul", "linear"),
+    "nvfp4": ("global_scale", *_ELEMENTWISE, "matmul", "linear"),
+    "mxfp8": (*_ELEMENTWISE, "matmul", "linear"),
+    "mxfp4": (*_ELEMENTWISE, "matmul", "linear"),
+    "int4": ("group_scale", *_ELEMENTWISE, "linear"),
+    "w4a8": ("tensor_scale", *_ELEMENTWISE, "linear"),
+    "int8": (*_ELEMENTWISE, "matmul", "linear"),
+}
+OPERATIONS = tuple(f"{family}.{name}" for family, names in _FAMILIES.items() for name in names)
+"""What the families offer, and this module answers for."""
+
+_WITHOUT_KERNELS = {
+    "int4.group_scale": "it is computed while quantising, and alone too rarely for a kernel",
+}
+"""Operation -> why it is torch everywhere."""
+
+_COMPILED_ON_CPUS = tuple(f"{family}.fake_quantize" for family in ("fp8", "nvfp4", "int4", "w4a8"))
+
+
+def _answers(operation: str, where: torch.device | Target) -> list[Answer]:
+    if operation in _WITHOUT_KERNELS:
+        choice = Choice(Implementation.TORCH, _WITHOUT_KERNELS[operation])
+        return [Answer(operation=operation, rows="", choice=choice)]
+    target = where if isinstance(where, Target) else target_of(where)
+    choice = _choose_target(where) if isinstance(where, Target) else choose(where)
+    if choice.implementation is not Implementation.TRITON or target is None:
+        if where == torch.device("cpu") and operation in _COMPILED_ON_CPUS:
+            choice = Choice(choice.implementation, f"{choice.reason}; {_compiled_reason()}")
+        return [Answer(operation=operation, rows="", choice=choice)]
+    variant = _variants().get(operation)
+    if variant is None:
+        return [Answer(operation=operation, rows="", choice=choice)]
+    return [
+        Answer(
+            operation=operation,
+            rows=str(rows),
+            choice=Choice(Implementation.TRITON, variant(target, rows)),
+        )
+        for rows in (16, 4096)
+    ]
+
+
+def _compiled_reason() -> str:
+    asked = compiled.policy()
+    if asked is compiled.Policy.NEVER:
+        return f"{compiled.POLICY_VARIABLE}=never keeps large tensors from compiled loops"
+    when = "once that pays" if asked is compiled.Policy.AUTO else "at once"
+    return f"large tensors take compiled loops {when} ({compiled.POLICY_VARIABLE}={asked})"
+
+
+def _variants() -> dict[str, Callable[[Target, int], str]]:
+    """Operation -> which of its kernels a product of so many rows takes on a target, and why."""
+    from autoq.kernels._launch import mx_variant
+    from autoq.kernels._mx import E2M1, E4M3, Element
+
+    def mx(left: Element, right: Element) -> Callable[[Target, int], str]:
+        def answer(target: Target, rows: int) -> str:
+            found = mx_variant.variant(target, rows, 4096, 4096, left, right)
+            return f"{found.kernel}: {found.reason}"
+
+        return answer
+
+    return {
+        "mxfp8.matmul": mx(E4M3, E4M3),
+        "mxfp8.linear": mx(E4M3, E4M3),
+        "mxfp4.matmul": mx(E2M1, E2M1),
+        "mxfp4.linear": mx(E4M3, E2M1),
+    }
+
+
 @cache
 def _choose_gpu(device: torch.device) -> Choice:
     target = target_of(device)
     if target is None:
         return Choice(Implementation.TORCH, "this GPU is older than sm_80, or unknown")
+    return _choose_target(target)
+
+
+def _choose_target(target: Target) -> Choice:
     if importlib.util.find_spec("triton") is None:
         return Choice(Implementation.TORCH, "triton is not installed; pip install 'autoq[triton]'")
     return Choice(Implementation.TRITON, f"kernels for {target.name}")

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autoq.cli._failures import INTERRUPTED, UNVERIFIED, reports_failures
-from autoq.cli._options import Quiet
+from autoq.cli._options import Json, Quiet
 from autoq.cli._output import (
     check_writable,
     plain,
+    print_json,
     quiet_libraries,
     results_kept_clean,
     write_text,
@@ -27,8 +28,11 @@ from autoq.cli._progress import make_progress
 from autoq.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
+
     from autoq.kernels._compile_cases.case import CompileCase
     from autoq.kernels.compile_check import CheckedLaunch
+    from autoq.kernels.targets import Target
 
 kernels_app = typer.Typer(
     help="What the numeric kernels are, whether they compile, and how fast they are.",
@@ -74,6 +78,41 @@ def check(
         raise typer.Exit(UNVERIFIED)
 
 
+@kernels_app.command("list")
+@reports_failures
+def list_kernels(
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="cpu|cuda|TARGET",
+            help="A device of this machine, or a GPU generation as sm_90; the GPU if there is one.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say which implementation every operation takes on a device, and why."""
+    from autoq.kernels.dispatch import answers
+
+    where = _where(device)
+    name = getattr(where, "name", None) or str(where)
+    rows = [
+        {
+            "operation": answer.operation,
+            "rows": answer.rows or None,
+            "implementation": str(answer.choice.implementation),
+            "reason": answer.choice.reason,
+        }
+        for answer in answers(where)
+    ]
+    if as_json:
+        print_json({"device": name, "operations": rows})
+        return
+    from autoq.cli._tables import make_console, plain_table
+
+    cells = [[str(value or "") for value in row.values()] for row in rows]
+    make_console().print(plain_table(f"operation on {name}", "rows", "takes", "why", rows=cells))
+
+
 def require_triton() -> None:
     """Refuse to go on where kernels cannot be compiled.
 
@@ -84,6 +123,25 @@ def require_triton() -> None:
         raise InputError("triton is not installed; pip install 'autoq[triton]'")
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         raise InputError("TRITON_INTERPRET is set, and nothing compiles then; unset it")
+
+
+def _where(device: str | None) -> torch.device | Target:
+    """The device of this machine, or the target, that was named."""
+    import torch
+
+    from autoq.kernels.targets import TARGETS
+
+    has_gpu = torch.cuda.is_available()
+    if device is None:
+        device = "cuda" if has_gpu else "cpu"
+    if device in TARGETS:
+        return TARGETS[device]
+    if device == "cuda" and not has_gpu:
+        raise InputError("there is no GPU here; name a generation such as sm_90")
+    if device not in ("cpu", "cuda"):
+        known = ", ".join(("cpu", "cuda", *TARGETS))
+        raise InputError(f"no device or target named {device!r}; known: {known}")
+    return torch.device(device)
 
 
 def _checked(targets: tuple[str, ...], prefix: str | None, *, quiet: bool) -> list[CheckedLaunch]:

@@ -150,3 +150,33 @@ def test_an_interrupted_check_says_what_is_kept(run, monkeypatch):
     result = run(*CHECK, *SMALL)
     assert result.exit_code == 130
     assert result.stderr.splitlines()[-1].startswith("interrupted: what was compiled is kept")
+
+
+def test_list_says_what_each_operation_takes_and_why(run):
+    result = run("kernels", "list", "--device", "sm_90")
+    assert result.exit_code == 0, result.stderr
+    row = next(line for line in result.stdout.splitlines() if "int8.quantize" in line)
+    assert row.split() == ["int8.quantize", "triton", "kernels", "for", "sm_90"]
+    row = next(line for line in result.stdout.splitlines() if "mxfp8.matmul" in line)
+    assert row.split()[:4] == ["mxfp8.matmul", "16", "triton", "upcast:"]
+
+
+def test_list_for_the_cpu(run):
+    result = run("kernels", "list", "--device", "cpu", "--json")
+    found = json.loads(result.stdout)
+    assert found["device"] == "cpu"
+    assert {row["implementation"] for row in found["operations"]} == {"torch"}
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("sm90", "no device or target named 'sm90'; known: cpu, cuda, sm_80"),
+        ("cuda", "there is no GPU here; name a generation such as sm_90"),
+    ],
+)
+def test_list_refuses(device, message, run, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    result = run("kernels", "list", "--device", device)
+    assert result.exit_code == 2
+    assert message in result.stderr
