@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from autoq.kernels._torch import fused
 from autoq.kernels._torch.chunks import map_rows, rows_per_piece, scale_from_amax
+from autoq.kernels._torch.programs import Offer
 
 LARGEST = 127.0
 
@@ -48,7 +50,16 @@ def fake_quantize(x: Tensor, scale: Tensor | None) -> Tensor:
         # Codes have one zero; adding it makes -0.0 that one.
         _round_(values).mul_(scale).add_(0.0)
 
-    return map_rows(x, x.shape[-1], body)
+    def operands(rows: Tensor) -> tuple[Tensor, ...]:
+        step = rows_per_piece(rows)
+        scales = []
+        for start in range(0, len(rows), step):
+            piece = slice(start, start + step)
+            own = None if given is None else given[: len(rows)][piece]
+            scales.append(_scale(rows[piece].abs().float(), own))
+        return (torch.cat(scales),)
+
+    return map_rows(x, x.shape[-1], body, Offer(fused.INT8, operands))
 
 
 def linear(

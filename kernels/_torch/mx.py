@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from autoq.kernels._mx import BLOCK, E4M3, Element, ScaleRule
-from autoq.kernels._torch import e2m1
+from autoq.kernels._torch import e2m1, fused
 from autoq.kernels._torch.chunks import map_rows
 from autoq.kernels._torch.fp8 import round_e4m3_
+from autoq.kernels._torch.programs import Offer, Program
 
 _NAN_BYTE = 255
 _INFINITY_BITS = 0x7F800000
@@ -42,7 +45,17 @@ def fake_quantize(x: Tensor, element: Element, rule: ScaleRule) -> Tensor:
         torch.mul(source, _inverse_scale(scale), out=values)
         round_(values, scratch).mul_(_decode_scale(scale))
 
-    return map_rows(x, BLOCK, body)
+    return map_rows(x, BLOCK, body, Offer(_program(element, rule), lambda _: ()))
+
+
+@cache
+def _program(element: Element, rule: ScaleRule) -> Program:
+    def scales(amax: Tensor) -> tuple[Tensor, Tensor]:
+        scale = _scale_bytes(amax, element, rule)
+        return _inverse_scale(scale), _decode_scale(scale)
+
+    name, round_ = ("mxfp8", fused.round_e4m3) if element is E4M3 else ("mxfp4", fused.round_e2m1)
+    return fused.microscaling(f"{name}, scales by rule {rule}", scales, round_)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, out_dtype: torch.dtype) -> Tensor:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from autoq.errors import InputError
 from autoq.kernels import dispatch
+from autoq.kernels._mx import E2M1, E4M3, ScaleRule
 from autoq.kernels._scaling import Scaling
-from autoq.kernels._torch import building, compiled, fp8, fused, int4, nvfp4, w4a8
+from autoq.kernels._torch import building, compiled, fp8, fused, int4, int8, mx, nvfp4, w4a8
 from autoq.kernels._torch.building import awkward_like
 from autoq.kernels._torch.chunks import map_rows
 from autoq.kernels._torch.programs import PIECE_ELEMENTS, Offer, Program
@@ -40,6 +41,12 @@ OPERATIONS: dict[str, Operation] = {
     "nvfp4": lambda x: nvfp4.fake_quantize(x, torch.tensor(0.0017)),
     "int4": lambda x: int4.fake_quantize(x, _int4_scale(x)),
     "int4_groups_of_32": lambda x: int4.fake_quantize(x, _int4_scale(x, 32)),
+    "int8": lambda x: int8.fake_quantize(x, None),
+    "int8_given": lambda x: int8.fake_quantize(x, torch.full((len(x), 1), 0.013)),
+    "mxfp8": lambda x: mx.fake_quantize(x, E4M3, ScaleRule.OCP),
+    "mxfp8_up": lambda x: mx.fake_quantize(x, E4M3, ScaleRule.UP),
+    "mxfp4": lambda x: mx.fake_quantize(x, E2M1, ScaleRule.OCP),
+    "mxfp4_up": lambda x: mx.fake_quantize(x, E2M1, ScaleRule.UP),
     "w4a8": lambda x: w4a8.fake_quantize(x, _int4_scale(x), torch.tensor(0.0021)),
 }
 
@@ -100,7 +107,9 @@ def test_programs_give_the_bits_of_the_eager_bodies(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["fp8_tensor", "fp8_row", "nvfp4"])
+@pytest.mark.parametrize(
+    "name", ["fp8_tensor", "fp8_row", "nvfp4", "int8", "int8_given", "mxfp8", "mxfp4", "mxfp4_up"]
+)
 def test_programs_give_the_bits_of_the_eager_bodies_for_every_pattern(
     name, dtype, compiler, always, monkeypatch, assert_same_bits
 ):
@@ -311,7 +320,7 @@ REALLY = """
 import multiprocessing, os, sys, threading, warnings
 warnings.simplefilter("error")
 import torch
-from autoq.kernels import fp8, nvfp4, int4, w4a8
+from autoq.kernels import fp8, nvfp4, int4, int8, mxfp4, mxfp8, w4a8
 from autoq.kernels._torch import compiled
 from autoq.kernels._torch.building import awkward_like
 
@@ -325,6 +334,9 @@ def work():
                 fp8.fake_quantize(tensor, torch.tensor(0.01)),
                 fp8.fake_quantize(tensor, scaling=fp8.Scaling.ROW),
                 nvfp4.fake_quantize(tensor, torch.tensor(0.002)),
+                int8.fake_quantize(tensor),
+                mxfp8.fake_quantize(tensor),
+                mxfp4.fake_quantize(tensor),
             ]
         scale = int4.group_scale(x, 128)
         results += [int4.fake_quantize(x, scale), w4a8.fake_quantize(x, scale, torch.tensor(0.002))]
@@ -380,7 +392,7 @@ def test_really_compiled_code_gives_the_same_bits_and_disturbs_nothing(tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     lines = result.stdout.splitlines()
-    assert len(lines) == 10
+    assert len(lines) == 16
     # Slower code is an honest outcome on a machine that does other things meanwhile; failing to
     # compile, or other bits, is not.
     for line in lines:
@@ -393,6 +405,6 @@ def test_without_a_compiler_the_eager_body_goes_on_silently(tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     lines = result.stdout.splitlines()
-    assert len(lines) == 10
+    assert len(lines) == 16
     for line in lines:
         assert line.startswith("0") and "could not be compiled here" in line, line
