@@ -62,13 +62,29 @@ def _child(*command: str, environment: dict[str, str]) -> tuple[int, str]:
 
 
 def _pytest(*arguments: str, environment: dict[str, str]) -> tuple[int, str]:
-    options = ("-q", "-p", "no:cacheprovider", "--tb=short")
+    # A kernel that writes where it must not fails tests before it ends the process: stop early.
+    options = ("-q", "-p", "no:cacheprovider", "--tb=short", "--maxfail=10")
     return _child("-m", "pytest", *options, *arguments, environment=environment)
 
 
 def _assert_passed(code: int, output: str) -> None:
     ended = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
     assert code == 0, f"{ended}\n" + "\n".join(output.splitlines()[-LAST_LINES:])
+
+
+def test_a_child_that_crashes_is_one_failure():
+    environment = _environment(version("triton"))
+    crash = (
+        "import os, signal; print('last words', flush=True); os.kill(os.getpid(), signal.SIGSEGV)"
+    )
+    with pytest.raises(AssertionError, match=r"ended by signal 11\nlast words"):
+        _assert_passed(*_child("-c", crash, environment=environment))
+
+
+def test_a_triton_that_is_not_there_fails_and_says_what_to_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    with pytest.raises(AssertionError, match=r"triton-3\.6\.0 is not there; run `make venv`"):
+        _environment(OLDEST)
 
 
 @pytest.mark.parametrize("triton", [version("triton"), OLDEST, NEWEST])

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ZONE_BYTES = 4096
+# As much as a program of most kernels writes: one that forgets its mask is then told by name, where
+# a shorter zone lets it end the process.
+ZONE_BYTES = 65536
 POISON = 0xFF  # NaN in every floating type here, so that what is read there shows as well
 
 
