@@ -77,7 +77,7 @@ def test_a_child_that_crashes_is_one_failure():
     crash = (
         "import os, signal; print('last words', flush=True); os.kill(os.getpid(), signal.SIGSEGV)"
     )
-    with pytest.raises(AssertionError, match=r"ended by signal 11\nlast words"):
+    with pytest.raises(AssertionError, match=r"ended by signal 11\s+last words"):
         _assert_passed(*_child("-c", crash, environment=environment))
 
 
