@@ -1,8 +1,13 @@
-"""Which elements of an FP8 tensor share a scale."""
+"""FP8 tensors: which elements share a scale, and the record of codes and scales."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
+
+from torch import Tensor
+
+from autoq.kernels._packed import PackedTensor
 
 BLOCK = 128
 """Side of a block."""
@@ -20,6 +25,11 @@ class Scaling(StrEnum):
     BLOCK_128X128 = "128x128"
     """128 columns of 128 rows of a matrix [N, K]: scale [ceil(N / 128), ceil(K / 128)]."""
 
+    @property
+    def in_blocks(self) -> bool:
+        """Whether a row has a scale for each 128 columns."""
+        return self in (Scaling.BLOCK_1X128, Scaling.BLOCK_128X128)
+
     def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the scale of a tensor of this shape."""
         match self:
@@ -31,6 +41,17 @@ class Scaling(StrEnum):
                 return (*shape[:-1], blocks_of(shape[-1]))
             case Scaling.BLOCK_128X128:
                 return tuple(blocks_of(size) for size in shape)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FP8Tensor(PackedTensor):
+    """A tensor [..., K] as codes and scales."""
+
+    codes: Tensor
+    """float8_e4m3fn [..., K]."""
+    scale: Tensor
+    """float32, in the shape that `Scaling` gives."""
+    scaling: Scaling
 
 
 def blocks_of(size: int) -> int:

@@ -14,8 +14,6 @@ DeepSeek-V3 technical report, section 3.3.2.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -32,11 +30,11 @@ from autoq.kernels._checks import (
     require_scales,
     require_shape,
 )
-from autoq.kernels._packed import PackedTensor
-from autoq.kernels._scaling import Scaling
+from autoq.kernels._scaling import FP8Tensor, Scaling
 from autoq.kernels._torch import fp8 as _torch
 from autoq.kernels._torch.chunks import scale_from_amax
 from autoq.kernels.dispatch import triton_target
+from autoq.kernels.targets import Target
 
 __all__ = [
     "LARGEST",
@@ -53,17 +51,6 @@ __all__ = [
 
 LARGEST = _torch.LARGEST
 """The largest E4M3 magnitude."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class FP8Tensor(PackedTensor):
-    """A tensor [..., K] as codes and scales."""
-
-    codes: Tensor
-    """float8_e4m3fn [..., K]."""
-    scale: Tensor
-    """float32, in the shape that `Scaling` gives."""
-    scaling: Scaling
 
 
 def tensor_scale(amax: float | Tensor) -> Tensor:
@@ -111,8 +98,7 @@ def quantize(
     Raises:
         InputError: a dtype, shape or scale is not as above.
     """
-    codes, scale = _quantize(x.detach(), _checked_scale(x, scale, scaling), scaling)
-    return FP8Tensor(codes, scale, scaling)
+    return _packed(x, _checked_scale(x, scale, scaling), scaling)
 
 
 def dequantize(packed: FP8Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -177,6 +163,9 @@ def linear(
     out_dtype = x.dtype if out_dtype is None else out_dtype
     _require_product(x, weight.codes, bias, out_dtype)
     scale = _checked_scale(x, input_scale, scaling)
+    target = triton_target(x.device)
+    if target is not None:
+        return _launch_product(_packed(x, scale, scaling), weight, bias, out_dtype, target)
     values = _torch.fake_quantize(x, scale, scaling)
     dtype = x.dtype if out_dtype == x.dtype else torch.float32
     return _torch.product(values.to(dtype), dequantize(weight, dtype), bias, out_dtype)
@@ -201,12 +190,15 @@ def matmul(
     """
     _require_packed("a", a)
     _require_weight(b, a.codes, name="b")
-    if _in_blocks(b) != _in_blocks(a) or a.scaling is Scaling.BLOCK_128X128:
+    if b.scaling.in_blocks != a.scaling.in_blocks or a.scaling is Scaling.BLOCK_128X128:
         raise InputError(
-            f"a must be {'1x128' if _in_blocks(b) else 'tensor or row'} where b is {b.scaling}, "
+            f"a must be {'1x128' if b.scaling.in_blocks else 'tensor or row'} where b is {b.scaling}, "
             f"got {a.scaling}; quantise it so"
         )
     _require_product(a.codes, b.codes, bias, out_dtype)
+    target = triton_target(a.codes.device)
+    if target is not None:
+        return _launch_product(a, b, bias, out_dtype, target)
     return _torch.product(dequantize(a), dequantize(b), bias, out_dtype)
 
 
@@ -219,15 +211,14 @@ def _scales(x: Tensor, scaling: Scaling) -> Tensor:
     return launch.scales(x, scaling, target=target)
 
 
-def _quantize(x: Tensor, scale: Tensor | None, scaling: Scaling) -> tuple[Tensor, Tensor]:
-    """(codes, scale)."""
-    target = triton_target(x.device)
+def _packed(x: Tensor, scale: Tensor | None, scaling: Scaling) -> FP8Tensor:
+    x, target = x.detach(), triton_target(x.device)
     if target is None:
         scale = _torch.scales(x, scaling) if scale is None else scale
-        return _torch.quantize(x, scale, scaling), scale
+        return FP8Tensor(_torch.quantize(x, scale, scaling), scale, scaling)
     from autoq.kernels._launch import fp8 as launch
 
-    return launch.quantize(x, scale, scaling, target=target)
+    return FP8Tensor(*launch.quantize(x, scale, scaling, target=target), scaling)
 
 
 def _fake_quantize(x: Tensor, scale: Tensor | None, scaling: Scaling) -> Tensor:
@@ -239,12 +230,17 @@ def _fake_quantize(x: Tensor, scale: Tensor | None, scaling: Scaling) -> Tensor:
     return launch.fake_quantize(x, scale, scaling, target=target)
 
 
-def _in_blocks(packed: FP8Tensor) -> bool:
-    return packed.scaling in (Scaling.BLOCK_1X128, Scaling.BLOCK_128X128)
+def _launch_product(
+    a: FP8Tensor, b: FP8Tensor, bias: Tensor | None, out_dtype: torch.dtype, target: Target
+) -> Tensor:
+    from autoq.kernels._launch import fp8_matmul as launch
+
+    device = a.codes.device  # scalar scales may have stayed on the CPU
+    return launch.matmul(a.to(device), b.to(device), bias, out_dtype, target=target)
 
 
 def _input_scaling(weight: FP8Tensor, input_scale: Tensor | None) -> Scaling:
-    if not _in_blocks(weight):
+    if not weight.scaling.in_blocks:
         return Scaling.ROW if input_scale is None else Scaling.TENSOR
     if input_scale is not None:
         raise InputError(

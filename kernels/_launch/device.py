@@ -23,6 +23,13 @@ def blocks_of(size: int, block: int) -> int:
     return -(-size // block)
 
 
+def multiprocessors_of(tensor: Tensor) -> int:
+    """Multiprocessors of the tensor's GPU; where there is none, as many as an H200 has."""
+    if tensor.device.type != "cuda":
+        return 132
+    return int(torch.cuda.get_device_properties(tensor.device).multi_processor_count)
+
+
 def rounds_to_e4m3(target: Target) -> bool:
     """Whether triton's cast from float32 to E4M3 rounds once, to nearest even, on `target`.
 

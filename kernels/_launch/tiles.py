@@ -7,7 +7,7 @@ GPU triton's autotuner measures the list once per shape; elsewhere the first ent
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -61,22 +61,38 @@ def row_bucket(rows: int) -> int:
     return min(8192, max(16, 1 << (rows - 1).bit_length()))
 
 
-def tuned(kernel: Any, tiles: Sequence[Tile], operand: Tensor) -> tuple[Any, Mapping[str, int]]:
+def tuned(
+    kernel: Any,
+    tiles: Sequence[Tile],
+    operand: Tensor,
+    *,
+    before_launch: Callable[[Mapping[str, Any]], None] | None = None,
+) -> tuple[Any, Mapping[str, int]]:
     """The kernel to launch, and the further keyword arguments of the launch.
 
     On a GPU that is the kernel under triton's autotuner, which takes the tile itself; the kernel
     must have the arguments `m_bucket`, `n` and `k`. Elsewhere it is the kernel with the first tile.
+
+    Args:
+        before_launch: called by the autotuner with the arguments by name, a tile's among them, to
+            change what depends on the tile; operands must be right for the first tile already.
     """
     if operand.is_cuda:
-        return _autotuned(kernel, tuple(tiles)), {}
+        return _autotuned(kernel, tuple(tiles), before_launch), {}
     first = tiles[0]
     return kernel, {**first.constants, "num_warps": first.warps, "num_stages": first.stages}
 
 
 @cache
-def _autotuned(kernel: Any, tiles: tuple[Tile, ...]) -> Any:
+def _autotuned(
+    kernel: Any,
+    tiles: tuple[Tile, ...],
+    before_launch: Callable[[Mapping[str, Any]], None] | None,
+) -> Any:
     configs = [
-        triton.Config(tile.constants, num_warps=tile.warps, num_stages=tile.stages)
+        triton.Config(
+            tile.constants, num_warps=tile.warps, num_stages=tile.stages, pre_hook=before_launch
+        )
         for tile in tiles
     ]
     return triton.autotune(configs, key=["m_bucket", "n", "k"], cache_results=True)(kernel)

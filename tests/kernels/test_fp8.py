@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
 
 from autoq.errors import InputError
 from autoq.kernels import fp8
@@ -16,6 +17,9 @@ from autoq.kernels._torch.fp8 import round_e4m3_
 
 ONE = torch.tensor(1.0)
 Scaling = fp8.Scaling
+
+# Relative to the result; sums of 200 products in float32.
+FLOAT32_SUM_TOLERANCE = 1e-4
 FEW = settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -283,7 +287,145 @@ def test_fake_quantize_leaves_its_operand_and_the_graph_alone():
     assert torch.equal(x, before)
 
 
+def _weight(scaling: Scaling) -> fp8.FP8Tensor:
+    weight = torch.randn(140, 200, generator=torch.Generator().manual_seed(4))
+    return fp8.quantize(weight, scaling=scaling)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("weight_scaling", list(Scaling))
+def test_linear_is_that_of_fake_quantised_operands(weight_scaling, dtype, assert_same_bits):
+    x = torch.randn(2, 3, 200, generator=torch.Generator().manual_seed(5)).to(dtype)
+    bias = torch.randn(140, generator=torch.Generator().manual_seed(6))
+    weight = _weight(weight_scaling)
+    dynamic = Scaling.BLOCK_1X128 if "128" in weight_scaling else Scaling.ROW
+    values, matrix = fp8.fake_quantize(x, scaling=dynamic), fp8.dequantize(weight, dtype)
+    expected = functional.linear(values, matrix, bias.to(dtype))
+    assert_same_bits(fp8.linear(x, weight, bias), expected)
+    assert_same_bits(fp8.linear(x, weight), functional.linear(values, matrix))
+
+
+def test_linear_with_a_static_input_scale(assert_same_bits):
+    x, weight = (
+        torch.randn(3, 200, generator=torch.Generator().manual_seed(5)),
+        _weight(Scaling.ROW),
+    )
+    scale = fp8.tensor_scale(2.0)
+    expected = functional.linear(fp8.fake_quantize(x, scale), fp8.dequantize(weight))
+    assert_same_bits(fp8.linear(x, weight, input_scale=scale), expected)
+
+
+def test_another_result_dtype_is_rounded_once(assert_same_bits):
+    x = torch.randn(3, 200, generator=torch.Generator().manual_seed(5)).bfloat16()
+    weight = _weight(Scaling.ROW)
+    values = fp8.fake_quantize(x, scaling=Scaling.ROW).float()
+    expected = functional.linear(values, fp8.dequantize(weight))
+    assert_same_bits(fp8.linear(x, weight, out_dtype=torch.float32), expected)
+    assert_same_bits(fp8.linear(x, weight, out_dtype=torch.float16), expected.half())
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        (Scaling.TENSOR, Scaling.ROW),
+        (Scaling.ROW, Scaling.TENSOR),
+        (Scaling.BLOCK_1X128, Scaling.BLOCK_128X128),
+        (Scaling.BLOCK_1X128, Scaling.BLOCK_1X128),
+    ],
+)
+def test_matmul_multiplies_the_values(left, right):
+    x = torch.randn(2, 3, 200, generator=torch.Generator().manual_seed(5))
+    a, b = fp8.quantize(x, scaling=left), _weight(right)
+    bias = torch.randn(140, generator=torch.Generator().manual_seed(6)).half()
+    expected = fp8.dequantize(a).double() @ fp8.dequantize(b).double().T + bias.double()
+    for dtype in (torch.float32, torch.bfloat16):
+        out = fp8.matmul(a, b, bias, out_dtype=dtype)
+        tolerance = max(torch.finfo(dtype).eps / 2, FLOAT32_SUM_TOLERANCE)
+        torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 8), (3, 0, 8), (3, 4, 0)], ids=str)
+@pytest.mark.parametrize("scaling", [Scaling.ROW, Scaling.BLOCK_128X128])
+def test_empty_products(scaling, shape):
+    m, n, k = shape
+    weight = fp8.quantize(torch.ones(n, k), scaling=scaling)
+    assert torch.equal(fp8.linear(torch.ones(m, k), weight, torch.ones(n)), torch.ones(m, n))
+
+
+def test_packed_tensors_move_together():
+    packed = _weight(Scaling.ROW)
+    moved = packed.to("meta")
+    assert (moved.codes.device.type, moved.scale.device.type) == ("meta", "meta")
+    assert moved.scaling is Scaling.ROW and packed.nbytes == 140 * 200 + 4 * 140
+
+
 REFUSED = [
+    pytest.param(
+        lambda: fp8.linear(torch.ones(2, 199), _weight(Scaling.ROW)),
+        r"weight must have as many columns as its input, got shapes \(140, 200\) and \(2, 199\)",
+        id="columns",
+    ),
+    pytest.param(
+        lambda: fp8.linear(torch.ones(2, 200), _weight(Scaling.ROW), torch.ones(139)),
+        r"bias must have shape \(140,\), got \(139,\)",
+        id="bias_shape",
+    ),
+    pytest.param(
+        lambda: fp8.linear(torch.ones(2, 200), _weight(Scaling.ROW), torch.ones(140).int()),
+        "bias must be .* got int32",
+        id="bias_dtype",
+    ),
+    pytest.param(
+        lambda: fp8.linear(
+            torch.ones(2, 200), _weight(Scaling.BLOCK_128X128), input_scale=torch.tensor(1.0)
+        ),
+        "input_scale must be left out where the weight is 128x128, got one",
+        id="static_blocks",
+    ),
+    pytest.param(
+        lambda: fp8.linear(torch.ones(2, 200), _weight(Scaling.ROW).to("meta")),
+        "operands must be on one device, got cpu and meta",
+        id="devices",
+    ),
+    pytest.param(
+        lambda: fp8.linear(torch.ones(2, 200), _weight(Scaling.ROW), out_dtype=torch.int8),
+        "the result must be .* got int8",
+        id="out_dtype",
+    ),
+    pytest.param(
+        lambda: fp8.matmul(
+            _weight(Scaling.ROW), _weight(Scaling.BLOCK_128X128), out_dtype=torch.float32
+        ),
+        "a must be 1x128 where b is 128x128, got row",
+        id="row_by_blocks",
+    ),
+    pytest.param(
+        lambda: fp8.matmul(
+            _weight(Scaling.BLOCK_1X128), _weight(Scaling.ROW), out_dtype=torch.float32
+        ),
+        "a must be tensor or row where b is row, got 1x128",
+        id="blocks_by_row",
+    ),
+    pytest.param(
+        lambda: fp8.quantize(torch.ones(2, 3, 4), scaling=Scaling.BLOCK_128X128),
+        r"x must be a matrix, got shape \(2, 3, 4\)",
+        id="squares_of_three_dimensions",
+    ),
+    pytest.param(
+        lambda: fp8.quantize(torch.ones(2, 300), torch.ones(2, 2), scaling=Scaling.BLOCK_1X128),
+        r"scale must have shape \(2, 3\), got \(2, 2\)",
+        id="block_scale_shape",
+    ),
+    pytest.param(
+        lambda: fp8.quantize(torch.ones(2, 3), torch.tensor([[1.0], [0.0]]), scaling=Scaling.ROW),
+        r"scale must be at least 2\*\*-100, got 0.0",
+        id="row_scale_zero",
+    ),
+    pytest.param(
+        lambda: fp8.dequantize(fp8.FP8Tensor(_weight(Scaling.ROW).codes, ONE, Scaling.ROW)),
+        r"the scale of packed must have shape \(140, 1\), got \(\)",
+        id="packed_scale_shape",
+    ),
     pytest.param(
         lambda: fp8.quantize(torch.ones(2, dtype=torch.float64), ONE),
         "x must be float32 or bfloat16 or float16, got float64",
