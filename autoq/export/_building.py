@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -131,10 +131,17 @@ def _refuse_surplus(checkpoint: QuantizedCheckpoint, report: Mapping[str, Any]) 
             f"{checkpoint.path} has tensors its architecture does not know: {unknown[0]}"
         )
     for name, stored, expected in sorted(report["mismatched_keys"]):
-        raise ExportError(
-            f"{name} must have shape {tuple(expected)} by config.json, and {checkpoint.path} has "
-            f"{tuple(stored)}; they do not belong together"
-        )
+        raise mismatch(checkpoint, name, stored, expected)
+
+
+def mismatch(
+    checkpoint: QuantizedCheckpoint, name: str, stored: Sequence[int], expected: Sequence[int]
+) -> ExportError:
+    """That a tensor has another shape than the architecture."""
+    return ExportError(
+        f"{name} must have shape {tuple(expected)} by config.json, and {checkpoint.path} has "
+        f"{tuple(stored)}; they do not belong together"
+    )
 
 
 def refuse_missing(checkpoint: QuantizedCheckpoint, missing: set[str]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -15,6 +16,7 @@ from autoq.errors import ExportError
 from autoq.export._building import (
     built_model,
     declared_dtype,
+    mismatch,
     refuse_missing,
     storage_dtype,
 )
@@ -104,23 +106,29 @@ class _Packing:
     def prepare(self, model: nn.Module) -> None:
         """Take what is quantised out of a model whose parameters are on the meta device."""
         model_map = discover(model, include=("*",))
-        names = CheckpointNames(model, model_map)
+        names = self._names(model, model_map)
         self._reader = SlotReader(self._checkpoint, names, model_map)
-        self._refuse_unknown(names, model_map)
         by_parameter: dict[tuple[str, str], list[WeightSlot]] = {}
         for slot in model_map.slots.values():
             by_parameter.setdefault((slot.module, slot.parameter), []).append(slot)
         for slots in by_parameter.values():
             if self._is_quantized(slots):
                 self._places.append(_taken_out(model, slots))
+        self._shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
 
     def fill(self, model: nn.Module) -> None:
-        """Put packed matrices in, one by one."""
+        """Put packed matrices in, one by one; what is there already must have the right shape."""
+        for name, tensor in model.state_dict().items():
+            if (
+                tensor.shape != self._shapes[name]
+            ):  # transformers 5.20 takes any for quantised models
+                raise mismatch(self._checkpoint, name, tensor.shape, self._shapes[name])
         for place in self._places:
             matrices = [self._matrix(slot, place) for slot in place.slots]
             is_linear = place.slots[0].kind is not SlotKind.EXPERT
             filled = matrices[0] if is_linear else PackedExperts(matrices)
             model.get_submodule(place.parent).add_module(place.name, filled.eval())
+            self._checkpoint.release()
 
     def _matrix(self, slot: WeightSlot, place: _Place) -> PackedMatrix:
         parts, calibration = self._reader.packed(slot.name)
@@ -143,14 +151,39 @@ class _Packing:
             )
         return quantized.pop()
 
-    def _refuse_unknown(self, names: CheckpointNames, model_map: ModelMap) -> None:
-        known = {part.module for slot in model_map.slots for part in names.parts(slot)}
-        unknown = sorted(set(self._checkpoint) - known)
+    def _names(self, model: nn.Module, model_map: ModelMap) -> CheckpointNames:
+        """Names under which the checkpoint has all that it has quantised."""
+        names = CheckpointNames(model, model_map)
+        unknown = self._unknown(names, model_map)
         if unknown:
-            raise ExportError(
-                f"{self._checkpoint.path} has quantised weights for {unknown[0]}, which is no "
-                f"linear of {model_map.architecture}; it belongs to another model"
-            )
+            with _every_conversion(model):
+                names = CheckpointNames(model, model_map)
+            if self._unknown(names, model_map):
+                raise ExportError(
+                    f"{self._checkpoint.path} has quantised weights for {unknown[0]}, which is no "
+                    f"linear of {model_map.architecture}; it belongs to another model"
+                )
+        return names
+
+    def _unknown(self, names: CheckpointNames, model_map: ModelMap) -> list[str]:
+        known = {part.module for slot in model_map.slots for part in names.parts(slot)}
+        return sorted(set(self._checkpoint) - known)
+
+
+@contextmanager
+def _every_conversion(model: Any) -> Iterator[None]:
+    """Name tensors as if loading had used every conversion that the architecture offers.
+
+    Those that add or remove a prefix are used for some checkpoints only, and so are left out
+    before a model is loaded.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    model._weight_conversions = get_model_conversion_mapping(model, add_legacy=False)
+    try:
+        yield
+    finally:
+        del model._weight_conversions
 
 
 def _taken_out(model: nn.Module, slots: Sequence[WeightSlot]) -> _Place:

@@ -52,6 +52,7 @@ class QuantizedCheckpoint(Mapping[str, QuantizedModule]):
             raise ExportError(str(error)) from error
         self.path = path
         self._open: dict[Path, Any] = {}
+        self._open_for_slices: dict[Path, Any] = {}
         self.manifest = self._manifest()
         self.container = container_of(self.manifest) if self.manifest else None
         self.formats = self._formats()
@@ -73,20 +74,28 @@ class QuantizedCheckpoint(Mapping[str, QuantizedModule]):
         Raises:
             ExportError: there is none of that name, or its file cannot be read.
         """
-        return cast(Tensor, self._read(name, "get_tensor"))
+        return cast(Tensor, self._read(name, self._open, "get_tensor"))
 
     def slice(self, name: str) -> Any:
         """As `tensor`, but read only when it is indexed, for example with `[...]`."""
-        return self._read(name, "get_slice")
+        return self._read(name, self._open_for_slices, "get_slice")
 
-    def _read(self, name: str, method: str) -> Any:
+    def release(self) -> None:
+        """Close the files that `tensor` has opened.
+
+        Tensors are views of a mapped file. While one of them lives or the file is open, every page
+        that was read counts as this process's memory.
+        """
+        self._open.clear()
+
+    def _read(self, name: str, opened: dict[Path, Any], method: str) -> Any:
         if name not in self._files:
             raise ExportError(f"{self.path} has no tensor {name}; it is incomplete")
         file = self._files[name]
         try:
-            if file not in self._open:
-                self._open[file] = safe_open(file, framework="pt")
-            return getattr(self._open[file], method)(name)
+            if file not in opened:
+                opened[file] = safe_open(file, framework="pt")
+            return getattr(opened[file], method)(name)
         except (SafetensorError, OSError) as error:
             raise ExportError(f"{file} cannot be read: {error}") from error
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from autoq.errors import ExportError
-from autoq.export import load_packed, simulated_checkpoint
+from autoq.export import LOGITS_BOUND, load_packed, simulated_checkpoint
 from autoq.formats import FORMATS, NONE, FormatName
 from autoq.layers import Container
 from autoq.layers.packed import PackedExperts, PackedLinear, PackedRows
@@ -157,6 +157,26 @@ def test_generates_the_simulations_tokens(
     assert torch.equal(generated(load_packed(path), input_ids), generated(simulated, input_ids))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(
+    ("name", "container"),
+    [("llama", MODELOPT), ("llama", COMPRESSED), ("gpt2", MODELOPT), ("mixtral", MODELOPT)],
+)
+def test_gpu_computes_what_the_simulation_does(
+    name: str, container: Container, mixed_plan: MixedPlan, tmp_path: Path, input_ids: Tensor
+) -> None:
+    path = mixed_plan(name, container).export(tmp_path / "out").path
+    model = load_packed(path, dtype=torch.float32, device="cuda")
+    tensors = [*model.parameters(), *model.buffers()]
+    assert {tensor.device.type for tensor in tensors} == {"cuda"}
+    ours = logits(model, input_ids.cuda()).cpu()
+    theirs = logits(simulated_checkpoint(path, dtype=torch.float32).model, input_ids)
+    # Sums in another order move single activations to a neighbouring code.
+    assert (ours - theirs).norm() / theirs.norm() <= LOGITS_BOUND
+    assert generated(model, input_ids.cuda()).shape[0] == len(input_ids)
+
+
 def test_generation_settings_of_the_folder_are_taken(
     uniform_plan: UniformPlan, tmp_path: Path
 ) -> None:
@@ -247,6 +267,53 @@ def test_quantised_head_is_packed(
     path = planned.export(tmp_path / "out").path
     assert isinstance(load_packed(path).get_submodule("lm_head"), PackedLinear)
     assert_equals_simulation(path, input_ids)
+
+
+def test_names_with_a_prefix_that_loading_removes(
+    folder_plan: FolderPlan, tmp_path: Path, input_ids: Tensor
+) -> None:
+    path = (
+        folder_plan(prefixed_qwen(tmp_path / "model"), MODELOPT, "nvfp4")
+        .export(tmp_path / "out")
+        .path
+    )
+    layer = "layers.0.self_attn.q_proj"
+    assert f"model.language_model.{layer}.weight" in load_file(path / "model.safetensors")
+    assert isinstance(load_packed(path).get_submodule(f"model.{layer}"), PackedLinear)
+    assert_equals_simulation(path, input_ids)
+
+
+def prefixed_qwen(folder: Path) -> Path:
+    """A text model in the folder of one that sees, whose tensors have a component more."""
+    from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
+
+    config = Qwen3_5TextConfig(
+        vocab_size=288,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        layer_types=["full_attention"],
+        max_position_embeddings=64,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Qwen3_5ForCausalLM(config).to(torch.bfloat16)
+    model.config.dtype = torch.bfloat16
+    model.save_pretrained(folder)
+    rewrite(
+        folder,
+        lambda tensors: tensors.update(
+            {
+                f"model.language_model.{name.removeprefix('model.')}": tensors.pop(name)
+                for name in list(tensors)
+                if name.startswith("model.")
+            }
+        ),
+    )
+    return folder
 
 
 @pytest.mark.parametrize("fmt", ["fp8", "nvfp4", "w4a8_awq"])
@@ -417,15 +484,16 @@ def test_code_of_the_folder_runs_only_if_it_is_trusted(
     )
     path = uniform_plan("llama", MODELOPT, "nvfp4").export(tmp_path / "out").path
     expected = logits(load_packed(path), input_ids)
+    trusting = {"trust_remote_code": True}
     code = {"AutoModelForCausalLM": "own_code.OwnModel"}
     reconfigure(path, lambda config: config.update(auto_map=code))
 
     model: Any = load_packed(path)
     assert not hasattr(model, "own")
     with pytest.raises(ExportError, match=r"the model code own_code\.OwnModel .* cannot be run"):
-        load_packed(path, trust_remote_code=True)
+        load_packed(path, **trusting)
 
     (path / "own_code.py").write_text(CODE)
-    model = load_packed(path, trust_remote_code=True)
+    model = load_packed(path, **trusting)
     assert model.own
     assert torch.equal(logits(model, input_ids), expected)
