@@ -1,6 +1,7 @@
 """How fast the kernels are here, beside what else could be called, in one run.
 
-Every figure is the median of repetitions that all contenders take by turns. Element-wise
+Every figure is the median of repetitions that all contenders take by turns; on a CPU with one
+thread it is processor time, so that other work on the machine hardly counts. Element-wise
 operations are compared with a copy that reads and writes as many bytes, matrix products with
 torch's own. A ratio is the baseline's time over ours: above 1 ours is faster. Goals are evaluated
 on the hardware that they are for, and nothing is said about any other.
@@ -186,7 +187,7 @@ def _measure(
     for name, contender in timed.items():
         _call_once(name, contender, device)
     able = {name: each.work for name, each in timed.items() if each.failure is None}
-    for name, seconds in take_turns(timer, able, plan).items():
+    for name, seconds in take_turns(timer, able, plan, prepared.before).items():
         timed[name].seconds = seconds
     baselines = {name: timed[name] for name in prepared.baselines}
     return [_row(case, name, timed[name], baselines, prepared, goals_of) for name in ours]

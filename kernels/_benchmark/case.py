@@ -41,6 +41,8 @@ class Prepared:
     """Read and written, each once, however often a kernel reads them."""
     operations: int = 0
     """Multiplications and additions of a matrix product; 0 of anything else."""
+    before: Work | None = None
+    """What to do, untimed, before each repetition."""
 
 
 @dataclass(frozen=True, slots=True)

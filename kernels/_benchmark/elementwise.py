@@ -12,6 +12,7 @@ from torch import Tensor
 from autoq.kernels import fp8, int4, int8, mxfp4, mxfp8, nvfp4, w4a8
 from autoq.kernels._benchmark import goals, naive
 from autoq.kernels._benchmark.case import Case, Goal, Prepared, Work
+from autoq.kernels._benchmark.timing import give_back_memory
 from autoq.kernels._packed import PackedTensor
 
 DTYPE = torch.bfloat16
@@ -191,7 +192,12 @@ def _prepare(family: _Family, name: str, rows: int, columns: int, device: torch.
     baselines = copies(moved, device)
     if name in operations.naive:
         baselines["naive"] = operations.naive[name]
-    return Prepared(getattr(operations, name), baselines, logical_bytes=moved)
+    return Prepared(
+        getattr(operations, name),
+        baselines,
+        logical_bytes=moved,
+        before=give_back_memory if device.type == "cpu" else None,
+    )
 
 
 def copies(moved: int, device: torch.device) -> dict[str, Work]:

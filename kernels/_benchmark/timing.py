@@ -27,33 +27,33 @@ class Timer(Protocol):
         ...
 
 
-# Parameters of glibc's mallopt.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+def give_back_memory() -> None:
+    """Return what is free to the system, so that large results lie in new memory.
 
-
-def fix_memory_behaviour() -> None:
-    """Let results of 16 MiB and more always lie in new memory, smaller ones in used memory.
-
-    glibc moves that border while a process runs, up to 32 MiB, and a result in new memory takes
-    twice the time or more: the kernel clears its pages. Elsewhere than on glibc nothing happens.
+    glibc does so or not depending on what was freed before, and a result in new memory takes twice
+    the time or more: its pages are cleared first. Elsewhere than on glibc nothing happens.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, 2**24)
-        mallopt(_TRIM_THRESHOLD, 2**30)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 class HostTimer:
-    """Wall time. Caches are left as they are: the tensors that are measured do not fit them."""
+    """Time on the CPU. Caches are left as they are: the tensors that matter do not fit them.
+
+    With one thread it is that thread's processor time, to which other work on the machine adds
+    little; with more threads it is wall time.
+    """
 
     def __init__(self) -> None:
-        fix_memory_behaviour()
+        one_thread = torch.get_num_threads() == 1
+        self._clock = time.thread_time if one_thread else time.perf_counter
 
     def seconds(self, work: Work) -> float:
         """See `Timer.seconds`."""
-        started = time.perf_counter()
+        started = self._clock()
         work()
-        return time.perf_counter() - started
+        return self._clock() - started
 
 
 class GpuTimer:
@@ -93,8 +93,13 @@ class Plan:
     warm_up: int = 2
 
 
-def take_turns(timer: Timer, contenders: Mapping[str, Work], plan: Plan) -> dict[str, list[float]]:
-    """Seconds of each repetition of each contender, by turns, so that all see the same machine."""
+def take_turns(
+    timer: Timer, contenders: Mapping[str, Work], plan: Plan, before: Work | None = None
+) -> dict[str, list[float]]:
+    """Seconds of each repetition of each contender, by turns, so that all see the same machine.
+
+    `before` comes before each repetition and is not timed.
+    """
     for work in contenders.values():
         for _ in range(plan.warm_up):
             work()
@@ -102,5 +107,7 @@ def take_turns(timer: Timer, contenders: Mapping[str, Work], plan: Plan) -> dict
     for turn in range(plan.repetitions):
         for name, work in contenders.items():
             if turn < plan.fewest or sum(seconds[name]) < plan.seconds:
+                if before is not None:
+                    before()
                 seconds[name].append(timer.seconds(work))
     return seconds

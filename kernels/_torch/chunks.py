@@ -78,6 +78,18 @@ def _map(rows: Tensor, out: Tensor, body: Body, done: int) -> Tensor:
     return out
 
 
+def row_amax(rows: Tensor) -> Tensor:
+    """The largest magnitude of each row of a matrix, in its dtype; NaN where there is one.
+
+    Magnitudes go to one piece of memory: freed and taken again for every piece, it would be given
+    back to the system and cleared each time.
+    """
+    step = rows_per_piece(rows)
+    scratch = torch.empty(min(step, len(rows)), rows.shape[1], dtype=rows.dtype, device=rows.device)
+    pieces = torch.split(rows, step)
+    return torch.cat([torch.abs(piece, out=scratch[: len(piece)]).amax(-1) for piece in pieces])
+
+
 def rows_per_piece(rows: Tensor) -> int:
     """How many rows of a matrix to work on at once: on a GPU all of them."""
     if rows.device.type != "cpu":

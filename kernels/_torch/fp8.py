@@ -11,7 +11,7 @@ from autoq.kernels._torch import fused
 from autoq.kernels._torch.chunks import (
     exponent_part_,
     map_rows,
-    rows_per_piece,
+    row_amax,
     scale_from_amax,
 )
 from autoq.kernels._torch.programs import Offer
@@ -92,9 +92,7 @@ def _amax(x: Tensor, scaling: Scaling) -> Tensor:
         lowest, highest = x.aminmax()
         return torch.maximum(-lowest, highest)
     rows = _rows(x, scaling)
-    rows = rows.reshape(-1, rows.shape[-1])
-    step = rows_per_piece(rows)
-    amax = torch.cat([piece.abs().amax(-1) for piece in torch.split(rows, step)])
+    amax = row_amax(rows.reshape(-1, rows.shape[-1]))
     if scaling is not Scaling.BLOCK_128X128:
         return amax
     padded = functional.pad(amax.view(len(x), -1), (0, 0, 0, -len(x) % BLOCK))

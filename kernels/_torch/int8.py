@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from autoq.kernels._torch import fused
-from autoq.kernels._torch.chunks import map_rows, rows_per_piece, scale_from_amax
+from autoq.kernels._torch.chunks import map_rows, row_amax, rows_per_piece, scale_from_amax
 from autoq.kernels._torch.programs import Offer
 
 LARGEST = 127.0
@@ -51,13 +51,8 @@ def fake_quantize(x: Tensor, scale: Tensor | None) -> Tensor:
         _round_(values).mul_(scale).add_(0.0)
 
     def operands(rows: Tensor) -> tuple[Tensor, ...]:
-        step = rows_per_piece(rows)
-        scales = []
-        for start in range(0, len(rows), step):
-            piece = slice(start, start + step)
-            own = None if given is None else given[: len(rows)][piece]
-            scales.append(_scale(rows[piece].abs().float(), own))
-        return (torch.cat(scales),)
+        amax = row_amax(rows)[:, None].float()
+        return (_scale_of(amax, None if given is None else given[: len(rows)]),)
 
     return map_rows(x, x.shape[-1], body, Offer(fused.INT8, operands))
 
@@ -90,7 +85,11 @@ def matmul(
 
 def _scale(magnitudes: Tensor, given: Tensor | None) -> Tensor:
     """Row scales [rows, 1] of float32 magnitudes [rows, K]."""
-    amax = magnitudes.amax(-1, keepdim=True)
+    return _scale_of(magnitudes.amax(-1, keepdim=True), given)
+
+
+def _scale_of(amax: Tensor, given: Tensor | None) -> Tensor:
+    """Row scales from the rows' largest magnitudes; both [rows, 1]."""
     if given is None:
         return scale_from_amax(amax, LARGEST)
     # NaN has no code: a row that holds one keeps it in its scale.

@@ -39,7 +39,6 @@ def tiny(monkeypatch):
     """No second is spent on sizes, repetitions or compiling."""
     monkeypatch.setattr(benchmark, "CPU_SIZES", TINY)
     monkeypatch.setattr(benchmark, "CPU_PLAN", QUICK)
-    monkeypatch.setattr(timing, "fix_memory_behaviour", lambda: None)
     monkeypatch.setattr(building, "_compiled", lambda call, sample: call.program.stages)
     monkeypatch.setattr(building, "_gain", lambda *_: 2.0)
     monkeypatch.delenv(compiled.POLICY_VARIABLE, raising=False)
@@ -185,11 +184,63 @@ def test_repetitions_end_with_the_time_for_them_but_not_before_the_fewest():
     assert len(take_turns(StepTimer(), {"work": lambda: None}, plan)["work"]) == 3  # 1 + 2 + 3
 
 
+def test_what_comes_before_a_repetition_is_not_timed():
+    happened = []
+    plan = Plan(repetitions=2, fewest=2, seconds=1.0, warm_up=1)
+    before = lambda: happened.append("before")
+    take_turns(StepTimer(), {"work": lambda: happened.append("work")}, plan, before)
+    assert happened == ["work", "before", "work", "before", "work"]
+
+
+def test_large_results_lie_in_new_memory():
+    timing.give_back_memory()  # at least it does no harm where there is no glibc
+    on_cpu, on_gpu = (torch.device(name) for name in ("cpu", "meta"))
+    copies = elementwise.copies(2**10, on_cpu), elementwise.copies(2**10, on_gpu)
+    assert [sorted(each) for each in copies] == [["clone", "copy"], ["copy"]]
+    case = next(iter(elementwise.cases(16, 128)))
+    assert case.prepare(on_cpu).before is timing.give_back_memory
+
+
 @pytest.mark.parametrize(
     "value, reached", [(0.79, "missed"), (0.8, "good"), (0.9, "excellent"), (None, None)]
 )
 def test_goals_are_reached_by_their_figure(value, reached):
     assert Goal("H200", "copy", 0.8, 0.9).reached(value) == reached
+
+
+def test_time_is_the_threads_own_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(timing.time, "perf_counter", iter([10.0, 12.5]).__next__)
+    monkeypatch.setattr(timing.time, "thread_time", iter([1.0, 1.25]).__next__)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert timing.HostTimer().seconds(lambda: None) == 0.25
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert timing.HostTimer().seconds(lambda: None) == 2.5
+
+
+def test_time_on_a_gpu_lies_between_events_after_a_flush(monkeypatch):
+    happened = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            happened.append("event")
+
+        def synchronize(self):
+            happened.append("wait")
+
+        def elapsed_time(self, end):
+            return 250.0  # milliseconds
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(timing, "_FLUSH_BYTES", 64)
+    timer = timing.GpuTimer(CPU)
+    monkeypatch.setattr(
+        timer, "_flush", type("Buffer", (), {"zero_": lambda self: happened.append("flush")})()
+    )
+    assert timer.seconds(lambda: happened.append("work")) == 0.25
+    assert happened == ["flush", "event", "work", "event", "wait"]
 
 
 def test_goals_hold_on_their_hardware_only(monkeypatch):
