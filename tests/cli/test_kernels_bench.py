@@ -19,6 +19,7 @@ from autoq.kernels._torch import building, compiled
 
 CPU = torch.device("cpu")
 TINY = benchmark.Sizes(tensors=[(16, 256)], products=[(3, 128, 256)])
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 QUICK = Plan(repetitions=3, fewest=3, seconds=10.0, warm_up=1)
 
 
@@ -352,6 +353,19 @@ def test_the_product_beside_which_gpus_are_measured_is_the_same_product():
     ours = fp8.matmul(fp8.quantize(x), fp8.quantize(weight), out_dtype=torch.bfloat16)
     # Both round one float32 sum to bfloat16; a sum in another order moves it by an ulp at most.
     torch.testing.assert_close(products.scaled_mm(x, weight)(), ours, rtol=2**-7, atol=2**-7)
+
+
+def test_committed_results_have_the_format_of_today_and_name_no_place():
+    files = sorted(RESULTS.glob("kernels-*.json"))
+    assert files
+    for file in files:
+        text = file.read_text()
+        document = json.loads(text)
+        assert document["benchmark"] == "autoq kernels"
+        assert document["format"] == benchmark.FORMAT
+        assert set(document["machine"]) == set(benchmark.machine(CPU))
+        assert "/" not in document["machine"]["hardware"]
+        assert "/home" not in text and "/root" not in text and "/tmp" not in text
 
 
 def test_an_unknown_prefix_is_an_input_error():
