@@ -161,7 +161,13 @@ def linear(
     if input_scale is not None:
         require_scale("input_scale", input_scale)
         input_scale = input_scale.to(x.device)
-    return _torch.linear(x.detach(), *_parts(weight), bias, input_scale, out_dtype)
+    target = triton_target(x.device)
+    if target is None:
+        return _torch.linear(x.detach(), *_parts(weight), bias, input_scale, out_dtype)
+    from autoq.kernels._launch import nvfp4_matmul as launch
+
+    operands = (x.detach(), *_parts(weight), bias, input_scale)
+    return launch.linear(*operands, out_dtype, target=target)
 
 
 def matmul(
@@ -185,7 +191,12 @@ def matmul(
     _require_packed(b, "the right operand's ")
     _require_product(a.shape, b, bias, out_dtype)
     require_same_device(a.codes, b.codes, bias)
-    return _torch.matmul(*_parts(a), *_parts(b), bias, out_dtype)
+    target = triton_target(a.codes.device)
+    if target is None:
+        return _torch.matmul(*_parts(a), *_parts(b), bias, out_dtype)
+    from autoq.kernels._launch import nvfp4_matmul as launch
+
+    return launch.matmul(*_parts(a), *_parts(b), bias, out_dtype, target=target)
 
 
 def _checked_scale(x: Tensor, global_scale: Tensor | None) -> Tensor:

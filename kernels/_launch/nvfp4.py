@@ -143,13 +143,16 @@ def _dequantize(
     return out
 
 
-def as_words(codes: Tensor, dtype: torch.dtype) -> Tensor:
-    """Bytes as words of an integer type, copied where they do not lie on its addresses."""
-    codes = codes.contiguous()
-    size = dtype.itemsize
-    if codes.storage_offset() % size or codes.data_ptr() % size:
-        codes = codes.clone()
-    return codes.view(dtype)
+def as_words(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor as words of a wider type, copied where it does not lie on addresses of those."""
+    if not tensor.numel():
+        columns = tensor.shape[-1] * tensor.element_size() // dtype.itemsize
+        return tensor.new_empty((*tensor.shape[:-1], columns), dtype=dtype)
+    tensor = tensor.contiguous()
+    offset = tensor.storage_offset() * tensor.element_size()
+    if offset % dtype.itemsize or tensor.data_ptr() % dtype.itemsize:
+        tensor = tensor.clone()
+    return tensor.view(dtype)
 
 
 def _elements_of_a_load(dtype: torch.dtype) -> int:
