@@ -11,7 +11,7 @@ from torch.nn import functional
 from autoq.kernels._mx import BLOCK, E4M3, Element, ScaleRule
 from autoq.kernels._torch import e2m1, fused
 from autoq.kernels._torch.chunks import map_rows
-from autoq.kernels._torch.fp8 import round_e4m3_
+from autoq.kernels._torch.fp8 import decode_e4m3, round_e4m3_
 from autoq.kernels._torch.programs import Offer, Program
 
 _NAN_BYTE = 255
@@ -31,7 +31,7 @@ def quantize(x: Tensor, element: Element, rule: ScaleRule) -> tuple[Tensor, Tens
 
 def dequantize(codes: Tensor, scale: Tensor, element: Element, dtype: torch.dtype) -> Tensor:
     """Values element * 2**(byte - 127)."""
-    elements = codes.float() if element is E4M3 else e2m1.decode(e2m1.unpack(codes))
+    elements = decode_e4m3(codes) if element is E4M3 else e2m1.decode_packed(codes)
     step = _decode_scale(scale.int())
     return (elements.reshape(*step.shape, BLOCK) * step[..., None]).flatten(-2).to(dtype)
 

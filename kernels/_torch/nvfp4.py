@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from autoq.kernels._torch import fused
+from autoq.kernels._torch import e2m1, fused
 from autoq.kernels._torch.chunks import exponent_part_, map_rows
 from autoq.kernels._torch.fp8 import round_e4m3_
 from autoq.kernels._torch.programs import Offer
@@ -16,17 +14,6 @@ from autoq.kernels._torch.programs import Offer
 BLOCK = 16
 _LARGEST_ELEMENT = 6.0
 _SMALLEST_BLOCK_SCALE = 2.0**-9
-_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-
-
-def _below(value: float) -> float:
-    """The float32 before `value`."""
-    return torch.nextafter(torch.tensor(value), torch.tensor(-math.inf)).item()
-
-
-# A code is the number of thresholds strictly below the magnitude; ties that go up therefore sit
-# on the float32 before them.
-_THRESHOLDS = (0.25, _below(0.75), 1.25, _below(1.75), 2.5, _below(3.5), 5.0)
 
 
 def amax(x: Tensor) -> Tensor:
@@ -44,10 +31,7 @@ def quantize(x: Tensor, global_scale: Tensor) -> tuple[Tensor, Tensor]:
     scale = _block_scale(amax, global_scale)
     scale.masked_fill_(amax / (_LARGEST_ELEMENT * global_scale) == 0, 1.0)
     values = blocks / (scale * global_scale)
-    thresholds = torch.tensor(_THRESHOLDS, device=x.device)
-    codes = torch.bucketize(values.abs(), thresholds, out_int32=True).to(torch.uint8)
-    codes.bitwise_or_((values < 0).to(torch.uint8) << 3)
-    packed = codes[:, 0::2] | codes[:, 1::2] << 4
+    packed = e2m1.pack(e2m1.encode(values))
     *leading, columns = x.shape
     return (
         packed.reshape(*leading, columns // 2),
@@ -59,9 +43,7 @@ def dequantize(
     packed: Tensor, block_scale: Tensor, global_scale: Tensor, dtype: torch.dtype
 ) -> Tensor:
     """Values e2m1 * (block scale * global scale)."""
-    table = torch.tensor([*_MAGNITUDES, *(-value for value in _MAGNITUDES)], device=packed.device)
-    codes = torch.stack((packed & 0xF, packed >> 4), dim=-1)
-    values = table[codes.int()].reshape(*block_scale.shape, BLOCK)
+    values = e2m1.decode_packed(packed).view(*block_scale.shape, BLOCK)
     step = block_scale.float() * global_scale
     return values.mul_(step[..., None]).flatten(-2).to(dtype)
 
