@@ -50,13 +50,12 @@ def linear(
 ) -> Tensor:
     """x @ weight.T + bias, `x` quantised to MXFP8 or as it is."""
     target = triton_target(x.device)
-    if target is not None and quantize_input:
-        return matmul(MXTensor(*quantize(x, E4M3, rule)), weight, bias, out_dtype)
-    # Tensor cores have no float32: such a product is rarer than it is worth a kernel.
-    if target is not None and x.dtype != torch.float32:
+    # Matrix units have no float32: such a product is rarer than it is worth a kernel.
+    if target is not None and (quantize_input or x.dtype != torch.float32):
         from autoq.kernels._launch import mx_matmul as launch
 
-        return launch.weight_only(x, weight, bias, out_dtype, target=target)
+        input_rule = rule if quantize_input else None
+        return launch.linear(x, weight, bias, input_rule, out_dtype, target=target)
     dtype = x.dtype if out_dtype == x.dtype else torch.float32
     values = fake_quantize(x, E4M3, rule) if quantize_input else x
     return _torch.product(values.to(dtype), dequantize(weight, dtype), bias, out_dtype)

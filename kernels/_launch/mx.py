@@ -39,9 +39,16 @@ def quantize(
     return codes, scale
 
 
-def fake_quantize(x: Tensor, element: Element, rule: ScaleRule, *, target: Target) -> Tensor:
-    """What is left of `x` [..., K], in its dtype."""
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+def fake_quantize(
+    x: Tensor,
+    element: Element,
+    rule: ScaleRule,
+    dtype: torch.dtype | None = None,
+    *,
+    target: Target,
+) -> Tensor:
+    """What is left of `x` [..., K], in `dtype` or its own."""
+    out = torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device)
     if x.numel():
         blocks = x.numel() // BLOCK
         with on_device_of(x):

@@ -22,7 +22,8 @@ class Kernel(StrEnum):
     GROUPED = "grouped"
     """Matrix units for FP8, scales applied to the sum of each block of 32."""
     UPCAST = "upcast"
-    """Matrix units for 16-bit numbers, fed with dequantised values."""
+    """Matrix units for 16-bit numbers: the input's values are bfloat16, if it is quantised, and the
+    weight's are made of its codes on the way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ def variant(target: Target, m: int, n: int, k: int, a: Element | None, b: Elemen
         return Variant(Kernel.UPCAST, f"{target.name} has no matrix units for E2M1")
     if m <= DECODE_ROWS:
         # Blocks of 32 are loads of 16 or 32 bytes, which waste memory transactions.
-        return Variant(Kernel.UPCAST, f"with {m} rows reading the weight takes all the time")
+        return Variant(Kernel.UPCAST, "with few rows reading the weight takes all the time")
     return Variant(
         Kernel.GROUPED,
         f"{target.name} has matrix units for E4M3, but none that take scales",
