@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -12,59 +13,63 @@ from triton.runtime import JITFunction
 
 from autoq.kernels import _jit
 from autoq.kernels._compile_cases import compile_cases
+from autoq.kernels._compile_cases.case import CompileCase
 from autoq.kernels.ahead_of_time import launched_kernels
 from autoq.kernels.compile_check import check, contractions
-from autoq.kernels.targets import TARGETS
-
-CASES = compile_cases()
+from autoq.kernels.targets import TARGETS, Target
 
 # These promise bits, so the compiler must have no choice in them. Matrix products do not: their
 # sums are in an order that the hardware chooses.
 EXACT = ("quantize", "dequantize", "fake_quantize")
 
 
-def _launches(cases) -> list:
-    """Cases with targets; all but an operation's first for a target are marked slow."""
-    seen, launches = set(), []
-    for case in cases:
-        for target in case.targets:
-            first = (case.operation, target) not in seen
-            seen.add((case.operation, target))
-            launches.append(
-                pytest.param(
-                    case,
-                    TARGETS[target],
-                    id=f"{case.name} for {target}",
-                    marks=() if first else pytest.mark.slow,
-                )
-            )
-    return launches
+@dataclass(frozen=True)
+class Launch:
+    """A case for one target, and the kernels that it starts there."""
+
+    case: CompileCase
+    target: Target
+    kernels: tuple[str, ...]
 
 
-@pytest.mark.parametrize(("case", "target"), _launches(CASES))
-def test_launch_compiles_as_it_must(case, target):
-    assert not check(case, target).failures
+def _launch(case: CompileCase, target: Target) -> Launch:
+    return Launch(case, target, tuple(launched_kernels(target, partial(case.launch, target))))
+
+
+LAUNCHES = [_launch(case, TARGETS[name]) for case in compile_cases() for name in case.targets]
+
+
+def _parameters(launches: Iterable[Launch]) -> list:
+    """The launches; all but the first of the same kernels for a target are marked slow."""
+    seen, parameters = set(), []
+    for launch in launches:
+        key = (launch.target.name, launch.kernels)
+        marks = [pytest.mark.slow] if key in seen else []
+        seen.add(key)
+        name = f"{launch.case.name} for {launch.target.name}"
+        parameters.append(pytest.param(launch, id=name, marks=marks))
+    return parameters
+
+
+@pytest.mark.parametrize("launch", _parameters(LAUNCHES))
+def test_launch_compiles_as_it_must(launch):
+    assert not check(launch.case, launch.target).failures
 
 
 @pytest.mark.parametrize(
-    ("case", "target"),
-    _launches(
-        replace(case, targets=("sm_90",))
-        for case in CASES
-        if case.operation.partition(".")[2] in EXACT and "sm_90" in case.targets
+    "launch",
+    _parameters(
+        launch
+        for launch in LAUNCHES
+        if launch.target.name == "sm_90" and launch.case.operation.partition(".")[2] in EXACT
     ),
 )
-def test_no_product_and_sum_are_fused_where_bits_are_promised(case, target):
-    assert not contractions(case, target)
+def test_no_product_and_sum_are_fused_where_bits_are_promised(launch):
+    assert not contractions(launch.case, launch.target)
 
 
 def test_every_kernel_is_launched_by_a_case():
-    launched = {
-        kernel
-        for case in CASES
-        for name in case.targets
-        for kernel in launched_kernels(TARGETS[name], partial(case.launch, TARGETS[name]))
-    }
+    launched = {kernel for launch in LAUNCHES for kernel in launch.kernels}
     assert sorted(_public_kernels() - launched) == []
 
 
