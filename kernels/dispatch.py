@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
+from typing import Protocol, TypeAlias
 
 import torch
 
@@ -40,8 +41,20 @@ class Answer:
     operation: str
     """`fp8.linear` is `autoq.kernels.fp8.linear`."""
     rows: str
-    """Of which products it is said: "16", "4096"; empty where it holds for all tensors."""
+    """Of products with how many rows it is said; empty where it holds for all."""
     choice: Choice
+
+
+class _Variant(Protocol):
+    """What the launch modules of matrix products answer."""
+
+    @property
+    def kernel(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+
+
+_Answer: TypeAlias = Callable[[Target, int], str]
 
 
 def choose(device: torch.device) -> Choice:
@@ -76,7 +89,7 @@ def compiled_choices() -> dict[str, Choice]:
 def answers(where: torch.device | Target) -> list[Answer]:
     """What every operation takes on a device, or would on a GPU that is not here.
 
-    Sizes of products stand for all: 16 rows for decoding and 4096 for prefill, of 4096 x 4096.
+    Some kernels are chosen by size; two products stand for all, one with 16 rows, one with 4096.
     """
     return [answer for operation in OPERATIONS for answer in _answers(operation, where)]
 
@@ -90,6 +103,12 @@ _FAMILIES = {
     "int4": ("group_scale", *_ELEMENTWISE, "linear"),
     "w4a8": ("tensor_scale", *_ELEMENTWISE, "linear"),
     "int8": (*_ELEMENTWISE, "matmul", "linear"),
+    "scoring": (
+        "fake_quantize_with_statistics",
+        "input_statistics",
+        "project",
+        "project_weight",
+    ),
 }
 OPERATIONS = tuple(f"{family}.{name}" for family, names in _FAMILIES.items() for name in names)
 """What the families offer, and this module answers for."""
@@ -99,7 +118,7 @@ _WITHOUT_KERNELS = {
 }
 """Operation -> why it is torch everywhere."""
 
-_COMPILED_ON_CPUS = tuple(f"{family}.fake_quantize" for family in ("fp8", "nvfp4", "int4", "w4a8"))
+_COMPILED_ON_CPUS = tuple(f"{family}.fake_quantize" for family in _FAMILIES)
 
 
 def _answers(operation: str, where: torch.device | Target) -> list[Answer]:
@@ -115,13 +134,14 @@ def _answers(operation: str, where: torch.device | Target) -> list[Answer]:
     variant = _variants().get(operation)
     if variant is None:
         return [Answer(operation=operation, rows="", choice=choice)]
+    said = {str(rows): variant(target, rows) for rows in _ROWS}
+    if len(set(said.values())) == 1:
+        said = {"": next(iter(said.values()))}
     return [
         Answer(
-            operation=operation,
-            rows=str(rows),
-            choice=Choice(Implementation.TRITON, variant(target, rows)),
+            operation=operation, rows=rows, choice=Choice(Implementation.TRITON, kernel_and_reason)
         )
-        for rows in (16, 4096)
+        for rows, kernel_and_reason in said.items()
     ]
 
 
@@ -133,23 +153,36 @@ def _compiled_reason() -> str:
     return f"large tensors take compiled loops {when} ({compiled.POLICY_VARIABLE}={asked})"
 
 
-def _variants() -> dict[str, Callable[[Target, int], str]]:
-    """Operation -> which of its kernels a product of so many rows takes on a target, and why."""
-    from autoq.kernels._launch import mx_variant
-    from autoq.kernels._mx import E2M1, E4M3, Element
+# The products that answers are given for: decoding and prefill, with a weight of 4096 x 4096.
+_ROWS = (16, 4096)
+_N = _K = 4096
 
-    def mx(left: Element, right: Element) -> Callable[[Target, int], str]:
+
+def _variants() -> dict[str, _Answer]:
+    """Operation -> which of its kernels a product of so many rows takes on a target, and why."""
+    from autoq.kernels._launch import fp8_matmul, mx_variant, nvfp4_variant
+    from autoq.kernels._mx import E2M1, E4M3
+    from autoq.kernels._scaling import Scaling
+
+    def said(variant: Callable[..., _Variant], *arguments: object, **named: object) -> _Answer:
         def answer(target: Target, rows: int) -> str:
-            found = mx_variant.variant(target, rows, 4096, 4096, left, right)
+            found = variant(target, rows, _N, _K, *arguments, **named)
             return f"{found.kernel}: {found.reason}"
 
         return answer
 
+    fp8 = said(fp8_matmul.variant, scaling=Scaling.ROW, out_dtype=torch.bfloat16)
+    nvfp4 = said(nvfp4_variant.variant, quantized_input=True)
+    mxfp8 = said(mx_variant.variant, E4M3, E4M3)
     return {
-        "mxfp8.matmul": mx(E4M3, E4M3),
-        "mxfp8.linear": mx(E4M3, E4M3),
-        "mxfp4.matmul": mx(E2M1, E2M1),
-        "mxfp4.linear": mx(E4M3, E2M1),
+        "fp8.matmul": fp8,
+        "fp8.linear": fp8,
+        "nvfp4.matmul": nvfp4,
+        "nvfp4.linear": nvfp4,
+        "mxfp8.matmul": mxfp8,
+        "mxfp8.linear": mxfp8,
+        "mxfp4.matmul": said(mx_variant.variant, E2M1, E2M1),
+        "mxfp4.linear": said(mx_variant.variant, E4M3, E2M1),
     }
 
 

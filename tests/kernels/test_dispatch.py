@@ -16,6 +16,13 @@ GPU = torch.device("cuda:0")
 # Launched on behalf of several operations.
 SHARED = {"split_k.reduce"}
 
+# Operations that launch another's kernels; cases carry the other's name.
+MADE_OF = {
+    "fp8.linear": "fp8.matmul",
+    "int8.linear": "int8.matmul",
+    "w4a8.quantize": "int4.quantize",
+}
+
 
 @pytest.fixture
 def gpu(monkeypatch):
@@ -79,6 +86,18 @@ def test_answers_for_the_cpu_name_torch_and_what_is_compiled(monkeypatch):
 def test_answers_for_a_gpu_are_those_for_its_target(gpu):
     gpu(TARGETS["sm_90"])
     assert answers(GPU) == answers(TARGETS["sm_90"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="triton is for Linux")
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_takes_triton_is_compiled_for_the_target(target):
+    from autoq.kernels._compile_cases import compile_cases
+
+    cases = {case.operation for case in compile_cases() if target in case.targets}
+    for answer in answers(TARGETS[target]):
+        if answer.choice.implementation is Implementation.TRITON:
+            parts = {answer.operation, MADE_OF.get(answer.operation)}
+            assert parts & cases, f"no compile case for {answer.operation}"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="triton is for Linux")
