@@ -156,20 +156,11 @@ def test_cut_along_k(split, kind, device):
     _assert_close(wide, x, _values(weight), bias)
 
 
-def test_few_rows_are_cut_along_k_and_many_are_not(device, monkeypatch):
-    cut = []
-    monkeypatch.setattr(
-        launch.split_k, "reduce", lambda partial, *_, **__: cut.append(len(partial))
-    )
-    weight = nvfp4.NVFP4Tensor(
-        torch.zeros(16, 1024, dtype=torch.uint8, device=device),
-        torch.zeros(16, 128, device=device).to(torch.float8_e4m3fn),
-        torch.ones((), device=device),
-    )
-    for rows in (1, 65):
-        x = torch.zeros(rows, 2048, dtype=torch.bfloat16, device=device)
-        launch.linear(x, *_parts(weight), None, None, x.dtype, target=TARGETS["sm_90"])
-    assert cut == [4]
+def test_few_rows_are_cut_along_k_and_many_are_not():
+    listed = [Tile(16, 128, 128, 4, 4), Tile(16, 64, 128, 4, 4)]
+    for rows, parts in ((1, 64), (64, 8), (65, 1)):
+        operands = torch.empty(rows, 16384, device="meta"), torch.empty(128, 2048, device="meta")
+        assert {tile.split_k for tile in launch._choices(None, listed, operands)} == {parts}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
