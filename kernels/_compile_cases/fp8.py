@@ -55,6 +55,7 @@ def _cases_of(scaling: Scaling, dtype: torch.dtype, place: str = "") -> list[Com
             variant=f"{name}, {'given' if given else 'own'} scales",
             launch=partial(launch, scaling, given, dtype, shape),
             instructions=_CONVERTS,
+            allowed_spill_bytes={("sm_120", "3.6"): 8} if "unaligned" in place else {},
         )
         for operation, launch in (("quantize", _quantize), ("fake_quantize", _fake_quantize))
         for given in (False, True)

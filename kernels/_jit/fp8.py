@@ -11,42 +11,66 @@ import triton.language as tl
 from autoq.kernels._jit.rounding import (
     decode_e4m3,
     divide,
+    divide_narrow,
     encode_e4m3,
     magnitude_bits,
     round_e4m3,
     scale_from_amax,
     shared_divisor,
+    shared_reciprocal,
     sign_bit,
+    with_sign,
 )
 
 
 @triton.jit
 def _places_of(groups, columns, blocks, group_count, BLOCK: tl.constexpr):
     """(offsets [groups, BLOCK] in the tensor, which of them are inside)."""
-    column = (groups % blocks * BLOCK)[:, None] + tl.arange(0, BLOCK)[None, :]
-    offsets = (groups // blocks * columns)[:, None] + column
+    start = (groups % blocks).to(tl.int64) * BLOCK
+    column = start[:, None] + tl.arange(0, BLOCK)[None, :]
+    offsets = ((groups // blocks).to(tl.int64) * columns)[:, None] + column
     return offsets, (groups < group_count)[:, None] & (column < columns)
 
 
 @triton.jit
-def fake_quantized(x, scale, HARDWARE: tl.constexpr):
+def _quotient(x, scale, NARROW: tl.constexpr):
+    """|x| / scale; NARROW says that x has 11 significant bits at most."""
+    if NARROW:
+        power, high, low = shared_reciprocal(scale)
+        quotient = divide_narrow(tl.abs(x), power, high, low)
+    else:
+        power, normal, reciprocal = shared_divisor(scale)
+        quotient = divide(tl.abs(x), power, normal, reciprocal)
+    return quotient
+
+
+@triton.jit
+def fake_quantized(x, scale, HARDWARE: tl.constexpr, NARROW: tl.constexpr = False):
     """What is left of float32 x under `scale`, which broadcasts to it."""
-    power, normal, reciprocal = shared_divisor(scale)
-    value = round_e4m3(divide(tl.abs(x), power, normal, reciprocal), HARDWARE)
-    signed = value.to(tl.uint32, bitcast=True) | (sign_bit(x) << 24)
-    return signed.to(tl.float32, bitcast=True) * scale
+    quotient = _quotient(x, scale, NARROW)
+    if HARDWARE:
+        # The conversion saturates.
+        value = with_sign(quotient, x).to(tl.float8e4nv).to(tl.float32)
+    else:
+        value = with_sign(round_e4m3(quotient, HARDWARE), x)
+    return value * scale
 
 
 @triton.jit
 def _store(out_ptr, offsets, inside, x, scale, FAKE: tl.constexpr, HARDWARE: tl.constexpr):
-    """Store the codes of float32 x under `scale`; with FAKE what they stand for."""
+    """Store the codes of x under `scale`, in the dtype it was loaded; with FAKE their values."""
+    NARROW: tl.constexpr = x.dtype.primitive_bitwidth == 16
+    x = x.to(tl.float32)
     if FAKE:
-        value = fake_quantized(x, scale, HARDWARE)
+        value = fake_quantized(x, scale, HARDWARE, NARROW)
         tl.store(out_ptr + offsets, value.to(out_ptr.dtype.element_ty), mask=inside)
     else:
-        power, normal, reciprocal = shared_divisor(scale)
-        code = encode_e4m3(divide(tl.abs(x), power, normal, reciprocal), HARDWARE) | sign_bit(x)
-        tl.store(out_ptr + offsets, code.to(tl.uint8), mask=inside)
+        quotient = _quotient(x, scale, NARROW)
+        if HARDWARE:
+            code = with_sign(quotient, x).to(tl.float8e4nv).to(tl.uint8, bitcast=True)
+        else:
+            code = (encode_e4m3(quotient, HARDWARE) | sign_bit(x)).to(tl.uint8)
+        tl.store(out_ptr + offsets, code, mask=inside)
 
 
 @triton.jit
@@ -61,7 +85,7 @@ def _group_scales(
 ):
     """The given scales of `groups`."""
     row, block = groups // blocks, groups % blocks
-    places = row // ROWS_PER_SCALE * row_stride + block * block_stride
+    places = (row // ROWS_PER_SCALE).to(tl.int64) * row_stride + block * block_stride
     return tl.load(given_scale_ptr + places, mask=inside, other=1.0)
 
 
@@ -86,12 +110,13 @@ def quantize_groups_kernel(
 
     Null pointers: no given scales; scales are not asked for; codes are not asked for.
     """
-    groups = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
+    groups = tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)
     offsets, inside = _places_of(groups, columns, blocks, group_count, BLOCK)
-    x = tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + offsets, mask=inside, other=0.0)
     real = groups < group_count
     if given_scale_ptr is None:
-        amax = tl.max(magnitude_bits(x), axis=1).to(tl.float32, bitcast=True)
+        bits = magnitude_bits(x.to(tl.float32))
+        amax = tl.max(bits, axis=1).to(tl.float32, bitcast=True)
         scale = scale_from_amax(amax, 448.0)
     else:
         scale = _group_scales(
@@ -135,7 +160,7 @@ def quantize_long_rows_kernel(
         for start in range(0, columns, BLOCK):
             column = start + lane
             offsets, inside = row * columns + column, column < columns
-            x = tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+            x = tl.load(x_ptr + offsets, mask=inside, other=0.0)
             _store(out_ptr, offsets, inside, x, scale, FAKE, HARDWARE)
 
 
@@ -155,8 +180,9 @@ def quantize_squares_kernel(
     row = (square // blocks).to(tl.int64) * SIDE + tl.arange(0, SIDE)[:, None]
     column = square % blocks * SIDE + tl.arange(0, SIDE)[None, :]
     offsets, inside = row * columns + column, (row < rows) & (column < columns)
-    x = tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
-    amax = tl.max(tl.max(magnitude_bits(x), axis=1), axis=0).to(tl.float32, bitcast=True)
+    x = tl.load(x_ptr + offsets, mask=inside, other=0.0)
+    bits = magnitude_bits(x.to(tl.float32))
+    amax = tl.max(tl.max(bits, axis=1), axis=0).to(tl.float32, bitcast=True)
     scale = scale_from_amax(amax, 448.0)
     if scale_ptr is not None:
         tl.store(scale_ptr + square, scale)
@@ -201,7 +227,7 @@ def dequantize_kernel(
     HARDWARE: tl.constexpr,
 ):
     """Values code * scale of GROUPS groups."""
-    groups = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
+    groups = tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)
     offsets, inside = _places_of(groups, columns, blocks, group_count, BLOCK)
     code = tl.load(codes_ptr + offsets, mask=inside, other=0)
     scale = _group_scales(

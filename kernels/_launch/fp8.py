@@ -115,6 +115,9 @@ def _groups_of(shape: torch.Size, scaling: Scaling, *, whole_rows: bool = False)
     elif scaling is Scaling.ROW:
         longest = _LONGEST_ROW if whole_rows else _ELEMENTS
         block, strides = min(longest, _power_of_two(columns)), (1, 0)
+    elif scaling is Scaling.BLOCK_1X128 and columns % BLOCK == 0:
+        # Blocks are rows of a narrower tensor.
+        block, columns, strides = BLOCK, BLOCK, (1, 0)
     else:
         block, strides = BLOCK, (blocks_of(columns, BLOCK), 1)
     blocks = blocks_of(columns, block)

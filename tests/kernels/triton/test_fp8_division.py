@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -67,13 +68,14 @@ def _every_magnitude() -> Tensor:
 
 def _check(x: Tensor, scale: Tensor, target, device, assert_same_bits) -> None:
     """Codes and values of rows under given scales, against division, cast and product of torch."""
+    dtype = x.dtype
     codes, _ = launch.quantize(x.to(device), scale.to(device), Scaling.ROW, target=target)
     values = launch.fake_quantize(x.to(device), scale.to(device), Scaling.ROW, target=target)
-    expected = (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn)
+    expected = (x.float() / scale).clamp(-448, 448).to(torch.float8_e4m3fn)
     number = ~(expected.isnan())
     assert_same_bits(codes.cpu()[number], expected[number])
     assert codes.cpu()[~number].isnan().all()
-    products = expected.float() * scale
+    products = (expected.float() * scale).to(dtype)
     assert_same_bits(values.cpu()[~products.isnan()], products[~products.isnan()])
     assert values.cpu()[products.isnan()].isnan().all()
 
@@ -90,3 +92,91 @@ def test_every_magnitude_under_extreme_scales(target, device, assert_same_bits):
     x = _every_magnitude()
     scale = torch.tensor([*EXTREME_SCALES, math.inf, math.nan])[:, None]
     _check(x.expand(len(scale), -1), scale, target, device, assert_same_bits)
+
+
+def _threshold_ends() -> list[tuple[int, int]]:
+    """(end, exponent): end * 2**exponent are the ends of the intervals that float32 rounds to
+    thresholds of E4M3, half a last bit from odd numbers below 32."""
+    ends = []
+    for threshold in range(1, 32, 2):
+        for side in (-1, 1):
+            exponent = threshold.bit_length() - 25 - (side < 0 and threshold == 1)
+            ends.append(((threshold << -exponent) + side, exponent))
+    return ends
+
+
+def _nearest(mantissas: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of `bits` bits for which x / scale comes closest to another E4M3 rounding: below and
+    above the products of scales and ends.
+
+    Args:
+        mantissas: of the scales in [1, 2), integers from 2**23 to 2**24 - 1.
+
+    Returns:
+        x float64 [scales, places], exact, and the relative distances.
+    """
+    numbers, distances = [], []
+    for end, exponent in _threshold_ends():
+        product = mantissas * end  # below 2**50, exact
+        last_bit = np.frexp(product.astype(np.float64))[1] - bits
+        below = product >> last_bit << last_bit
+        for x in (below, below + (np.int64(1) << last_bit)):
+            numbers.append(x * 2.0 ** (exponent - 23))
+            distances.append(np.abs(x - product) / product)
+    return np.stack(numbers, 1), np.stack(distances, 1)
+
+
+def _mantissas(count: int) -> np.ndarray:
+    random = np.random.default_rng(7).integers(2**23, 2**24, count)
+    return np.concatenate([[2**23, 2**23 + 1, 2**24 - 2, 2**24 - 1], random])
+
+
+@pytest.mark.parametrize("bits", [8, 11])
+def test_no_narrow_quotient_is_near_the_end_of_a_threshold(bits):
+    """The premise of divide_narrow, whose error is 2**-46; no scale at all gives less than 2**-36
+    to thresholds of 5 bits, which takes minutes to count."""
+    _, distances = _nearest(_mantissas(2**16), bits)
+    assert distances[3].min() == pytest.approx(2.0**-48)  # a power of two over 2 - 2**-23
+    assert np.delete(distances, 3, axis=0).min() > 2.0**-36
+
+
+@every_rounding
+@pytest.mark.parametrize(("dtype", "bits"), [(torch.float16, 11), (torch.bfloat16, 8)], ids=str)
+def test_narrow_quotients_nearest_to_thresholds(bits, dtype, target, device, assert_same_bits):
+    """Under the scales that bring them closest, of many; one multiplication would not do there."""
+    mantissas = _mantissas(2**18)
+    _, distances = _nearest(mantissas, bits)
+    mantissas = np.concatenate([mantissas[:4], mantissas[distances.argmin(axis=0)]])
+    numbers, _ = _nearest(mantissas, bits)
+    for exponent in (-10, 3):  # odd numbers times 2**-10 are the thresholds of subnormal codes
+        x = torch.from_numpy(numbers * 2.0**exponent)
+        assert torch.equal(x.to(dtype).double(), x), "the numbers must be exact"
+        scale = torch.from_numpy(mantissas * 2.0**-23).float()[:, None]
+        _check(x.to(dtype), scale, target, device, assert_same_bits)
+
+
+def _hardest() -> tuple[list[float], list[float]]:
+    """Float32 x and scales with quotients within 32 * 2**-49 of the end of a threshold.
+
+    x * 2**shift = scale * end - miss in integers, so scale = miss / end modulo 2**shift.
+    """
+    numbers, scales = [], []
+    for end, exponent in _threshold_ends():
+        for shift in (end.bit_length() - 1, end.bit_length()):
+            for miss in range(-31, 32, 2):
+                scale = miss * pow(end, -1, 2**shift) % 2**shift
+                product = scale * end - miss
+                if 2**23 <= scale < 2**24 and product.bit_length() == shift + 24:
+                    numbers.append(product * 2.0 ** (exponent - 23))
+                    scales.append(scale * 2.0**-23)
+    return numbers, scales
+
+
+@every_rounding
+def test_hardest_float32_quotients(target, device, assert_same_bits):
+    numbers, scales = _hardest()
+    assert len(numbers) > 300
+    x, scale = torch.tensor(numbers, dtype=torch.float64), torch.tensor(scales)[:, None]
+    assert torch.equal(x.float().double(), x), "the numbers must be exact"
+    for exponent in (-10, 3):
+        _check((x * 2.0**exponent).float()[:, None], scale, target, device, assert_same_bits)
