@@ -74,7 +74,12 @@ def _accumulation(target, device, *product) -> float:
 
 @PAIRS
 @pytest.mark.parametrize("name", WAYS)
-@pytest.mark.parametrize(("m", "n", "k"), [(3, 70, 544), (37, 33, 96), (131, 70, 224)], ids=str)
+@pytest.mark.parametrize(
+    ("m", "n", "k"),
+    # With tails of K, and tiles that divide it.
+    [(3, 70, 544), (37, 33, 96), (131, 70, 224), (5, 40, 512), (70, 40, 256)],
+    ids=str,
+)
 def test_packed_operands(m, n, k, name, a_element, b_element, device):
     target = _own(device, name)
     a, b = _pack(_values(m, k, 1, device), a_element), _pack(_values(n, k, 2, device), b_element)
@@ -107,7 +112,7 @@ def test_any_tile_gives_the_product(tile, name, a_element, b_element, device):
 @WEIGHTS
 @HALVES
 @pytest.mark.parametrize("name", ["sm_80", "sm_90"])  # E4M3 by integers, and by the hardware
-@pytest.mark.parametrize(("m", "n", "k"), [(1, 70, 544), (20, 33, 96), (130, 70, 64)], ids=str)
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 70, 512), (20, 33, 96), (130, 70, 64)], ids=str)
 def test_inputs_as_they_are(m, n, k, name, dtype, element, device):
     target = _own(device, name) if device.type == "cpu" else target_of(device)
     x = _values(m, k, 6, device).to(dtype)
