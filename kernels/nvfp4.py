@@ -1,10 +1,13 @@
 """NVFP4: E2M1 values, an E4M3 scale per 16 of them, a float32 scale per tensor.
 
 A value is e2m1(code) * (e4m3(block scale) * global scale), blocks along the last dimension. All
-arithmetic is float32; rounding is to nearest, ties to even, saturating at 6.
+arithmetic is float32; rounding is to nearest, ties to even, saturating at 6. -0.0 becomes code 0;
+a negative value that rounds to zero keeps its sign, unless float32 makes its quotient by the scale
+zero before.
 
-Infinity saturates, and a block with a NaN in it becomes NaN altogether; neither is looked for,
-because that costs a pass: whoever knows the layer's name checks and reports them.
+Infinity saturates, and a block with a NaN in it becomes NaN altogether: its scale is NaN, its codes
+are 7. Neither is looked for, because that costs a pass: whoever knows the layer's name checks and
+reports them.
 Source: the recipe of the NVFP4 checkpoints that vLLM, SGLang and TensorRT-LLM load.
 """
 
@@ -148,7 +151,9 @@ def linear(
 
     Returns:
         [..., N]. On CPUs bit for bit `functional.linear` of what `fake_quantize` and `dequantize`
-        return in the dtype of `x`. No gradient flows through it.
+        return in the dtype of `x`. Triton kernels multiply what is not rounded to that dtype:
+        e2m1 * e4m3, exactly, summed in float32 and multiplied by the global scales; float32 `x`
+        keeps all its bits. No gradient flows through it.
 
     Raises:
         InputError: a dtype, shape or scale is not as above.

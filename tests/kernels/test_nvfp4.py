@@ -183,8 +183,20 @@ def test_nan_spoils_its_block_only():
     result = nvfp4.fake_quantize(x, torch.tensor(0.01))
     spoiled = result.isnan()
     assert spoiled[0, :16].all() and spoiled.sum() == 16
-    again = nvfp4.dequantize(nvfp4.quantize(x, torch.tensor(0.01)))
-    assert torch.equal(again.isnan(), spoiled)
+    x[0, 4] = -1.0
+    packed = nvfp4.quantize(x, torch.tensor(0.01))
+    assert torch.equal(nvfp4.dequantize(packed).isnan(), spoiled)
+    assert packed.codes[0, :8].tolist() == [0x77] * 8
+    codes, block_scale = reference.quantize(x, torch.tensor(0.01))
+    assert torch.equal(packed.codes, codes)
+    assert _scale_bytes(packed) == block_scale.view(torch.uint8).flatten().tolist()
+
+
+def test_a_quotient_that_float32_makes_zero_loses_its_sign():
+    block = torch.tensor([12.0, -(2.0**-149), -(2.0**-148)] + [0.0] * 13)  # the scale is 2
+    for codes in (nvfp4.quantize(block, ONE).codes, reference.quantize(block, ONE)[0]):
+        assert _codes(_packed(codes, _scales(1)))[1:3] == [0, 8]
+    assert nvfp4.fake_quantize(block, ONE)[1:3].signbit().tolist() == [False, True]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
