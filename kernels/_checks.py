@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from enum import StrEnum
 
 import torch
 from torch import Tensor
@@ -88,7 +89,18 @@ def require_bias(bias: Tensor | None, out_features: int) -> None:
     """Refuse a bias that is not a floating vector of one number per output."""
     if bias is not None:
         require_dtype("bias", bias, *FLOAT_DTYPES)
-        require_shape("bias", bias, (out_features,))
+        if tuple(bias.shape) != (out_features,):
+            raise InputError(
+                f"bias must have shape {(out_features,)}, got {tuple(bias.shape)}; "
+                "give one number per row of the weight"
+            )
+
+
+def require_member(name: str, value: object, kind: type[StrEnum]) -> None:
+    """Refuse what is not a member of an enumeration: the name of one would pass for another."""
+    if not isinstance(value, kind):
+        known = " or ".join(f"{kind.__name__}.{member.name}" for member in kind)
+        raise InputError(f"{name} must be {known}, got {value!r}; choose one")
 
 
 def require_same_device(*tensors: Tensor | None) -> None:

@@ -19,6 +19,7 @@ from autoq.kernels._checks import (
     require_bias,
     require_dtype,
     require_float,
+    require_member,
     require_same_device,
     require_shape,
 )
@@ -99,6 +100,11 @@ def require_packed(name: str, packed: MXTensor, *elements: Element) -> None:
         f"the block scale of {name}", block_scale, (*codes.shape[:-1], packed.shape[-1] // BLOCK)
     )
     require_same_device(codes, block_scale)
+
+
+def require_rule(rule: ScaleRule) -> None:
+    """Refuse what is no rule for scales."""
+    require_member("rule", rule, ScaleRule)
 
 
 def require_result(dtype: torch.dtype) -> None:

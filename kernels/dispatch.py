@@ -16,7 +16,7 @@ from autoq.kernels.targets import Target, target_of
 
 
 class Implementation(StrEnum):
-    """A body that an operation can take; all give the same bits."""
+    """A body that an operation can take; all but matrix products give the same bits."""
 
     TORCH = "torch"
     """Vectorised torch: any device."""

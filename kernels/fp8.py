@@ -25,6 +25,7 @@ from autoq.kernels._checks import (
     require_dtype,
     require_float,
     require_matrix,
+    require_member,
     require_same_device,
     require_scale,
     require_scales,
@@ -264,6 +265,7 @@ def _checked_scale(x: Tensor, scale: Tensor | None, scaling: Scaling) -> Tensor 
 
 def _require_operand(x: Tensor, scaling: Scaling) -> None:
     require_float("x", x)
+    require_member("scaling", scaling, Scaling)
     if scaling is Scaling.BLOCK_128X128:
         require_matrix("x", x)
 

@@ -32,6 +32,7 @@ from autoq.kernels._mx import (
     require_packed,
     require_product,
     require_result,
+    require_rule,
 )
 from autoq.kernels.mxfp8 import MXFP8Tensor
 
@@ -64,6 +65,7 @@ def quantize(x: Tensor, rule: ScaleRule = ScaleRule.OCP) -> MXFP4Tensor:
         InputError: the dtype or shape of `x` is not as above.
     """
     require_blocks(x)
+    require_rule(rule)
     return MXFP4Tensor(*_bodies.quantize(x.detach(), E2M1, rule))
 
 
@@ -88,6 +90,7 @@ def fake_quantize(x: Tensor, rule: ScaleRule = ScaleRule.OCP) -> Tensor:
     Args and errors are those of `quantize`. No gradient flows through the result.
     """
     require_blocks(x)
+    require_rule(rule)
     return _bodies.fake_quantize(x.detach(), E2M1, rule)
 
 
@@ -118,6 +121,7 @@ def linear(
         InputError: a dtype, shape or device is not as above.
     """
     require_float("x", x)
+    require_rule(rule)
     require_packed("weight", weight, E2M1)
     require_product(tuple(x.shape), x.device, weight, bias)
     out_dtype = x.dtype if out_dtype is None else out_dtype

@@ -31,6 +31,7 @@ from autoq.kernels._mx import (
     require_packed,
     require_product,
     require_result,
+    require_rule,
 )
 
 __all__ = [
@@ -61,6 +62,7 @@ def quantize(x: Tensor, rule: ScaleRule = ScaleRule.OCP) -> MXFP8Tensor:
         InputError: the dtype or shape of `x` is not as above.
     """
     require_blocks(x)
+    require_rule(rule)
     return MXFP8Tensor(*_bodies.quantize(x.detach(), E4M3, rule))
 
 
@@ -85,6 +87,7 @@ def fake_quantize(x: Tensor, rule: ScaleRule = ScaleRule.OCP) -> Tensor:
     Args and errors are those of `quantize`. No gradient flows through the result.
     """
     require_blocks(x)
+    require_rule(rule)
     return _bodies.fake_quantize(x.detach(), E4M3, rule)
 
 
@@ -115,6 +118,7 @@ def linear(
         InputError: a dtype, shape or device is not as above.
     """
     require_float("x", x)
+    require_rule(rule)
     require_packed("weight", weight, E4M3)
     require_product(tuple(x.shape), x.device, weight, bias)
     out_dtype = x.dtype if out_dtype is None else out_dtype

@@ -18,6 +18,7 @@ from autoq.kernels._checks import (
     require_dtype,
     require_float,
     require_matrix,
+    require_member,
     require_multiple,
     require_same_device,
     require_scale,
@@ -192,6 +193,7 @@ def _checked_scale(
     name: str, matrix: Tensor, scheme: Scheme, scale: Tensor | None
 ) -> Tensor | None:
     """The scale that `scheme` takes, on the device of `matrix`; None where rows have their own."""
+    require_member("scheme", scheme, Scheme)
     if scheme is Scheme.NVFP4:
         require_multiple(f"the last dimension of {name}", matrix.shape[-1], nvfp4.BLOCK)
     if scheme is Scheme.FP8_ROW:

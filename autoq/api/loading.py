@@ -76,7 +76,7 @@ def generate(
         "text" (the prompt included, where the model goes on from it), "new_tokens", "seconds",
         "weight_bytes" of the model in memory, "device", and what was given.
     Raises:
-        InputError: the model does not generate text, or the prompt is empty or too long; and what
+        InputError: the model does not generate text, or the prompt has no token or too many; and what
             `load` raises.
         ModelError: the folder has no tokenizer.
     """

@@ -67,13 +67,11 @@ def bench(
 
 
 def _device(name: str | None) -> torch.device:
-    import torch
+    from autoq.api.task import resolve_device
 
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.partition(":")[0] not in _DEVICES:
+    if name is not None and name.partition(":")[0] not in _DEVICES:
         raise InputError(f"the device must be cuda or cpu, got {name!r}; choose one of them")
-    return torch.device(name)
+    return resolve_device(name or "auto")
 
 
 @contextmanager

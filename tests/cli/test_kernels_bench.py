@@ -135,7 +135,7 @@ def test_an_operation_that_is_not_there_is_refused_with_what_is(bench):
     assert "no operation begins with 'fp9'; known: fp8.quantize" in result.stderr
 
 
-@pytest.mark.parametrize("device", ["tpu", "cuda"])
+@pytest.mark.parametrize("device", ["tpu", "cuda", "cuda:x"])
 def test_a_device_that_is_not_there_is_refused(device, bench):
     if device == "cuda" and torch.cuda.is_available():
         device = "mps"

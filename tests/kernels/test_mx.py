@@ -337,3 +337,16 @@ def test_rounding_up_saturates_nothing_and_ocp_by_its_bound(mx, block):
         scale = reference.decode_scale(mx.family.quantize(x, rule).block_scale.item())
         limit = bound if rule is ScaleRule.UP else 2.0 ** (mx.element.largest_exponent + 1)
         assert amax / scale <= limit
+
+
+@pytest.mark.parametrize("rule", ["ocp", "up", "nearest"])
+def test_a_rule_by_name_is_refused_and_not_taken_for_another(mx, rule):
+    x = torch.ones(2, 32)
+    weight = mx.family.quantize(x)
+    for call in (
+        lambda: mx.family.quantize(x, rule),
+        lambda: mx.family.fake_quantize(x, rule),
+        lambda: mx.family.linear(x, weight, rule=rule),
+    ):
+        with pytest.raises(InputError, match=r"rule must be ScaleRule\.OCP or ScaleRule\.UP"):
+            call()
