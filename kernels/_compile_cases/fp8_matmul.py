@@ -21,7 +21,7 @@ _UNITS = {
     "sm_89": r"mma\.sync\S*e4m3\.e4m3",
     "sm_90": r"wgmma\.mma_async\S*e4m3\.e4m3",
     "sm_100": r"tcgen05\.mma\S*kind::f8f6f4",
-    "sm_120": r"mma\.sync\S*e4m3\.e4m3",
+    "sm_120": r"mma\.sync\S*mxf8f6f4\S*e4m3\.e4m3",
     "gfx942": r"v_mfma_f32_\w+_f16",
     "gfx950": r"v_mfma_f32_\w+_f8f6f4",
 }

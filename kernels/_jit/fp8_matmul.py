@@ -33,6 +33,22 @@ def _operand(codes, NATIVE: tl.constexpr):
 
 
 @triton.jit
+def _product(left, right, sums, UNIT_SCALES: tl.constexpr):
+    """left @ right.T + sums.
+
+    UNIT_SCALES multiplies with block scales of 1, for which sm_120 has an instruction of twice the
+    rate, with the same result.
+    """
+    if UNIT_SCALES:
+        left_scales = tl.full((left.shape[0], left.shape[1] // 32), 127, tl.uint8)
+        right_scales = tl.full((right.shape[0], right.shape[1] // 32), 127, tl.uint8)
+        sums = tl.dot_scaled(left, left_scales, "e4m3", right.T, right_scales, "e4m3", sums)
+    else:
+        sums = tl.dot(left, right.T, sums)
+    return sums
+
+
+@triton.jit
 def _store_tile(
     out_ptr,
     sums,
@@ -80,6 +96,7 @@ def scaled_kernel(
     column_scale_stride,
     K_MULTIPLE: tl.constexpr,
     NATIVE: tl.constexpr,
+    UNIT_SCALES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -107,7 +124,7 @@ def scaled_kernel(
         place = block * BLOCK_K + inner
         a = _operand(_load(a_rows, place, k, K_MULTIPLE % BLOCK_K == 0), NATIVE)
         b = _operand(_load(b_rows, place, k, K_MULTIPLE % BLOCK_K == 0), NATIVE)
-        sums = tl.dot(b, a.T, sums) if SWAP else tl.dot(a, b.T, sums)
+        sums = _product(b, a, sums, UNIT_SCALES) if SWAP else _product(a, b, sums, UNIT_SCALES)
     if SWAP:
         sums = sums.T
     _store_tile(
@@ -140,6 +157,7 @@ def block_scaled_kernel(
     K_MULTIPLE: tl.constexpr,
     ROWS_PER_SCALE: tl.constexpr,
     NATIVE: tl.constexpr,
+    UNIT_SCALES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -171,10 +189,13 @@ def block_scaled_kernel(
         a = _operand(_load(a_rows, place, k, K_MULTIPLE % BLOCK_K == 0), NATIVE)
         b = _operand(_load(b_rows, place, k, K_MULTIPLE % BLOCK_K == 0), NATIVE)
         a_scale, b_scale = tl.load(a_scales + block), tl.load(b_scales + block)
+        nothing = tl.zeros(sums.shape, dtype=tl.float32)
         if SWAP:
-            sums += tl.dot(b, a.T) * (b_scale[:, None] * a_scale[None, :])
+            scale = b_scale[:, None] * a_scale[None, :]
+            sums += _product(b, a, nothing, UNIT_SCALES) * scale
         else:
-            sums += tl.dot(a, b.T) * (a_scale[:, None] * b_scale[None, :])
+            scale = a_scale[:, None] * b_scale[None, :]
+            sums += _product(a, b, nothing, UNIT_SCALES) * scale
     if SWAP:
         sums = sums.T
     _store_tile(
@@ -244,6 +265,7 @@ def persistent_kernel(
     m_bucket,
     row_scale_stride,
     column_scale_stride,
+    UNIT_SCALES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -262,7 +284,7 @@ def persistent_kernel(
         for block in range(tl.cdiv(k, BLOCK_K)):
             a = a_descriptor.load([row, block * BLOCK_K])
             b = b_descriptor.load([column, block * BLOCK_K])
-            sums = tl.dot(a, b.T, sums)
+            sums = _product(a, b, sums, UNIT_SCALES)
         _store_halves(
             out_descriptor,
             sums,
@@ -293,6 +315,7 @@ def persistent_block_scaled_kernel(
     k,
     m_bucket,
     ROWS_PER_SCALE: tl.constexpr,
+    UNIT_SCALES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -313,7 +336,8 @@ def persistent_block_scaled_kernel(
             a = a_descriptor.load([row, block * BLOCK_K])
             b = b_descriptor.load([column, block * BLOCK_K])
             scale = tl.load(a_scales + block) * tl.load(b_scales + block)
-            sums += tl.dot(a, b.T) * scale[:, None]
+            nothing = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+            sums += _product(a, b, nothing, UNIT_SCALES) * scale[:, None]
         _store_halves(
             out_descriptor,
             sums,

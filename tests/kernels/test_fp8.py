@@ -503,3 +503,49 @@ def test_sign_symmetry_and_idempotence(values, scale):
     once = fp8.fake_quantize(x, scale)
     assert torch.equal(fp8.fake_quantize(-x, scale), -once)
     assert torch.equal(fp8.fake_quantize(once, scale), once)
+
+
+small_matrices = st.lists(
+    st.lists(st.floats(-1e3, 1e3, width=32), min_size=3, max_size=3), min_size=1, max_size=4
+)
+
+
+@FEW
+@given(small_matrices, st.sampled_from(list(Scaling)))
+def test_any_matrix_equals_reference_under_its_own_scales(rows, scaling):
+    x = torch.tensor(rows)
+    packed = fp8.quantize(x, scaling=scaling)
+    scale = reference.scales(x, scaling)
+    assert torch.equal(packed.scale, scale)
+    expected = reference.quantize(x, scale, scaling)
+    assert torch.equal(packed.codes.view(torch.uint8), expected.view(torch.uint8))
+
+
+@FEW
+@given(small_matrices, st.integers(-20, 20), st.sampled_from(list(Scaling)))
+def test_a_power_of_two_goes_to_the_scale(rows, exponent, scaling):
+    x = torch.tensor(rows)
+    x = torch.where(x.abs() < 1e-3, 0.0, x)  # no scale may reach its lower bound
+    once, again = (fp8.quantize(t, scaling=scaling) for t in (x, x * 2.0**exponent))
+    assert torch.equal(once.codes.view(torch.uint8), again.codes.view(torch.uint8))
+    empty = once.scale == 1
+    assert torch.equal(again.scale[~empty], once.scale[~empty] * 2.0**exponent)
+
+
+@FEW
+@given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=2), some_scale)
+def test_larger_numbers_never_round_to_smaller_ones(values, scale):
+    x = torch.tensor(sorted(values))
+    assert (fp8.fake_quantize(x, torch.tensor(scale)).diff() >= 0).all()
+
+
+@FEW
+@given(small_matrices, st.sampled_from(list(Scaling)))
+def test_the_largest_magnitude_sets_the_scale_and_is_kept_closely(rows, scaling):
+    x = torch.tensor(rows)
+    error = (fp8.fake_quantize(x, scaling=scaling) - x).abs()
+    amax = x.abs().amax() if scaling is Scaling.TENSOR else x.abs().amax(-1, keepdim=True)
+    if scaling is Scaling.BLOCK_128X128:
+        amax = x.abs().amax()
+    # Half a step at the top is 16 of 448; below the smallest normal number half of 2**-9 steps.
+    assert (error <= amax * (16 / 448) * 1.0001 + 1e-30).all()

@@ -165,6 +165,18 @@ def test_nan_codes_give_nan(target, device):
     assert out[[0, 2]].isfinite().all()
 
 
+@pytest.mark.needs("mx_matmul")
+@both_kernels
+@pytest.mark.parametrize("kernel", list(Kernel))
+def test_products_with_unit_scales(kernel, scalings, device):
+    """sm_120 takes its instruction with block scales, all of them 1."""
+    a, b = _packed(70, 144, scalings[0], device), _packed(136, 144, scalings[1], device)
+    tile = Tile(64, 128, 128, 4, 3, split_k=2 if kernel is Kernel.DECODE else 1)
+    chosen = Variant(kernel, (tile,), "to be tested")
+    out = launch.matmul(a, b, None, torch.float32, target=TARGETS["sm_120"], chosen=chosen)
+    _check(out, a, b, None, native=True)
+
+
 @every_target
 def test_every_code_is_multiplied_as_it_decodes(target, device):
     """A product with an identity matrix, subnormal codes too."""
