@@ -10,14 +10,24 @@ from torch import Tensor, nn
 
 from autoq.errors import ModelError
 from autoq.formats import FORMATS, FormatName
+from autoq.kernels import scoring
+from autoq.kernels.scoring import Scheme
 from autoq.layers import LayerCalibration
-from autoq.layers.quantize import Container, fake_quantize_input, fake_quantize_weight
+from autoq.layers.quantize import (
+    Container,
+    fake_quantize_input,
+    fake_quantize_weight,
+    weight_scheme,
+)
 from autoq.layers.taps import MatrixCall
 from autoq.models import GroupName, SlotName, WeightSlot
 from autoq.models.weights import slot_weight
 
 WEIGHT_ERROR_CACHE_BYTES = 1 << 30
 """Memory for quantisation errors of weights kept from batch to batch; the rest is recomputed."""
+
+LARGEST_ERROR_BYTES = 1 << 30
+"""Larger errors never exist as a whole, where the format's rounding can be fused with their use."""
 
 Calibrations: TypeAlias = Mapping[tuple[SlotName, FormatName], LayerCalibration]
 
@@ -118,7 +128,7 @@ class QuantizedInputs:
 
 
 class WeightErrors:
-    """Quantised minus exact weights, kept within a memory bound."""
+    """What quantising weights does: quantised minus exact ones, kept within a memory bound."""
 
     def __init__(
         self,
@@ -136,7 +146,33 @@ class WeightErrors:
         self._kept: dict[tuple[SlotName, FormatName], Tensor] = {}
         self._free_bytes = WEIGHT_ERROR_CACHE_BYTES
 
-    def get(self, slot: WeightSlot, name: FormatName) -> Tensor:
+    def project(
+        self, slot: WeightSlot, name: FormatName, output_gradient: Tensor, *inputs: Tensor
+    ) -> Tensor:
+        """`scoring.project` with the error of the slot's weight in the format.
+
+        Args:
+            output_gradient: in the dtype of the errors.
+            inputs: quantised inputs, exact inputs, and the gradient to them.
+        """
+        scheme = self._scheme(slot, name)
+        if scheme is None:
+            return scoring.project(output_gradient, self._get(slot, name), *inputs)
+        weight = slot_weight(self._model, slot)
+        return scoring.project_weight(output_gradient, weight, *scheme, *inputs)
+
+    def _scheme(self, slot: WeightSlot, name: FormatName) -> tuple[Scheme, Tensor] | None:
+        """How to make the error piece by piece, if it is too large to be made at once.
+
+        That depends on nothing but the slot and the format: pieces are summed in another order,
+        and a scorer that goes on from a later batch has to get the same bits.
+        """
+        if slot.weights * self._dtype.itemsize <= LARGEST_ERROR_BYTES:
+            return None
+        calibration = self._calibration[slot.name, name]
+        return weight_scheme(FORMATS[name], calibration, container=self._container)
+
+    def _get(self, slot: WeightSlot, name: FormatName) -> Tensor:
         """The error of the slot's weight in the format, [out_features, in_features]."""
         key = (slot.name, name)
         if key in self._kept:

@@ -165,12 +165,15 @@ class SensitivityScorer:
             if calibration is None:
                 accumulator[column] = torch.nan
                 continue
-            changed = quantized_inputs.get(name, calibration)
-            error = self._errors.get(call.slot, name)
-            from_weight = (output_gradient @ error).float().mul_(changed)
-            from_input = (changed - quantized_inputs.exact).mul_(input_gradient)
             # An expert's rows are different tokens, so no position comes twice.
-            accumulator[column, positions] += from_weight.add_(from_input).sum(dim=1)
+            accumulator[column, positions] += self._errors.project(
+                call.slot,
+                name,
+                output_gradient,
+                quantized_inputs.get(name, calibration),
+                quantized_inputs.exact,
+                input_gradient,
+            )
 
     def _quantized_inputs(self, slot: WeightSlot, inputs: Tensor) -> QuantizedInputs:
         """Quantised inputs are shared by the members of a fusion set, which come in a row."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autoq.errors import ModelError
+from autoq.kernels.scoring import input_statistics
 from autoq.layers.taps import MatrixCall, tapped
 from autoq.models import ModelMap, SlotKind, SlotName
 
@@ -58,9 +59,9 @@ class InputStatistics:
         """Add inputs [rows, in_features]; keep up to `keep` of them, evenly spaced."""
         if not rows.shape[0]:
             return
-        magnitudes = rows.abs()
-        torch.maximum(self.channel_amax, magnitudes.amax(dim=0).float(), out=self.channel_amax)
-        self.channel_absolute_sum += magnitudes.sum(dim=0, dtype=torch.float32)
+        amax, absolute_sum = input_statistics(rows)
+        torch.maximum(self.channel_amax, amax, out=self.channel_amax)
+        self.channel_absolute_sum += absolute_sum
         self.row_count += rows.shape[0]
         keep = min(keep, self.row_storage.shape[0] - self.kept_count)
         if keep:

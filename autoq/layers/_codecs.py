@@ -15,6 +15,7 @@ from torch import Tensor
 from autoq.formats import ActivationScheme, QuantFormat, WeightElement
 from autoq.kernels import fp8, int4, nvfp4, w4a8
 from autoq.kernels._packed import PackedTensor
+from autoq.kernels.scoring import Scheme
 from autoq.layers._types import Container, LayerCalibration
 
 _Tensors: TypeAlias = Mapping[str, Tensor]
@@ -147,6 +148,19 @@ def _fake_quantize_nvfp4_input(x: Tensor, amax: float) -> Tensor:
     return nvfp4.fake_quantize(x, nvfp4.global_scale(amax))
 
 
+def _e4m3_scheme(calibration: LayerCalibration, _: Container) -> tuple[Scheme, Tensor]:
+    return Scheme.FP8_TENSOR, fp8.tensor_scale(calibration.weight_amax)
+
+
+def _e2m1_scheme(
+    calibration: LayerCalibration, container: Container
+) -> tuple[Scheme, Tensor] | None:
+    scale = nvfp4.global_scale(calibration.weight_amax)
+    if not torch.equal(_read_global_scale(scale, container), scale):
+        return None
+    return Scheme.NVFP4, scale
+
+
 FAMILIES: Mapping[type[PackedTensor], Family] = {
     fp8.FP8Tensor: Family(fp8.linear, fp8.dequantize),
     nvfp4.NVFP4Tensor: Family(nvfp4.linear, nvfp4.dequantize),
@@ -189,3 +203,11 @@ INPUT_SCALES: Mapping[ActivationScheme, Callable[[float], Tensor]] = {
 
 PER_TOKEN_INPUTS = frozenset({(WeightElement.INT4, Container.COMPRESSED_TENSORS)})
 """Where a container's run time overrules the format's activation scheme."""
+
+WEIGHT_SCHEMES: Mapping[
+    WeightElement, Callable[[LayerCalibration, Container], tuple[Scheme, Tensor] | None]
+] = {
+    WeightElement.E4M3: _e4m3_scheme,
+    WeightElement.E2M1: _e2m1_scheme,
+}
+"""How `fake_quantize` rounds a weight, where kernels can do that themselves."""

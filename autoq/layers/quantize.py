@@ -13,12 +13,14 @@ from autoq.errors import InputError, ModelError
 from autoq.formats import FORMATS, QuantFormat
 from autoq.kernels import fp8
 from autoq.kernels._packed import PackedTensor
+from autoq.kernels.scoring import Scheme
 from autoq.layers._codecs import (
     FAMILIES,
     INPUT_QUANTIZERS,
     INPUT_SCALES,
     PER_TOKEN_INPUTS,
     WEIGHT_CODECS,
+    WEIGHT_SCHEMES,
     WeightCodec,
 )
 from autoq.layers._types import Container, LayerCalibration, QuantizedWeight
@@ -31,6 +33,7 @@ __all__ = [
     "input_scale",
     "packed_weight",
     "quantize_weight",
+    "weight_scheme",
 ]
 
 
@@ -164,6 +167,23 @@ def input_scale(
         return None
     scale_of = INPUT_SCALES.get(fmt.activation)
     return None if scale_of is None else scale_of(calibration.input_amax)
+
+
+def weight_scheme(
+    fmt: QuantFormat, calibration: LayerCalibration, *, container: Container = Container.MODELOPT
+) -> tuple[Scheme, Tensor] | None:
+    """How `fake_quantize_weight` rounds, for `kernels.scoring`, which can do it on the way.
+
+    Returns:
+        The scheme and its scale, float32 scalar; None where it takes more than that.
+
+    Raises:
+        InputError: the calibration's `weight_amax` is negative, NaN or infinite.
+    """
+    if calibration.pre_quant_scale is not None or fmt.weight_element is None:
+        return None
+    scheme_of = WEIGHT_SCHEMES.get(fmt.weight_element)
+    return None if scheme_of is None else scheme_of(calibration, container)
 
 
 def _smoothed(weight: Tensor, pre_quant_scale: Tensor | None) -> Tensor:

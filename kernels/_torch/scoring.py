@@ -15,6 +15,8 @@ from autoq.kernels._scheme import Scheme
 from autoq.kernels._torch import fp8, nvfp4
 from autoq.kernels._torch.chunks import rows_per_piece
 
+# Measured: below, more calls cost more than the caches give; above, several times as little.
+_MOST_ELEMENTS_AT_ONCE = 2**20
 # Float32 numbers of a piece of the product [T, K]: its few passes then stay in a cache.
 _PRODUCT_ELEMENTS = 2**20
 # Narrower pieces make matrix products slow (measured); a multiple of NVFP4's blocks of 16.
@@ -48,11 +50,11 @@ def _statistics(x: Tensor, values: Tensor | None) -> tuple[Tensor, Tensor]:
     columns = x.shape[1]
     amax = torch.zeros(columns, device=x.device)
     sums = torch.zeros(1 if values is None else 3, columns, dtype=torch.float64, device=x.device)
-    step = rows_per_piece(x) if x.numel() else 1
+    step = rows_per_piece(x) if x.numel() > _MOST_ELEMENTS_AT_ONCE else max(1, len(x))
     scratch = torch.empty(min(step, len(x)), columns, dtype=torch.float32, device=x.device)
     for start in range(0, len(x), step):
         rows = x[start : start + step]
-        magnitudes = scratch[: len(rows)].copy_(rows).abs_()
+        magnitudes = _magnitudes(rows, scratch[: len(rows)])
         torch.maximum(amax, magnitudes.amax(dim=0), out=amax)
         sums[0] += magnitudes.sum(dim=0)
         if values is not None:
@@ -60,6 +62,12 @@ def _statistics(x: Tensor, values: Tensor | None) -> tuple[Tensor, Tensor]:
             error = magnitudes.copy_(values[start : start + step]).sub_(rows)
             sums[2] += error.square_().sum(dim=0)
     return amax, sums
+
+
+def _magnitudes(rows: Tensor, out: Tensor) -> Tensor:
+    if rows.dtype == torch.float32:
+        return torch.abs(rows, out=out)
+    return out.copy_(rows).abs_()
 
 
 def project(

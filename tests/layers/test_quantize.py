@@ -10,7 +10,7 @@ from torch import nn
 
 from autoq.errors import InputError, ModelError, UnknownNameError
 from autoq.formats import FORMATS
-from autoq.kernels import fp8, int4, nvfp4
+from autoq.kernels import fp8, int4, nvfp4, scoring
 from autoq.layers import (
     Container,
     LayerCalibration,
@@ -20,6 +20,7 @@ from autoq.layers import (
     fake_quantize_weight,
     quantize_weight,
 )
+from autoq.layers.quantize import weight_scheme
 
 QUANTIZED = sorted(set(FORMATS) - {"none"})
 TENSORS = {
@@ -211,6 +212,37 @@ def test_format_none_keeps_the_weight_but_divides_by_the_input_scale():
         scale_dtype=torch.bfloat16,
     )
     assert torch.equal(divided.float() * powers, weight.float())
+
+
+@every_container
+@every_format
+def test_the_scheme_of_a_weight_is_what_fake_quantising_does(name, container):
+    # The global scale is a power of two, which every reader gets to the bit.
+    weight, calibration = _weight(torch.float32), _calibration(weight_amax=2688.0 / 512)
+    found = weight_scheme(FORMATS[name], calibration, container=container)
+    assert (found is None) == (name == "w4a8_awq")
+    if found is not None:
+        values, _ = scoring.fake_quantize_with_statistics(weight, *found)
+        expected = fake_quantize_weight(
+            weight, FORMATS[name], calibration, scale_dtype=torch.float32, container=container
+        )
+        assert torch.equal(values, expected)
+    smoothed = _calibration(pre_quant_scale=_powers())
+    assert weight_scheme(FORMATS[name], smoothed, container=container) is None
+    assert weight_scheme(FORMATS["none"], _calibration(), container=container) is None
+
+
+def test_a_global_scale_that_readers_change_makes_no_scheme():
+    fmt, changed = FORMATS["nvfp4"], 0
+    for step in range(64):
+        calibration = _calibration(weight_amax=1 + step / 64)
+        assert weight_scheme(fmt, calibration) is not None
+        scale = nvfp4.global_scale(calibration.weight_amax)
+        kept = bool(scale.reciprocal().reciprocal() == scale)
+        found = weight_scheme(fmt, calibration, container=Container.COMPRESSED_TENSORS)
+        assert (found is not None) == kept
+        changed += not kept
+    assert 0 < changed < 64
 
 
 @every_format

@@ -409,6 +409,23 @@ def test_the_bound_on_kept_weight_errors_changes_no_score(llama, monkeypatch):
     assert np.array_equal(kept, recomputed)
 
 
+@pytest.mark.parametrize("container", list(Container))
+def test_errors_too_large_to_be_made_at_once_give_the_same_scores(llama, container, monkeypatch):
+    model, _ = llama
+    calibration = calibration_of(model, container)
+    calls = count_quantisations(monkeypatch)
+    loss = partial(loss_of, model, token_ids())
+    whole = scorer_of(model, calibration, container=container).score_batch(0, loss)
+    cells = len(calls)
+    calls.clear()
+    monkeypatch.setattr(_projections, "LARGEST_ERROR_BYTES", 0)
+    in_pieces = scorer_of(model, calibration, container=container).score_batch(0, loss)
+    # FP8 never makes an error, NVFP4 where readers have its scale to the bit, INT4 always.
+    assert cells / 3 <= len(calls) < 2 * cells / 3
+    # Here the pieces are whole matrices, so not even the order of sums differs.
+    assert np.array_equal(whole, in_pieces)
+
+
 def test_a_loss_of_nan_is_refused(llama):
     model, calibration = llama
 
