@@ -204,15 +204,22 @@ def linear(
 
     Returns:
         [..., N]. On CPUs bit for bit `functional.linear` with the dequantised weight in the dtype
-        of `x`. GPU kernels multiply codes, exactly, and scale float32 sums of a group: there the
-        weight is not rounded to the dtype of `x`. No gradient flows through it.
+        of `x`. GPU kernels, which float32 inputs do not take, multiply codes, exactly, and scale
+        float32 sums of a group: there the weight is not rounded to the dtype of `x`. No gradient
+        flows through it.
 
     Raises:
         InputError: a dtype, shape or device is not as above.
     """
     out_dtype = x.dtype if out_dtype is None else out_dtype
     require_linear(x, weight, bias, out_dtype)
-    return _torch.linear(x.detach(), weight.codes, weight.group_scale, bias, out_dtype)
+    target = None if x.dtype == torch.float32 else triton_target(x.device)
+    if target is None or not has_product(weight.group_size):
+        return _torch.product(x.detach(), dequantize(weight, x.dtype), bias, out_dtype)
+    from autoq.kernels._launch import int4_matmul as launch
+
+    operands = (x.detach(), weight.codes, weight.group_scale, bias, out_dtype)
+    return launch.matmul(*operands, target=target)
 
 
 def pack(codes: Tensor, group_scale: Tensor) -> INT4Tensor:
@@ -256,6 +263,11 @@ def checked_group_size(
 def kernel_target(device: torch.device, group_size: int) -> Target | None:
     """The target to launch kernels for; None for the torch body, which takes groups of any size."""
     return triton_target(device) if group_size <= _LARGEST_KERNEL_GROUP else None
+
+
+def has_product(group_size: int) -> bool:
+    """Whether matrix products are written for groups of so many columns."""
+    return group_size in (32, 64) or group_size % 128 == 0
 
 
 def require_packed(codes: Tensor, group_scale: Tensor) -> None:

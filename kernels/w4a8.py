@@ -23,7 +23,9 @@ from autoq.kernels._packed import PackedTensor
 from autoq.kernels._torch import int4 as _torch_int4
 from autoq.kernels._torch import w4a8 as _torch
 from autoq.kernels._torch.chunks import scale_from_amax
+from autoq.kernels.dispatch import triton_target
 from autoq.kernels.int4 import GROUP_SIZE, INT4Tensor
+from autoq.kernels.targets import Target
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -178,15 +180,51 @@ def linear(
     int4.require_linear(
         x, weight if isinstance(weight, INT4Tensor) else weight.int4, bias, out_dtype
     )
-    if input_scale is not None:
-        x = fp8.fake_quantize(x, input_scale)
-    else:
-        x = fp8.fake_quantize(x, scaling=fp8.Scaling.ROW)
+    scaling = fp8.Scaling.ROW if input_scale is None else fp8.Scaling.TENSOR
+    target = triton_target(x.device)
+    if target is not None and int4.has_product(weight.group_size):
+        packed = fp8.quantize(x, input_scale, scaling=scaling)
+        return _launch_linear(packed, weight, bias, out_dtype, target)
+    values = fp8.fake_quantize(x, input_scale, scaling=scaling)
     if isinstance(weight, INT4Tensor):
-        values = int4.dequantize(weight, x.dtype)
+        dequantized = int4.dequantize(weight, x.dtype)
     else:
-        values = dequantize(weight, x.dtype)
-    return _torch_int4.product(x, values, bias, out_dtype)
+        dequantized = dequantize(weight, x.dtype)
+    return _torch_int4.product(values, dequantized, bias, out_dtype)
+
+
+def _launch_linear(
+    x: fp8.FP8Tensor,
+    weight: W4A8Tensor | INT4Tensor,
+    bias: Tensor | None,
+    out_dtype: torch.dtype,
+    target: Target,
+) -> Tensor:
+    from autoq.kernels._launch import int4 as element_wise
+    from autoq.kernels._launch import int4_matmul as launch
+    from autoq.kernels._launch.int4_variant import Kernel, Product, variant
+
+    n, k = weight.shape
+    tensor_scale = None
+    if isinstance(weight, W4A8Tensor):
+        tensor_scale = _require_packed(weight)
+        rows = x.codes.numel() // k if k else 0
+        if variant(target, rows, n, k, Product.TWO_LEVEL).kernel is Kernel.UNPACKED:
+            codes = element_wise.to_e4m3(
+                weight.codes, weight.group_scale, tensor_scale, target=target
+            )
+            unpacked = fp8.FP8Tensor(codes, tensor_scale, fp8.Scaling.TENSOR)
+            return fp8.matmul(x, unpacked, bias, out_dtype=out_dtype)
+    return launch.matmul(
+        x.codes,
+        weight.codes,
+        weight.group_scale,
+        bias,
+        out_dtype,
+        row_scale=x.scale,
+        tensor_scale=tensor_scale,
+        target=target,
+    )
 
 
 def _checked_tensor_scale(packed: INT4Tensor, scale: Tensor | None) -> Tensor:

@@ -3,7 +3,14 @@
 import triton
 import triton.language as tl
 
-from autoq.kernels._jit.rounding import divide, magnitude_bits, round_e4m3, shared_divisor
+from autoq.kernels._jit.rounding import (
+    divide,
+    encode_e4m3,
+    magnitude_bits,
+    round_e4m3,
+    shared_divisor,
+    sign_bit,
+)
 
 
 @triton.jit
@@ -168,6 +175,33 @@ def dequantize_kernel(
     places = out_ptr + group * group_size + column
     tl.store(places, low.to(out_ptr.dtype.element_ty), mask=inside)
     tl.store(places + half, high.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def e4m3_kernel(
+    codes_ptr,
+    scale_ptr,
+    tensor_scale_ptr,
+    out_ptr,
+    groups,
+    group_size,
+    GROUPS: tl.constexpr,
+    HALF: tl.constexpr,
+    HARDWARE: tl.constexpr,
+):
+    """E4M3 codes of code * rate, as bytes, of GROUPS groups."""
+    group, column, inside = _halves(tl.program_id(0), groups, group_size, GROUPS, HALF)
+    half = group_size // 2
+    packed = tl.load(codes_ptr + group * half + column, mask=inside, other=0)
+    scale = tl.load(scale_ptr + group, mask=group < groups, other=1.0)
+    rate = two_level_rate(scale, tl.load(tensor_scale_ptr))
+    low, high = unpacked(packed)
+    low, high = low.to(tl.float32) * rate, high.to(tl.float32) * rate
+    low_code = encode_e4m3(tl.abs(low), HARDWARE) | sign_bit(low)
+    high_code = encode_e4m3(tl.abs(high), HARDWARE) | sign_bit(high)
+    places = out_ptr + group * group_size + column
+    tl.store(places, low_code.to(tl.uint8), mask=inside)
+    tl.store(places + half, high_code.to(tl.uint8), mask=inside)
 
 
 @triton.jit

@@ -104,6 +104,27 @@ def dequantize(
     return out
 
 
+def to_e4m3(codes: Tensor, group_scale: Tensor, tensor_scale: Tensor, *, target: Target) -> Tensor:
+    """What matrix units see of a weight in two levels but for its tensor scale, float8_e4m3fn."""
+    rows, columns = codes.shape[0], 2 * codes.shape[1]
+    out = torch.empty(rows, columns, dtype=torch.float8_e4m3fn, device=codes.device)
+    if out.numel():
+        group_size = columns // group_scale.shape[1]
+        with on_device_of(codes):
+            jit.e4m3_kernel[_grid(out, group_size)](
+                codes.contiguous(),
+                group_scale.contiguous(),
+                tensor_scale,
+                out.view(torch.uint8),
+                out.numel() // group_size,
+                group_size,
+                **_block(group_size),
+                HARDWARE=rounds_to_e4m3(target),
+                num_warps=_WARPS,
+            )
+    return out
+
+
 def largest(codes: Tensor, group_scale: Tensor, *, target: Target) -> Tensor:
     """The largest |code * scale| of every program; the largest of them is that of the weight."""
     size, group_size = 2 * codes.numel(), 2 * codes.shape[1] // group_scale.shape[1]

@@ -75,13 +75,6 @@ def codes_(source: Tensor, scales: Tensor, out: Tensor) -> Tensor:
     return out.round_().clamp_(LOWEST_CODE, HIGHEST_CODE).add_(0.0)
 
 
-def linear(
-    x: Tensor, codes: Tensor, group_scale: Tensor, bias: Tensor | None, out_dtype: torch.dtype
-) -> Tensor:
-    """x times the dequantised weight, in the dtype of x."""
-    return product(x, dequantize(codes, group_scale, x.dtype), bias, out_dtype)
-
-
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, out_dtype: torch.dtype) -> Tensor:
     """x @ weight.T + bias in the dtype of x, then in `out_dtype`."""
     return functional.linear(x, weight, bias if bias is None else bias.to(x.dtype)).to(out_dtype)
