@@ -23,7 +23,7 @@ def scales(x: Tensor, scaling: Scaling, *, target: Target) -> Tensor:
     """Scales of `x` in the shape of `scaling`."""
     shape = scaling.scale_shape(x.shape)
     if not x.numel():
-        return torch.ones(shape, device=x.device)
+        return torch.ones(shape, dtype=torch.float32, device=x.device)
     x = x.contiguous()
     scale = torch.empty(shape, dtype=torch.float32, device=x.device)
     if scaling is Scaling.TENSOR:

@@ -7,11 +7,13 @@ GPU triton's autotuner measures the list once per shape; elsewhere the first ent
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import torch
 import triton
 from torch import Tensor
 
@@ -67,6 +69,7 @@ def tuned(
     operand: Tensor,
     *,
     before_launch: Callable[[Mapping[str, Any]], None] | None = None,
+    apart: Hashable = None,
 ) -> tuple[Any, Mapping[str, int]]:
     """The kernel to launch, and the further keyword arguments of the launch.
 
@@ -76,9 +79,14 @@ def tuned(
     Args:
         before_launch: called by the autotuner with the arguments by name, a tile's among them, to
             change what depends on the tile; operands must be right for the first tile already.
+        apart: what else the best tile depends on and triton does not see, such as the dtype behind
+            a tensor descriptor.
     """
-    if operand.is_cuda:
-        return _autotuned(kernel, tuple(tiles), before_launch), {}
+    # Measuring synchronises, which would spoil a graph that is being captured.
+    if operand.is_cuda and not torch.cuda.is_current_stream_capturing():
+        # An autotuner holds the arguments of a launch: two threads must not share one.
+        owner = (operand.device, threading.get_ident(), apart)
+        return _autotuned(kernel, tuple(tiles), before_launch, owner), {}
     first = tiles[0]
     return kernel, {**first.constants, "num_warps": first.warps, "num_stages": first.stages}
 
@@ -88,7 +96,9 @@ def _autotuned(
     kernel: Any,
     tiles: tuple[Tile, ...],
     before_launch: Callable[[Mapping[str, Any]], None] | None,
+    owner: Hashable,
 ) -> Any:
+    """One autotuner for each `owner`, which only keeps them apart."""
     configs = [
         triton.Config(
             tile.constants, num_warps=tile.warps, num_stages=tile.stages, pre_hook=before_launch

@@ -44,7 +44,7 @@ def scales(x: Tensor, scaling: Scaling) -> Tensor:
     """Scales in the shape of `scaling`."""
     shape = scaling.scale_shape(x.shape)
     if not x.numel():
-        return torch.ones(shape, device=x.device)
+        return torch.ones(shape, dtype=torch.float32, device=x.device)
     return scale_from_amax(_amax(x, scaling).float(), LARGEST).reshape(shape)
 
 

@@ -139,8 +139,8 @@ def test_the_autotuner_takes_each_tile(kernel, scalings, monkeypatch, device):
     if device.type == "cuda":
         pytest.skip("there all tests go by the autotuner, and times that are made up may be kept")
 
-    def autotuned(stock, choices, operand, *, before_launch=None):
-        return tiles._autotuned(stock, tuple(choices), before_launch), {}
+    def autotuned(stock, choices, operand, *, before_launch=None, apart=None):
+        return tiles._autotuned(stock, tuple(choices), before_launch, apart), {}
 
     monkeypatch.setattr(launch, "tuned", autotuned)
     by_width = lambda _, *__, config, **___: [config.kwargs["BLOCK_N"]] * 3
