@@ -13,6 +13,10 @@ from autoq.kernels._scaling import Scaling
 from autoq.kernels.targets import Target
 
 _CONVERTS = dict.fromkeys(("sm_90", "sm_100", "sm_120"), r"cvt\.rn\.satfinite\.e4m3x2\.f32")
+_WIDE_LOADS = dict.fromkeys(("sm_80", "sm_89", "sm_90", "sm_100", "sm_120"), r"ld\.global\S*\.v4")
+_WIDE_LOADS_AND_CONVERTS = _WIDE_LOADS | {
+    name: rf"(?s)(?=.*{_WIDE_LOADS[name]})(?=.*{convert})" for name, convert in _CONVERTS.items()
+}
 _SHAPES = {"": (4096, 4096), ", long rows": (4096, 53248), ", unaligned rows": (4096, 517)}
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -54,14 +58,17 @@ def _cases_of(scaling: Scaling, dtype: torch.dtype, place: str = "") -> list[Com
             operation=f"fp8.{operation}",
             variant=f"{name}, {'given' if given else 'own'} scales",
             launch=partial(launch, scaling, given, dtype, shape),
-            instructions=_CONVERTS,
+            instructions=_CONVERTS if "unaligned" in place else _WIDE_LOADS_AND_CONVERTS,
             allowed_spill_bytes={("sm_120", "3.6"): 8} if "unaligned" in place else {},
         )
         for operation, launch in (("quantize", _quantize), ("fake_quantize", _fake_quantize))
         for given in (False, True)
     ]
     values = CompileCase(
-        operation="fp8.dequantize", variant=name, launch=partial(_dequantize, scaling, dtype, shape)
+        operation="fp8.dequantize",
+        variant=name,
+        launch=partial(_dequantize, scaling, dtype, shape),
+        instructions={} if "unaligned" in place else _WIDE_LOADS,
     )
     return [*cases, values]
 
@@ -78,6 +85,7 @@ CASES = [
             operation="fp8.scales",
             variant=f"{scaling}, bfloat16",
             launch=partial(_scales, scaling, torch.bfloat16, _SHAPES[""]),
+            instructions=_WIDE_LOADS,
         )
         for scaling in Scaling
     ),

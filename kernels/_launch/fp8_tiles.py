@@ -19,12 +19,14 @@ class Lists:
     persistent: TileLists
 
 
+_NARROW_DECODE = Tile(16, 64, 128, warps=4, stages=4)
+_DECODE = (_NARROW_DECODE, Tile(16, 128, 128, warps=8, stages=4))
+# With 8 warps triton 3.6 makes Hopper's products wait for each other where K is cut.
 _HOPPER_DECODE = (
-    Tile(16, 64, 128, warps=4, stages=4),
-    Tile(16, 128, 128, warps=8, stages=4),
+    _NARROW_DECODE,
+    Tile(16, 128, 128, warps=4, stages=4),
     Tile(16, 64, 256, warps=4, stages=3),
 )
-_DECODE = _HOPPER_DECODE[:2]
 _SMALL = Tile(64, 64, 128, warps=4, stages=4)
 
 SCALED = Lists(
