@@ -24,6 +24,15 @@ is NaN."""
 LARGEST_FLOAT16 = 65504.0
 
 
+def require_record(name: str, value: object, *kinds: type) -> None:
+    """Refuse what is not a packed tensor of one of these kinds."""
+    if not isinstance(value, kinds):
+        known = " or ".join(kind.__name__ for kind in kinds)
+        raise InputError(
+            f"{name} must be {known}, got {type(value).__name__}; take what quantize returned"
+        )
+
+
 def require_dtype(name: str, tensor: Tensor, *allowed: torch.dtype) -> None:
     """Refuse a tensor of another dtype than `allowed`."""
     if tensor.dtype not in allowed:
@@ -34,6 +43,8 @@ def require_dtype(name: str, tensor: Tensor, *allowed: torch.dtype) -> None:
 
 def require_float(name: str, tensor: Tensor) -> None:
     """Refuse what is not a float32, bfloat16 or float16 tensor of at least one dimension."""
+    if not isinstance(tensor, Tensor):
+        raise InputError(f"{name} must be a tensor, got {type(tensor).__name__}; make it one")
     require_dtype(name, tensor, *FLOAT_DTYPES)
     if tensor.ndim == 0:
         raise InputError(f"{name} must have at least one dimension, got a scalar; give it one")

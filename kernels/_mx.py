@@ -20,6 +20,7 @@ from autoq.kernels._checks import (
     require_dtype,
     require_float,
     require_member,
+    require_record,
     require_same_device,
     require_shape,
 )
@@ -90,6 +91,7 @@ def require_blocks(x: Tensor) -> None:
 
 def require_packed(name: str, packed: MXTensor, *elements: Element) -> None:
     """Refuse codes of other types than `elements`, and scales that do not belong to the codes."""
+    require_record(name, packed, MXTensor)
     codes, block_scale = packed.codes, packed.block_scale
     require_dtype(f"the codes of {name}", codes, *(element.dtype for element in elements))
     require_dtype(f"the block scale of {name}", block_scale, torch.uint8)

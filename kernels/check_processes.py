@@ -7,7 +7,7 @@ import os
 import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import TypeAlias
 
@@ -57,9 +57,12 @@ class _Worker:
         theirs.close()
 
     def give(self, task: Task) -> None:
+        """Hand over a task; of a process that is dead already, `result` says so."""
         self.task = task
         case, target = task
-        self.connection.send((case.name, target))
+        # Not to be taken for our own output's reader having gone, which is no failure.
+        with suppress(ConnectionError):
+            self.connection.send((case.name, target))
 
     def result(self) -> CheckedLaunch:
         """What came back, or that the process died."""

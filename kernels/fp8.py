@@ -26,6 +26,7 @@ from autoq.kernels._checks import (
     require_float,
     require_matrix,
     require_member,
+    require_record,
     require_same_device,
     require_scale,
     require_scales,
@@ -271,6 +272,7 @@ def _require_operand(x: Tensor, scaling: Scaling) -> None:
 
 
 def _require_packed(name: str, packed: FP8Tensor) -> None:
+    require_record(name, packed, FP8Tensor)
     require_dtype(f"the codes of {name}", packed.codes, torch.float8_e4m3fn)
     require_dtype(f"the scale of {name}", packed.scale, torch.float32)
     if packed.scaling is Scaling.BLOCK_128X128:

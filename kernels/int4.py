@@ -26,6 +26,7 @@ from autoq.kernels._checks import (
     require_float,
     require_matrix,
     require_multiple,
+    require_record,
     require_same_device,
 )
 from autoq.kernels._int4_containers import (
@@ -153,6 +154,7 @@ def dequantize(packed: INT4Tensor, dtype: torch.dtype = torch.float32) -> Tensor
         InputError: a dtype or shape is not as `INT4Tensor` says, or `dtype` is not float32,
             bfloat16 or float16.
     """
+    require_record("packed", packed, INT4Tensor)
     require_packed(packed.codes, packed.group_scale)
     require_dtype("the result", torch.empty(0, dtype=dtype), *FLOAT_DTYPES)
     target = kernel_target(packed.codes.device, packed.group_size)
@@ -243,6 +245,7 @@ def unpack(packed: INT4Tensor) -> Tensor:
     Raises:
         InputError: a dtype or shape is not as `INT4Tensor` says.
     """
+    require_record("packed", packed, INT4Tensor)
     require_packed(packed.codes, packed.group_scale)
     return _torch.unpack(packed.codes, packed.group_scale.shape[1])
 
@@ -267,7 +270,7 @@ def kernel_target(device: torch.device, group_size: int) -> Target | None:
 
 def has_product(group_size: int) -> bool:
     """Whether matrix products are written for groups of so many columns."""
-    return group_size in (32, 64) or group_size % 128 == 0
+    return group_size in (32, 64) or (group_size > 0 and group_size % 128 == 0)
 
 
 def require_packed(codes: Tensor, group_scale: Tensor) -> None:
@@ -288,6 +291,7 @@ def require_linear(
     x: Tensor, weight: INT4Tensor, bias: Tensor | None, out_dtype: torch.dtype
 ) -> None:
     """Refuse operands that do not fit a packed weight, which is checked as well."""
+    require_record("weight", weight, INT4Tensor)
     require_packed(weight.codes, weight.group_scale)
     require_float("x", x)
     rows, columns = weight.shape
@@ -307,6 +311,8 @@ def _require_ungrouped(weight: Tensor, group_size: int, storage_dtype: torch.dty
     if group_size < 2 or group_size % 2:
         raise InputError(f"group_size must be even and at least 2, got {group_size}; take 128")
     require_multiple("in_features", weight.shape[1], group_size)
+    if not weight.shape[1]:
+        raise InputError("in_features must be at least one group, got 0; leave empty weights out")
     require_dtype("the stored scale", torch.empty(0, dtype=storage_dtype), *FLOAT_DTYPES)
 
 

@@ -28,6 +28,7 @@ from autoq.kernels._checks import (
     require_dtype,
     require_float,
     require_matrix,
+    require_record,
     require_same_device,
     require_scales,
 )
@@ -176,6 +177,7 @@ def _require_operand(x: Tensor, scale: Tensor | None) -> None:
 
 
 def _require_packed(name: str, packed: INT8Tensor) -> None:
+    require_record(name, packed, INT8Tensor)
     require_dtype(f"{name}'s codes", packed.codes, torch.int8)
     if packed.codes.ndim == 0:
         raise InputError(f"{name} must have at least one dimension, got a scalar; give it one")

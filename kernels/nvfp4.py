@@ -27,6 +27,7 @@ from autoq.kernels._checks import (
     require_float,
     require_matrix,
     require_multiple,
+    require_record,
     require_same_device,
     require_scale,
     require_shape,
@@ -220,6 +221,7 @@ def _checked_scale(x: Tensor, global_scale: Tensor | None) -> Tensor:
 
 
 def _require_packed(packed: NVFP4Tensor, whose: str = "") -> None:
+    require_record(whose.removesuffix("'s ") or "packed", packed, NVFP4Tensor)
     codes, block_scale = packed.codes, packed.block_scale
     require_dtype(f"{whose}codes", codes, torch.uint8)
     require_dtype(f"{whose}block_scale", block_scale, torch.float8_e4m3fn)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from autoq.kernels import fp8, int4
-from autoq.kernels._checks import FLOAT_DTYPES, require_dtype, require_scale
+from autoq.kernels._checks import FLOAT_DTYPES, require_dtype, require_record, require_scale
 from autoq.kernels._packed import PackedTensor
 from autoq.kernels._torch import int4 as _torch_int4
 from autoq.kernels._torch import w4a8 as _torch
@@ -176,6 +176,7 @@ def linear(
     Raises:
         InputError: a dtype, shape, scale or device is not as above.
     """
+    require_record("weight", weight, W4A8Tensor, INT4Tensor)
     out_dtype = x.dtype if out_dtype is None else out_dtype
     int4.require_linear(
         x, weight if isinstance(weight, INT4Tensor) else weight.int4, bias, out_dtype
@@ -236,6 +237,7 @@ def _checked_tensor_scale(packed: INT4Tensor, scale: Tensor | None) -> Tensor:
 
 def _require_packed(packed: W4A8Tensor) -> Tensor:
     """Refuse what is not as `W4A8Tensor` says; its tensor scale on the device of its codes."""
+    require_record("packed", packed, W4A8Tensor)
     int4.require_packed(packed.codes, packed.group_scale)
     require_scale("tensor_scale", packed.tensor_scale)
     return packed.tensor_scale.to(packed.codes.device)
