@@ -152,7 +152,8 @@ def as_words(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     offset = tensor.storage_offset() * tensor.element_size()
     if offset % dtype.itemsize or tensor.data_ptr() % dtype.itemsize:
         tensor = tensor.clone()
-    return tensor.view(dtype)
+    # Flat first: a single row counts as contiguous whatever its stride, which view would look at.
+    return tensor.reshape(-1).view(dtype).view(*tensor.shape[:-1], -1)
 
 
 def _elements_of_a_load(dtype: torch.dtype) -> int:
