@@ -15,6 +15,8 @@ _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Long enough for several steps a program, and a decoded token, for which a program has one.
 _SHAPES = {"": (8192, 8192), ", one row": (1, 8192)}
 
+_CONVERTS = dict.fromkeys(("sm_100", "sm_120"), r"cvt\.rn\.satfinite\.e2m1x2\.f32")
+
 
 def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
@@ -65,6 +67,7 @@ CASES = [
             operation=f"nvfp4.{operation}",
             variant=f"{_name(dtype)}{place}",
             launch=partial(launch, shape, dtype),
+            instructions=_CONVERTS if operation == "quantize" else {},
         )
         for operation, launch in (
             ("quantize", _quantize),

@@ -13,6 +13,16 @@ from autoq.kernels._jit.rounding import (
     shared_divisor,
 )
 
+# The first operand goes to the high nibble.
+_PAIR_CONVERSION = tl.constexpr("""{
+.reg .b8 first, second, third, fourth;
+cvt.rn.satfinite.e2m1x2.f32 first, $1, $5;
+cvt.rn.satfinite.e2m1x2.f32 second, $2, $6;
+cvt.rn.satfinite.e2m1x2.f32 third, $3, $7;
+cvt.rn.satfinite.e2m1x2.f32 fourth, $4, $8;
+mov.b32 $0, {first, second, third, fourth};
+}""")
+
 
 @triton.jit
 def largest_vanishing(divisor):
@@ -56,6 +66,30 @@ def divided(x, power, normal, reciprocal):
 
 
 @triton.jit
+def signed(magnitude, negative):
+    """Float32 magnitudes with a sign. As a bit: -x is 0 - x here, which has no -0.0."""
+    bits = magnitude.to(tl.uint32, bitcast=True) | tl.where(negative, 0x80000000, 0)
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def converted_pairs(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """E2M1 codes of float32 [ROWS, COLUMNS] in bytes of two, as Blackwell converts them.
+
+    To nearest, ties to even, saturating; -0.0 keeps its sign and NaN becomes 6.
+    """
+    even, odd = tl.split(tl.reshape(x, (ROWS, COLUMNS // 2, 2)))
+    return tl.inline_asm_elementwise(
+        _PAIR_CONVERSION,
+        "=r,r,r,r,r,r,r,r,r",
+        [odd, even],
+        dtype=tl.uint8,
+        is_pure=True,
+        pack=4,
+    )
+
+
+@triton.jit
 def amax_kernel(x_ptr, partial_ptr, size, BLOCK: tl.constexpr):
     """partial [programs] = the largest magnitudes in parts of a flat tensor, as integers."""
     bits = tl.zeros((BLOCK,), tl.int32)
@@ -87,11 +121,11 @@ def quantize_kernel(
     THREADS: tl.constexpr,
     STEPS: tl.constexpr,
     WIDTH: tl.constexpr,
+    HARDWARE: tl.constexpr,
 ):
     """Codes, a uint64 a block, and block scales. A thread has a block, in pieces of 16 bytes."""
     global_scale = tl.load(global_scale_ptr)
     places = tl.program_id(0).to(tl.int64) * (THREADS * STEPS) + tl.arange(0, THREADS)
-    shifts = (tl.arange(0, WIDTH) * 4)[None, :]
     for turn in range(STEPS):
         rows = places + turn * THREADS
         inside = rows < blocks
@@ -110,9 +144,14 @@ def quantize_kernel(
             # The compiler keeps what it has loaded above.
             x = tl.load(x_places + piece, mask=inside[:, None], other=0.0).to(tl.float32)
             quotient = divided(x, power[:, None], normal[:, None], reciprocal[:, None])
-            sign = tl.where(x < -vanishing[:, None], 8, 0).to(tl.uint32)
-            codes = (encode_limited(quotient) + sign) << shifts
-            word |= tl.sum(codes, axis=1).to(tl.uint64) << (4 * piece)
+            negative = x < -vanishing[:, None]
+            if HARDWARE:
+                codes = converted_pairs(signed(quotient, negative), THREADS, WIDTH).to(tl.uint32)
+                part = tl.sum(codes << (tl.arange(0, WIDTH // 2) * 8)[None, :], axis=1)
+            else:
+                codes = encode_limited(quotient) + tl.where(negative, 8, 0).to(tl.uint32)
+                part = tl.sum(codes << (tl.arange(0, WIDTH) * 4)[None, :], axis=1)
+            word |= part.to(tl.uint64) << (4 * piece)
         tl.store(codes_ptr + rows, word, mask=inside)
 
 
@@ -126,10 +165,7 @@ def fake_quantized(x, global_scale, WITH_GLOBAL: tl.constexpr):
     quotient = divided(x, power[:, None], normal[:, None], reciprocal[:, None])
     factor = step if WITH_GLOBAL else scale
     value = round_limited(quotient) * factor[:, None]
-    # As a bit: -x is 0 - x here, which has no -0.0.
-    negative = x < -largest_vanishing(step)[:, None]
-    bits = value.to(tl.uint32, bitcast=True) | tl.where(negative, 0x80000000, 0)
-    return bits.to(tl.float32, bitcast=True)
+    return signed(value, x < -largest_vanishing(step)[:, None])
 
 
 @triton.jit

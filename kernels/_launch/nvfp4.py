@@ -58,6 +58,7 @@ def quantize(x: Tensor, global_scale: Tensor, *, target: Target) -> tuple[Tensor
             THREADS=threads,
             STEPS=steps,
             WIDTH=_elements_of_a_load(x.dtype),
+            HARDWARE=target.nvfp4_matmul,
             num_warps=_WARPS,
         )
     return codes, block_scale

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from autoq.kernels._jit import nvfp4_matmul as jit
@@ -128,8 +127,7 @@ def _weight_only(
     choices = _choices(tile, tiles(target, chosen, len(x)), operands)
     constants = {
         "FLOAT16": x.dtype == torch.float16,
-        # The interpreter runs no assembly. There, as on AMD, integers do the same.
-        "ASSEMBLY": target.backend == "cuda" and not triton.knobs.runtime.interpret,
+        "ASSEMBLY": target.backend == "cuda",
         "HARDWARE": target.fp8_type,
         "SWAP": chosen.swap,
     }

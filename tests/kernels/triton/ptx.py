@@ -66,7 +66,7 @@ def _execute(text: str, registers: dict[str, np.ndarray]) -> None:
 
 
 def _operands(text: str) -> list[str]:
-    text = re.sub(r"\{(\w+),\s*(\w+)\}", r"\1&\2", text)
+    text = re.sub(r"\{[\w,\s]+\}", lambda parts: re.sub(r",\s*", "&", parts[0][1:-1]), text)
     return [operand.strip() for operand in text.split(",")]
 
 
@@ -75,8 +75,9 @@ def _value(operand: str, registers: dict[str, np.ndarray]) -> np.ndarray:
     if number:
         return np.uint32(int(number[1], 16) if number[1] else int(number[2], 0))
     if "&" in operand:
-        low, high = (registers[name].astype(np.uint32) for name in operand.split("&"))
-        return low | high << np.uint32(16)
+        parts = [registers[name].astype(np.uint32) for name in operand.split("&")]
+        width = 32 // len(parts)
+        return sum(part << np.uint32(width * place) for place, part in enumerate(parts))
     return registers[operand]
 
 
@@ -137,6 +138,21 @@ def _convert(high, low):
     return high.astype(np.uint16) << np.uint16(8) | low.astype(np.uint16)
 
 
+def _convert_e2m1(high, low):
+    """cvt.rn.satfinite.e2m1x2.f32, the first operand in the upper nibble; NaN becomes 6."""
+    return _e2m1(high) << np.uint32(4) | _e2m1(low)
+
+
+def _e2m1(word):
+    number = word.view(np.float32)
+    size = np.where(np.isnan(number), np.float32(np.inf), np.abs(number))
+    # Between two codes ties go to the even one.
+    code = np.sum([size > 0.25, size >= 0.75, size > 1.25, size >= 1.75], axis=0)
+    code += np.sum([size > 2.5, size >= 3.5, size > 5.0], axis=0)
+    sign = np.signbit(number) & ~np.isnan(number)
+    return (code | np.where(sign, 8, 0)).astype(np.uint32)
+
+
 def _multiply(x, y):
     return (x.view(np.float32) * np.asarray(y).view(np.float32)).view(np.uint32)
 
@@ -157,4 +173,5 @@ _OPERATIONS = {
     "fma.rn.f16x2": _fma_float16,
     "fma.rn.bf16x2": _fma_bfloat16,
     "cvt.rn.satfinite.e4m3x2.f32": _convert,
+    "cvt.rn.satfinite.e2m1x2.f32": _convert_e2m1,
 }

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+import triton
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -14,17 +15,29 @@ from autoq.kernels import nvfp4
 from autoq.kernels._launch import nvfp4 as launch
 from autoq.kernels._reference import nvfp4 as reference
 from autoq.kernels._torch import nvfp4 as body
-from autoq.kernels.targets import TARGETS
+from autoq.kernels.targets import TARGETS, target_of
+
+if triton.knobs.runtime.interpret:
+    import ptx
+
+    ptx.install()
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(16,), (1, 48), (7, 3, 32), (37, 80)]
-# 32 threads in a warp, 64 threads in a warp.
-KINDS = ["sm_90", "gfx942"]
+# 32 threads in a warp, 64 threads in a warp, a conversion of the hardware's own.
+KINDS = ["sm_90", "gfx942", "sm_100"]
 # Between two neighbouring codes.
 BOUNDARIES = [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0]
 FEW = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+
+
+def _need(kind, device) -> None:
+    """Skip a conversion that the GPU at hand does not have."""
+    here = target_of(device)
+    if here is not None and here.nvfp4_matmul < TARGETS[kind].nvfp4_matmul:
+        pytest.skip(f"{here.name} is not {kind}")
 
 
 def _hostile(shape, dtype, device) -> torch.Tensor:
@@ -64,6 +77,7 @@ def _check_all(x, scale, target, assert_same_bits, truth=body) -> None:
 def test_codes_scales_and_values_are_those_of_the_reference(
     shape, dtype, kind, device, assert_same_bits
 ):
+    _need(kind, device)
     x = _hostile(shape, dtype, device)
     for amax in (0.37, 3e-5, 1e6):
         scale = nvfp4.global_scale(amax).to(device)
@@ -77,11 +91,13 @@ def test_scales_of_every_size(scale, device, assert_same_bits):
     _check_all(x, torch.tensor(scale, device=device), TARGETS["sm_90"], assert_same_bits)
 
 
+@pytest.mark.parametrize("kind", ["sm_90", "sm_100"])
 def test_negative_values_keep_their_sign_where_the_quotient_does_not_vanish(
-    device, assert_same_bits
+    kind, device, assert_same_bits
 ):
     """The smallest magnitudes under block scales from 2**-9 to 448: most quotients are below the
     normal numbers, and those that float32 rounds to zero lose their sign."""
+    _need(kind, device)
     steps = torch.tensor([2.0**-9, 0.5, 1.0, 1.5, 2.0, 3.0, 28.0, 448.0], device=device)
     x = torch.arange(0, -15, -1, device=device, dtype=torch.int32).abs().view(torch.float32)
     x = -torch.cat((x, x[:1]))
@@ -89,7 +105,7 @@ def test_negative_values_keep_their_sign_where_the_quotient_does_not_vanish(
         blocks = x.repeat(len(steps), 1) * max(1.0, global_scale / 16)
         blocks[:, 15] = steps * 6 * global_scale
         scale = torch.tensor(global_scale, device=device)
-        _check_all(blocks, scale, TARGETS["sm_90"], assert_same_bits)
+        _check_all(blocks, scale, TARGETS[kind], assert_same_bits)
 
 
 def test_quotients_next_to_every_boundary(device, assert_same_bits):
@@ -123,11 +139,13 @@ def test_any_float32_equals_the_reference(assert_same_bits, device, values, scal
     _check_all(x, scale, TARGETS["sm_90"], assert_same_bits, truth=reference)
 
 
-def test_a_nan_spoils_its_block_only(device):
+@pytest.mark.parametrize("kind", ["sm_90", "sm_100"])
+def test_a_nan_spoils_its_block_only(kind, device):
+    _need(kind, device)
     x = torch.ones(2, 32, device=device)
     x[0, 3], x[0, 4] = -math.nan, -1.0
     scale = torch.tensor(0.01, device=device)
-    codes, block_scale = launch.quantize(x, scale, target=TARGETS["sm_90"])
+    codes, block_scale = launch.quantize(x, scale, target=TARGETS[kind])
     assert codes[0, :8].tolist() == [0x77] * 8
     assert block_scale.view(torch.uint8)[0, 0] == 0x7F
     fake = launch.fake_quantize(x, scale, target=TARGETS["sm_90"])

@@ -1,7 +1,6 @@
 """NVFP4 products: against float64 products of the dequantised operands, in every kernel."""
 
 import math
-import re
 
 import pytest
 import torch
@@ -16,7 +15,12 @@ from autoq.kernels._launch import nvfp4_matmul as launch
 from autoq.kernels._launch.nvfp4_variant import Kernel, variant
 from autoq.kernels._launch.tiles import Tile
 from autoq.kernels._reference import nvfp4 as reference
-from autoq.kernels.targets import TARGETS
+from autoq.kernels.targets import TARGETS, Target, target_of
+
+if triton.knobs.runtime.interpret:
+    import ptx
+
+    ptx.install()
 
 # Few rows and many, rows and columns that no tile divides, with a tail along K and without.
 SIZES = [(1, 16, 16), (3, 50, 272), (17, 20, 256), (70, 130, 80), (66, 33, 128)]
@@ -31,6 +35,23 @@ SUM_ERROR = 2.0**-16
 lose 32 last bits at most, and matrix units cut off a bit or two more. A wrong block scale or a
 wrong element is 100 times larger in these sizes."""
 LAST_BIT = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+
+
+@pytest.fixture
+def usual(device) -> Target:
+    """The GPU at hand."""
+    return target_of(device) or TARGETS["sm_90"]
+
+
+def _need(kind, device) -> None:
+    """Skip kernels for a target of which the GPU at hand cannot do all; the interpreter can."""
+    here, wanted = target_of(device), TARGETS[kind]
+    if here is not None and (
+        here.backend != wanted.backend
+        or here.fp8_type < wanted.fp8_type
+        or (wanted.nvfp4_matmul and here.architecture != wanted.architecture)
+    ):
+        pytest.skip(f"{here.name} is not {kind}")
 
 
 def _random(*shape, device, dtype=torch.float32, seed=0) -> torch.Tensor:
@@ -67,9 +88,11 @@ def _assert_close(actual, left, right, bias=None) -> None:
     assert (error <= allowed).all(), f"{(error / allowed).max():.3g} times what is allowed"
 
 
-@pytest.mark.parametrize("kind", ["sm_80", "sm_90"])  # E4M3 by integers and by the hardware
+# E4M3 by integers and by the hardware, E2M1 without PTX.
+@pytest.mark.parametrize("kind", ["sm_80", "sm_90", "gfx942"])
 @pytest.mark.parametrize(("size", "dtype"), CASES, ids=str)
 def test_weight_only(size, dtype, kind, device):
+    _need(kind, device)
     m, n, k = size
     x, weight, bias = _random(m, k, device=device, dtype=dtype), _packed(n, k, device), None
     if m > 1:
@@ -99,14 +122,6 @@ def test_quantised_input(size, dtype, kind, device):
         *_parts(seen), *_parts(weight), bias, torch.float32, target=TARGETS[kind]
     )
     assert torch.equal(packed, actual)
-
-
-def _need(kind, device) -> None:
-    """Skip a kernel that the GPU at hand has no instruction for; the interpreter has all."""
-    if device.type == "cuda" and TARGETS[kind].nvfp4_matmul:
-        major, _ = torch.cuda.get_device_capability(device)
-        if major * 10 != TARGETS[kind].architecture:
-            pytest.skip(f"compiled for {kind} only")
 
 
 @pytest.mark.parametrize("kind", ["sm_90", "sm_100"])
@@ -164,17 +179,17 @@ def test_few_rows_are_cut_along_k_and_many_are_not():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_float32_input_loses_nothing(dtype, device):
+def test_float32_input_loses_nothing(dtype, device, usual):
     """A sum of what bfloat16 has no bits for, and the ends of the range."""
     x = torch.tensor([[1.0, 2.0**-23, -1.0] + [0.0] * 13, [3e38] + [0.0] * 15], device=device)
     ones = torch.full((2, 8), 0x22, dtype=torch.uint8, device=device)
     scale = torch.ones(2, 1, device=device).to(torch.float8_e4m3fn)
     weight = nvfp4.NVFP4Tensor(ones, scale, torch.ones((), device=device))
-    actual = launch.linear(x, *_parts(weight), None, None, torch.float32, target=TARGETS["sm_90"])
+    actual = launch.linear(x, *_parts(weight), None, None, torch.float32, target=usual)
     assert torch.equal(actual[0].cpu(), torch.full((2,), 2.0**-23))
     assert actual[1].isfinite().all()
     x[0, 5], x[1, 5] = math.inf, math.nan
-    result = launch.linear(x, *_parts(weight), None, None, dtype, target=TARGETS["sm_90"])
+    result = launch.linear(x, *_parts(weight), None, None, dtype, target=usual)
     assert result[0].eq(math.inf).all() and result[1].isnan().all()
 
 
@@ -200,19 +215,17 @@ def test_products_of_nothing(kind, device):
             assert torch.equal(result, bias.expand(m, n))
 
 
-def test_strided_and_misaligned_operands(device):
+def test_strided_and_misaligned_operands(device, usual):
     weight = _packed(20, 64, device)
     odd = torch.cat((weight.codes.flatten()[:1], weight.codes.flatten()))[1:].view(20, 32)
     whole = _random(5, 67, device=device, dtype=torch.bfloat16)
     for x in (whole[:, 1:65], whole.t()[3:67].t(), whole.flatten()[1:129].view(2, 64)):
-        actual = launch.linear(
-            x, odd, *_parts(weight)[1:], None, None, torch.float32, target=TARGETS["sm_90"]
-        )
+        actual = launch.linear(x, odd, *_parts(weight)[1:], None, None, torch.float32, target=usual)
         _assert_close(actual, x, _values(weight))
 
 
-def test_the_contract_launches_them(device, monkeypatch, assert_same_bits):
-    monkeypatch.setattr(nvfp4, "triton_target", lambda _: TARGETS["sm_90"])
+def test_the_contract_launches_them(device, usual, monkeypatch, assert_same_bits):
+    monkeypatch.setattr(nvfp4, "triton_target", lambda _: usual)
     x, weight = _random(2, 3, 96, device=device, dtype=torch.bfloat16), _packed(10, 96, device)
     scale = nvfp4.global_scale(2.0).to(device)
     result = nvfp4.linear(x, weight, input_scale=scale, out_dtype=torch.float32)
@@ -254,65 +267,12 @@ def _raw_kernel(packed_ptr, even_ptr, odd_ptr, FLOAT16: tl.constexpr, ASSEMBLY: 
 
 @pytest.mark.parametrize("assembly", [False, True], ids=["integers", "assembly"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_every_byte_becomes_two_numbers(dtype, assembly, device, assert_same_bits, monkeypatch):
-    if assembly and device.type == "cpu":
-        _emulate_assembly(monkeypatch)
+def test_every_byte_becomes_two_numbers(dtype, assembly, device, assert_same_bits):
+    if assembly:
+        _need("sm_80", device)
     packed = torch.arange(256, dtype=torch.uint8, device=device)
     even, odd = (torch.empty(256, dtype=dtype, device=device) for _ in range(2))
     _raw_kernel[(1,)](packed, even, odd, FLOAT16=dtype == torch.float16, ASSEMBLY=assembly)
     factor = 2.0**126 if dtype == torch.bfloat16 else 2.0**14
     for actual, codes in ((even, packed & 0xF), (odd, packed >> 4)):
         assert_same_bits(actual.cpu().float() * factor, reference.decode(codes.cpu()))
-
-
-def _emulate_assembly(monkeypatch) -> None:
-    """Run the few PTX instructions that are used here, on the bytes four by four."""
-    from triton.runtime import interpreter
-
-    class Results:
-        def __init__(self, handles):
-            self._handles = handles
-
-        def get_result(self, index):
-            return self._handles[index]
-
-    def inline_asm(self, text, constraints, operands, types, is_pure, pack):
-        assert (constraints, is_pure, pack) == ("=r,=r,=r,=r,r", True, 4)
-        word = torch.from_numpy(operands[0].data.copy()).view(torch.int32).long() & 0xFFFFFFFF
-        registers = _run_ptx(text, {"$4": word})
-        halves = [torch.stack([registers[f"${i}"] for i in pair], 1) for pair in ((0, 1), (2, 3))]
-        numbers = [half.to(torch.int32).view(torch.uint16).flatten().numpy() for half in halves]
-        handle = interpreter.TensorHandle
-        if types[0].scalar is tl.float16:
-            numbers = [number.view("float16") for number in numbers]
-        return Results([handle(n, t.scalar) for n, t in zip(numbers, types, strict=True)])
-
-    monkeypatch.setattr(
-        interpreter.InterpreterBuilder, "create_inline_asm", inline_asm, raising=False
-    )
-
-
-def _run_ptx(text: str, registers: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Registers, 32 bits in int64, after a few instructions of the PTX instruction set."""
-
-    def value(name):
-        return registers[name] if name in registers else torch.tensor(int(name, 0))
-
-    def permuted(a, b, selector):
-        eight = a | b << 32
-        picked = [eight >> 8 * (int(selector) >> 4 * i & 7) & 0xFF for i in range(4)]
-        return sum(byte << 8 * i for i, byte in enumerate(picked))
-
-    operations = {
-        "and.b32": lambda a, b: a & b,
-        "shl.b32": lambda a, b: a << b,
-        "mul.lo.u32": lambda a, b: a * b,
-        "add.u32": lambda a, b: a + b,
-        "prmt.b32": permuted,
-    }
-    for statement in re.sub(r"[{}]", "", text).split(";"):
-        name, *operands = statement.replace(",", " ").split() or [".reg"]
-        if name != ".reg":
-            result = operations[name](*map(value, operands[1:]))
-            registers[operands[0]] = result & 0xFFFFFFFF
-    return registers
