@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from autoq.kernels._checks import EMPTY_GROUP_SCALE
 from autoq.kernels._torch import fused
-from autoq.kernels._torch.chunks import map_rows, scale_from_amax
+from autoq.kernels._torch.chunks import map_rows, rows_per_piece, scale_from_amax
 from autoq.kernels._torch.programs import Offer
 
 LARGEST = 7.0
@@ -35,16 +35,20 @@ def quantize(weight: Tensor, group_scale: Tensor) -> Tensor:
 
 def pack(codes: Tensor, groups: int) -> Tensor:
     """int8 codes [N, K] by halves of their group, uint8 [N, K/2]."""
-    nibbles = _groups(codes, groups).contiguous().view(torch.uint8) & 0xF
-    low, high = nibbles.tensor_split(2, dim=-1)
-    return (low | high << 4).flatten(-2)
+    low, high = _groups(codes, groups).contiguous().view(torch.uint8).tensor_split(2, dim=-1)
+    return (low & 0xF | high << 4).flatten(-2)
 
 
 def unpack(codes: Tensor, groups: int) -> Tensor:
-    """Undo `pack`: int8 [N, K]. Arithmetic shifts copy the nibble's sign."""
+    """Undo `pack`: int8 [N, K]."""
+    return torch.cat(_halves(codes, groups), dim=-1).flatten(-2)
+
+
+def _halves(codes: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Both halves of the groups, int8 [N, groups, K/groups/2]."""
     halves = _groups(codes, groups)
-    low, high = (halves << 4).view(torch.int8) >> 4, halves.view(torch.int8) >> 4
-    return torch.cat((low, high), dim=-1).flatten(-2)
+    # Arithmetic shifts copy the nibble's sign.
+    return (halves << 4).view(torch.int8) >> 4, halves.view(torch.int8) >> 4
 
 
 def dequantize(codes: Tensor, group_scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -54,8 +58,15 @@ def dequantize(codes: Tensor, group_scale: Tensor, dtype: torch.dtype) -> Tensor
 
 def scaled(codes: Tensor, scales: Tensor) -> Tensor:
     """Packed codes times what their group counts, float32 [N, K]."""
-    groups = _groups(unpack(codes, scales.shape[1]).float(), scales.shape[1])
-    return groups.mul_(scales[..., None]).flatten(-2)
+    rows, groups = scales.shape
+    values = torch.empty(rows, groups, 2, codes.shape[1] // groups, device=codes.device)
+    step = rows_per_piece(values.flatten(1))
+    for start in range(0, rows, step):
+        piece = slice(start, start + step)
+        part = values[piece]
+        part[:, :, 0], part[:, :, 1] = _halves(codes[piece], groups)
+        part.mul_(scales[piece, :, None, None])
+    return values.flatten(1)
 
 
 def fake_quantize(weight: Tensor, group_scale: Tensor) -> Tensor:

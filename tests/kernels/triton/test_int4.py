@@ -152,10 +152,11 @@ def _assert_same_but_for_nan(actual, expected, assert_same_bits) -> None:
 
 def test_contracts_launch_what_they_say(device, monkeypatch, assert_same_bits):
     weight = torch.randn(6, 256, generator=torch.Generator().manual_seed(2)).to(device)
-    wanted = [_contract_results(weight)]
-    monkeypatch.setattr(int4, "triton_target", lambda device: TARGET)
-    wanted.append(_contract_results(weight))
-    for expected, actual in zip(*wanted, strict=True):
+    results = []
+    for target in (None, TARGET):
+        monkeypatch.setattr(int4, "triton_target", lambda device, target=target: target)
+        results.append(_contract_results(weight))
+    for expected, actual in zip(*results, strict=True):
         assert_same_bits(actual, expected)
 
 
