@@ -16,6 +16,7 @@ from autoq.kernels._launch.split_k import partial_sums, reduce, scale_stride
 from autoq.kernels._launch.tiles import Tile, row_bucket, tuned
 from autoq.kernels.targets import Target
 
+_ALIGNMENT_BYTES = 16
 _NARROWEST_E4M3, _NARROWEST_16_BIT = 32, 16
 """Columns of the narrowest dot that triton compiles."""
 
@@ -50,7 +51,7 @@ def matmul(
     product = _product(x, tensor_scale)
     operands = _Operands(
         x=_operand(x.reshape(-1, k), target),
-        codes=codes.contiguous(),
+        codes=_aligned(codes),
         group_scale=group_scale.contiguous(),
         tensor_scale=tensor_scale,
         row_scale=None if row_scale is None else row_scale.contiguous(),
@@ -132,4 +133,14 @@ def _operand(x: Tensor, target: Target) -> Tensor:
     """E4M3 codes as float16, exactly, where matrix units do not take them."""
     if x.dtype == torch.float8_e4m3fn and not target.fp8_matmul:
         x = x.to(torch.float16)
-    return x.contiguous()
+    return _aligned(x)
+
+
+def _aligned(matrix: Tensor) -> Tensor:
+    """Contiguous, from an address for vector loads on.
+
+    Without them triton lays codes out so that four neighbours need not belong to one row, and they
+    are unpacked four at a time with the table of one.
+    """
+    matrix = matrix.contiguous()
+    return matrix.clone() if matrix.data_ptr() % _ALIGNMENT_BYTES else matrix

@@ -184,6 +184,33 @@ def test_one_scale_for_all_rows_and_strided_operands(device, assert_same_bits):
     assert_same_bits(product(x, *turned, torch.tensor(0.3, device=device)), expected)
 
 
+def test_operands_that_are_not_aligned(device, monkeypatch, assert_same_bits):
+    codes, scale = _weight(9, 128, 128, device)
+    x = torch.randn(3, 128, device=device).half()
+    started = []
+    monkeypatch.setattr(
+        launch,
+        "_launch",
+        lambda operands, *rest, stock=launch._launch: (
+            started.append(operands) or stock(operands, *rest)
+        ),
+    )
+    results = []
+    for offset in (0, 1):
+        shifted = [torch.cat((part.view(-1)[:offset], part.view(-1))) for part in (x, codes)]
+        views = [
+            part[offset:].view(like.shape) for part, like in zip(shifted, (x, codes), strict=True)
+        ]
+        results.append(
+            launch.matmul(
+                views[0], views[1], scale, None, torch.float32, target=TARGETS["sm_80"], tile=FEW
+            )
+        )
+        for part in (started[-1].x, started[-1].codes):
+            assert part.data_ptr() % 16 == 0
+    assert_same_bits(*results)
+
+
 @products
 @pytest.mark.parametrize("rows", [1, 65])
 def test_contracts_launch_what_they_say(rows, product, dtype, device, monkeypatch):

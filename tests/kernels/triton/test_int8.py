@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from autoq.kernels import int8
 from autoq.kernels._launch import int8 as launch
 from autoq.kernels._launch import int8_matmul as launch_matmul
 from autoq.kernels._launch.split_k import parts
@@ -153,3 +154,32 @@ def test_empty_products(shape, device):
     bias = torch.arange(shape[1], device=device).float()
     out = launch_matmul.matmul(*operands, bias, torch.float32, target=TARGET)
     assert torch.equal(out, bias.expand(shape[:2]))
+
+
+def test_the_public_functions_launch_these_kernels(device, monkeypatch, assert_same_bits):
+    x, weight = _values((5, 48), torch.bfloat16, device), _values((7, 48), torch.float32, device)
+    bias = torch.arange(7.0, device=device)
+    given = torch.full((5, 1), 0.5, device=device)
+    expected = [
+        *int8.quantize(x.cpu(), given.cpu()).tensors().values(),
+        int8.fake_quantize(x.cpu()),
+        int8.dequantize(int8.quantize(x.cpu()), torch.float16),
+        int8.matmul(
+            int8.quantize(x.cpu()),
+            int8.quantize(weight.cpu()),
+            bias.cpu(),
+            out_dtype=torch.bfloat16,
+        ),
+    ]
+    for name in ("quantize", "fake_quantize", "dequantize", "matmul"):
+        monkeypatch.setattr(body, name, None)
+    monkeypatch.setattr(int8, "triton_target", lambda _: TARGET)
+    packed = int8.quantize(weight)
+    found = [
+        *int8.quantize(x, given).tensors().values(),
+        int8.fake_quantize(x),
+        int8.dequantize(int8.quantize(x), torch.float16),
+        int8.linear(x.view(1, 5, 48), packed, bias).view(5, 7),
+    ]
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.cpu(), other)

@@ -29,7 +29,7 @@ KINDS = ["sm_90", "gfx942", "sm_100"]
 # Between two neighbouring codes.
 BOUNDARIES = [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0]
 FEW = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
@@ -73,15 +73,11 @@ def _check_all(x, scale, target, assert_same_bits, truth=body) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_codes_scales_and_values_are_those_of_the_reference(
-    shape, dtype, kind, device, assert_same_bits
-):
+def test_codes_scales_and_values_are_those_of_the_reference(dtype, kind, device, assert_same_bits):
     _need(kind, device)
-    x = _hostile(shape, dtype, device)
-    for amax in (0.37, 3e-5, 1e6):
+    for shape, amax in zip(SHAPES, (0.37, 4.0, 3e-5, 1e6), strict=True):
         scale = nvfp4.global_scale(amax).to(device)
-        _check_all(x, scale, TARGETS[kind], assert_same_bits)
+        _check_all(_hostile(shape, dtype, device), scale, TARGETS[kind], assert_same_bits)
 
 
 @pytest.mark.parametrize("scale", [2.0**-100, 3e-20, 1.0, 7e20, 1.26e35])
@@ -115,7 +111,7 @@ def test_quotients_next_to_every_boundary(device, assert_same_bits):
     near = boundaries.view(torch.int32) + torch.randint(-2, 3, (128, 16), device=device)
     x = near.view(torch.float32)
     x[:, 15] = 6 * steps.flatten()
-    for global_scale in (1.0, 0.9, 1.7e-5):
+    for global_scale in (1.0, 1.7e-5):
         scale = torch.tensor(global_scale, device=device)
         _check_all(x * scale, scale, TARGETS["sm_90"], assert_same_bits)
         # With the exact steps, of which there are eight.

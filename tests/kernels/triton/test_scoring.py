@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from autoq.kernels import scoring
 from autoq.kernels._launch import scoring as launch
 from autoq.kernels._reference import scoring as reference
 from autoq.kernels._scheme import Scheme
@@ -174,3 +175,23 @@ def test_operands_with_strides(device, assert_same_bits):
 def test_empty_projections(shape, device):
     operands = _operands(device, *shape)
     _assert_projection(launch.project(*operands, target=TARGET), operands)
+
+
+def test_the_public_functions_launch_these_kernels(device, monkeypatch):
+    gradient, weight, *inputs = _operands(device, 5, 24, 48)
+    scale = _scale_for(weight, Scheme.NVFP4)
+    error = reference.weight_error(weight.cpu(), Scheme.NVFP4, scale.cpu(), torch.float32)
+    for name in ("fake_quantize_with_statistics", "input_statistics", "project", "project_weight"):
+        monkeypatch.setattr(body, name, None)
+    monkeypatch.setattr(scoring, "triton_target", lambda _: TARGET)
+    operands = (gradient, error.to(device), *inputs)
+    _assert_projection(scoring.project(*operands), operands)
+    result = scoring.project_weight(gradient, weight, Scheme.NVFP4, scale, *inputs)
+    _assert_projection(result, operands)
+    values, statistics = scoring.fake_quantize_with_statistics(weight, Scheme.NVFP4, scale)
+    amax, sums = reference.statistics(weight.cpu(), values.cpu())
+    assert torch.equal((values - weight).cpu(), error)
+    assert torch.equal(statistics.amax.cpu(), amax)
+    found = (statistics.absolute_sum, statistics.square_sum, statistics.error_square_sum)
+    torch.testing.assert_close(torch.stack(found).cpu(), sums, rtol=20 * FLOAT32_ROUNDING, atol=0)
+    assert torch.equal(scoring.input_statistics(weight)[0].cpu(), amax)
