@@ -8,13 +8,13 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from autoq.cli._failures import INTERRUPTED, UNVERIFIED, reports_failures
+from autoq.cli._kernels_table import check_lines
 from autoq.cli._options import Json, Quiet
 from autoq.cli._output import (
     check_writable,
@@ -71,7 +71,7 @@ def check(
     if json_file is not None:
         _write_json(json_file, results)
     if not quiet:
-        _print_tables(results)
+        typer.echo("\n".join(check_lines(results)))
     failed = _print_failures(results)
     typer.echo(_summary(results, failed, seconds))
     if failed:
@@ -196,32 +196,6 @@ def _write_json(path: Path, results: Sequence[CheckedLaunch]) -> None:
         "launches": [plain(asdict(result)) for result in results],
     }
     write_text(path, json.dumps(document, indent=1) + "\n")
-
-
-def _print_tables(results: Sequence[CheckedLaunch]) -> None:
-    from autoq.cli._tables import make_console, numbers_table
-
-    console = make_console()
-    columns = ("variant", "target", "kernel", "units", "", "registers", "spills", "shared")
-    for operation, launches in groupby(results, key=lambda result: result.operation):
-        rows = [row for launch in launches for row in _rows(launch)]
-        console.print(numbers_table(operation, *columns, rows=rows, text_columns=5))
-
-
-def _rows(launch: CheckedLaunch) -> list[list[str]]:
-    outcome = "failed" if launch.failures else "ok"
-    rows: list[list[Any]] = [
-        [
-            kernel.name,
-            ", ".join(kernel.instructions) or "-",
-            outcome,
-            kernel.registers,
-            kernel.spill_bytes,
-            kernel.shared_memory_bytes,
-        ]
-        for kernel in launch.kernels
-    ] or [["-", "-", outcome, "-", "-", "-"]]
-    return [[launch.variant, launch.target, *map(str, row)] for row in rows]
 
 
 def _print_failures(results: Sequence[CheckedLaunch]) -> int:
