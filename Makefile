@@ -46,7 +46,7 @@ demo: $(INSTALLED)
 	  --export $(DEMO)/checkpoint --report $(DEMO)/report.html --overwrite
 
 test: venv
-	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) -m "not slow and not gpu"
+	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist worksteal -m "not slow and not gpu"
 
 test-slow: venv
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
