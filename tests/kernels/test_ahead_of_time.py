@@ -15,7 +15,7 @@ import triton.language as tl
 from autoq.kernels import ahead_of_time
 from autoq.kernels._compile_cases.case import CompileCase
 from autoq.kernels.ahead_of_time import compile_launches, launched_kernels
-from autoq.kernels.compile_check import check, contractions, instructions
+from autoq.kernels.compile_check import check, contractions, fused_operations, instructions
 from autoq.kernels.targets import TARGETS
 
 SM_90 = TARGETS["sm_90"]
@@ -139,6 +139,18 @@ def test_contractions_are_found_and_written_fused_operations_are_not():
     assert found.startswith("_scaled_sum_kernel: 1 fused operations, 0 are written")
     assert contractions(_case(partial(_scaled_sum, "fused")), SM_90) == []
     assert contractions(_case(partial(_scaled_sum, "divided")), SM_90) == []
+
+
+def test_fused_operations_are_counted_and_constants_that_are_loaded_are_not():
+    assembly = """
+        /*0040*/                   HFMA2.MMA R20, -RZ, RZ, 1.875, 0 ;
+        /*0050*/              @!P0 FFMA R1, R2, R3, RZ ;
+        /*0060*/                   FFMA.FTZ R1, -RZ, R3, R4 ;
+        /*0070*/                   HFMA2 R1, R2.H0_H0, R3, R4 ;
+        /*0080*/                   DFMA R2, R4, R6, R8 ;
+        /*0090*/                   FMUL R1, R2, R3 ;
+    """
+    assert fused_operations(assembly) == 4
 
 
 def test_contractions_leave_the_environment_alone(monkeypatch):
