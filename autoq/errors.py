@@ -8,6 +8,8 @@
     │   ├── ModelError             the model folder cannot be read or holds unusable weights
     │   ├── DataError              calibration or evaluation data cannot be used
     │   ├── BudgetInfeasibleError  no assignment of the allowed formats fits
+    │   ├── ResourceInfeasibleError  the same for bytes, latency, or several budgets at once
+    │   ├── QualityInfeasibleError  no plan's predicted loss is as low as asked for
     │   └── ExportError            the container cannot express it, or the output cannot be written
     ├── StudyLockedError           another process works on the study
     ├── StoreError                 the study store cannot be opened, read or written
@@ -17,6 +19,19 @@ Messages say the rule, the value that broke it, and what to do.
 """
 
 from __future__ import annotations
+
+import math
+from decimal import ROUND_CEILING, Context
+
+_PRINTED_DIGITS = 6
+
+
+def rounded_up(value: float) -> str:
+    """A number in six digits that is no less than the value: copied as a limit, it holds."""
+    if not math.isfinite(value):
+        return str(value)
+    printed = Context(prec=_PRINTED_DIGITS, rounding=ROUND_CEILING).create_decimal_from_float(value)
+    return f"{float(printed):.{_PRINTED_DIGITS}g}"
 
 
 class AutoqError(Exception):
@@ -58,6 +73,55 @@ class BudgetInfeasibleError(InputError):
             f"reach: from {self.floor_bits:.4f} (every group in its smallest format) to "
             f"{self.ceiling_bits:.4f} (every group in its largest); choose a budget in that range, "
             "or change --formats or --rule"
+        )
+
+
+class ResourceInfeasibleError(InputError):
+    """No plan takes as little of a resource as asked for, alone or within the other budgets.
+
+    `limit` and `least` are in the resource's own unit; `within` holds the budgets that the least
+    value depends on, as text, and is empty where the budget cannot be met on its own.
+    """
+
+    def __init__(
+        self, resource: str, limit: float, least: float, texts: tuple[str, str], within: str = ""
+    ) -> None:
+        super().__init__(resource, limit, least, texts, within)
+        self.resource = resource
+        self.limit = limit
+        self.least = least
+        self.texts = texts  # limit and least value with their unit
+        self.within = within
+
+    def __str__(self) -> str:
+        limit, least = self.texts
+        if not self.within:
+            return (
+                f"a budget of {limit} is below the least that the allowed formats reach, {least}; "
+                "raise it, or change --formats or --rule"
+            )
+        return (
+            f"a budget of {limit} cannot be met together with {self.within}, though each can be "
+            f"alone: the least within them is {least}; raise one of them, or change --formats or "
+            "--rule"
+        )
+
+
+class QualityInfeasibleError(InputError):
+    """No plan's predicted loss is as low as asked for."""
+
+    def __init__(self, loss_limit: float, best_loss: float, within: str = "") -> None:
+        super().__init__(loss_limit, best_loss, within)
+        self.loss_limit = loss_limit
+        self.best_loss = best_loss
+        self.within = within  # the budgets that the best loss depends on, as text
+
+    def __str__(self) -> str:
+        where = f"within {self.within}" if self.within else "with the allowed formats"
+        return (
+            f"a predicted loss of at most {self.loss_limit:g} cannot be reached {where}: the best "
+            f"reachable is {rounded_up(self.best_loss)}; raise the limit or the budgets, or change "
+            "--formats or --rule"
         )
 
 

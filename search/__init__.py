@@ -5,7 +5,14 @@ import sys
 import types
 from typing import Any
 
-from autoq.search._types import CostTable, Plan, SensitivityTable
+from autoq.search._types import (
+    Budget,
+    CostTable,
+    Least,
+    Plan,
+    Resource,
+    SensitivityTable,
+)
 from autoq.search.costs import (
     build_cost_table,
     effective_bits,
@@ -25,8 +32,11 @@ from autoq.search.solver import (
 )
 
 __all__ = [
+    "Budget",
     "CostTable",
+    "Least",
     "Plan",
+    "Resource",
     "Rule",
     "SensitivityTable",
     "apply_rules",

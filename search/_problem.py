@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autoq.errors import BudgetInfeasibleError, InputError
+from autoq.errors import InputError
 from autoq.formats import NONE
 from autoq.models import Assignment
-from autoq.search import _knapsack, _relaxation
+from autoq.search import _knapsack, _relaxation, _resources
 from autoq.search import costs as cost_functions
-from autoq.search._types import CostTable, Plan, SensitivityTable
-
-PRINTED_BITS_ERROR = 0.5e-4
-"""How far a floor or ceiling copied from our four printed decimals may be off, in bits."""
+from autoq.search._checks import bits_between, check_between, check_tables, check_usable
+from autoq.search._types import Budget, CostTable, Least, Plan, Resource, SensitivityTable
 
 _CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """The options as one whole resource sees them, and the convex hull of all plans."""
+
+    options: _relaxation.Options
+    steps: _relaxation.HullSteps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +35,10 @@ class Problem:
 
     sensitivity: SensitivityTable
     costs: CostTable
+    _lines: dict[Resource, Line] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        _check_tables(self.sensitivity, self.costs)
+        check_tables(self.sensitivity, self.costs)
         self._check_scores()
 
     @cached_property
@@ -67,54 +74,71 @@ class Problem:
         """Floor and ceiling in effective bits per weight."""
         return bits_between(self.costs, self.usable)
 
-    @cached_property
-    def options(self) -> _relaxation.Options:
-        """What is left of the cells, groups in the order of their names."""
-        order = self._rows
-        return _relaxation.undominated(
-            self.scores[order] / self._loss_unit,
-            self.costs.effective_bits[order],
-            self.usable[order],
-        )
+    def line(self, resource: Resource) -> Line:
+        """What is left of the cells beside one whole resource, groups in the order of names."""
+        if resource not in self._lines:
+            order = self.rows
+            options = _relaxation.undominated(
+                self.scores[order] / self.loss_unit,
+                _resources.cells(self.costs, resource)[order].astype(np.int64, copy=False),
+                self.usable[order],
+            )
+            steps = _relaxation.hull_steps(options)
+            self._lines[resource] = Line(options=options, steps=steps)
+        return self._lines[resource]
 
-    @cached_property
-    def steps(self) -> _relaxation.HullSteps:
-        """The convex hull of all plans."""
-        return _relaxation.hull_steps(self.options)
-
-    def capacity(self, budget_bits: float) -> int:
-        """Most bits that a plan may take in all.
-
-        It is the largest total whose quotient by the weights, as a floating-point number, is no
-        more than the budget: asking for exactly the bits of a known plan finds that plan.
+    def capacity(self, budget: Budget) -> int:
+        """Most bits that a plan may take in all, for a budget of a whole resource.
 
         Raises:
-            BudgetInfeasibleError: the budget is below the floor or above the ceiling.
+            BudgetInfeasibleError: effective bits are below the floor or above the ceiling.
+            ResourceInfeasibleError: stored bytes are below the floor.
         """
-        check_between(budget_bits, *self.reachable_bits)
-        capacity = math.floor(budget_bits * self.weights) + 1
-        while capacity / self.weights > budget_bits:
-            capacity -= 1
-        return max(capacity, self.options.floor_bits())
+        self.check_reachable(budget)
+        _, most = self.reach(budget.resource)
+        within = Budget(resource=budget.resource, limit=min(budget.limit, most))
+        floor = self.line(budget.resource).options.floor_bits()
+        return max(_resources.capacity(self.costs, within), floor)
+
+    def reach(self, resource: Resource) -> tuple[float, float]:
+        """Least and most of a resource that any plan takes."""
+        return _resources.reach(self.costs, resource, self.usable)
+
+    def check_reachable(self, budget: Budget) -> None:
+        """Refuse a budget that cannot be met alone.
+
+        Raises:
+            BudgetInfeasibleError: effective bits are below the floor or above the ceiling.
+            ResourceInfeasibleError: another resource is below the floor.
+        """
+        if budget.resource is Resource.EFFECTIVE_BITS:
+            check_between(budget.limit, *self.reachable_bits)
+        else:
+            _resources.check_reachable(self.costs, budget, self.usable)
 
     def solve(
         self,
         capacity: int,
-        budget_bits: float,
+        budgets: Sequence[Budget],
         *,
+        resource: Resource = Resource.EFFECTIVE_BITS,
         time_limit_seconds: float,
         tolerance: _knapsack.Tolerance = _knapsack.EXACT,
     ) -> Plan:
-        """The best plan within a capacity from `capacity`; the tolerance is in units of `options`."""
+        """The best plan within a capacity from `capacity`, which is all that `budgets` demand.
+
+        The tolerance is in units of the line's options.
+        """
+        line = self.line(resource)
         answer = _knapsack.solve(
-            self.options,
-            self.steps,
+            line.options,
+            line.steps,
             capacity,
             time_limit_seconds=time_limit_seconds,
             tolerance=tolerance,
         )
-        columns = self._columns(answer.choice)
-        return self._plan(columns, budget_bits, answer.unproved * self._loss_unit)
+        columns = self.columns_of(answer.choice, line.options.columns)
+        return self.plan(columns, budgets, answer.unproved * self.loss_unit)
 
     def plan_of(self, assignment: Assignment, budget_bits: float) -> Plan:
         """The plan of an assignment within the budget, with the relaxation's bound.
@@ -133,16 +157,22 @@ class Problem:
             )
         room = math.floor(min(budget_bits, self.reachable_bits[1]) * self.weights)
         capacity = max(room, int(self.costs.effective_bits[rows, columns].sum()))
-        bound = _relaxation.relax(self.options, self.steps, capacity).bound()
+        line = self.line(Resource.EFFECTIVE_BITS)
+        bound = _relaxation.relax(line.options, line.steps, capacity).bound()
         least = np.where(self.usable, self.scores, np.inf).min(axis=1)
-        excess = math.fsum([*self.scores[rows, columns], *-least, -bound * self._loss_unit])
-        return self._plan(columns, budget_bits, max(excess, 0.0))
+        excess = math.fsum([*self.scores[rows, columns], *-least, -bound * self.loss_unit])
+        return self.plan(columns, _resources.as_budgets(budget_bits), max(excess, 0.0))
 
-    def _columns(self, choice: _relaxation.Choice) -> NDArray[np.int64]:
-        """The columns of the cost table that a choice among `options` means, in its order."""
-        columns = np.empty(len(choice), dtype=np.int64)
-        columns[self._rows] = self.options.columns[np.arange(len(choice)), choice]
-        return columns
+    def columns_of(
+        self, choice: _relaxation.Choice, columns: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """The columns of the cost table, in its order, that a choice among `columns` means.
+
+        Both are [groups, ...] in the order of names, as a line's options are.
+        """
+        taken = np.empty(len(choice), dtype=np.int64)
+        taken[self.rows] = columns[np.arange(len(choice)), choice]
+        return taken
 
     def nearest_usable(self, row: int, wanted: int) -> int:
         """The usable column of a group that is nearest to `wanted`, more bits before fewer."""
@@ -156,13 +186,13 @@ class Problem:
         return max(usable, key=lambda column: (bits[column], -self.scores[row, column]))
 
     @cached_property
-    def _rows(self) -> NDArray[np.int64]:
-        # By name, so that a plan does not depend on the order of the tables.
+    def rows(self) -> NDArray[np.int64]:
+        """Rows of the cost table by name, so that a plan does not depend on the table's order."""
         names = self.costs.groups
         return np.array(sorted(range(len(names)), key=lambda row: names[row]), dtype=np.int64)
 
     @cached_property
-    def _loss_unit(self) -> float:
+    def loss_unit(self) -> float:
         """A power of two near the largest score: dividing by it loses nothing."""
         largest = float(np.abs(self.scores[self.usable]).max())
         return 2.0 ** max(math.frexp(largest)[1], -1000) if largest else 1.0
@@ -185,15 +215,25 @@ class Problem:
             if usable
         ]
 
-    def _plan(self, columns: NDArray[np.int64], budget_bits: float, unproved: float) -> Plan:
+    def plan(
+        self,
+        columns: NDArray[np.int64],
+        budgets: Sequence[Budget],
+        unproved: float,
+        least: Least | None = None,
+    ) -> Plan:
+        """The plan of format columns; `unproved` is how much lower another's loss could be."""
         rows, costs = self._all_rows, self.costs
         loss = math.fsum(self.scores[rows, columns])
         stored_bits = int(costs.stored_bits[rows, columns].sum())
         names = self._format_names[columns].tolist()
+        limits = {budget.resource: budget.limit for budget in budgets}
+        takes = {item: self.value(item, columns) for item in _resources.known(costs)}
+        bits = takes[Resource.EFFECTIVE_BITS]
         return Plan(
             assignment=dict(zip(costs.groups, names, strict=True)),
-            budget_bits=budget_bits,
-            effective_bits=int(costs.effective_bits[rows, columns].sum()) / self.weights,
+            budget_bits=limits.get(Resource.EFFECTIVE_BITS, bits),
+            effective_bits=bits,
             peer_effective_bits=float(costs.peer_bits[rows, columns].sum()) / self.weights,
             stored_bits_per_weight=stored_bits / self.weights,
             stored_bytes=-(-stored_bits // 8),
@@ -201,7 +241,15 @@ class Problem:
             predicted_loss_interval=_interval(self.contributions[:, rows, columns].sum(axis=1)),
             bound=loss - unproved,
             gap=unproved / max(abs(loss), unproved) if unproved else 0.0,
+            budgets=tuple(budgets),
+            takes=takes,
+            least=least,
         )
+
+    def value(self, resource: Resource, columns: NDArray[np.int64]) -> float:
+        """What format columns take of a resource."""
+        taken = _resources.cells(self.costs, resource)[self._all_rows, columns]
+        return _resources.value(self.costs, resource, taken)
 
     @cached_property
     def _all_rows(self) -> NDArray[np.int64]:
@@ -210,65 +258,6 @@ class Problem:
     @cached_property
     def _format_names(self) -> NDArray[np.object_]:
         return np.array(self.costs.formats, dtype=object)
-
-
-def bits_between(costs: CostTable, usable: NDArray[np.bool_]) -> tuple[float, float]:
-    """Floor and ceiling in effective bits per weight; every group has a usable cell."""
-    most = np.iinfo(np.int64).max
-    floor = np.where(usable, costs.effective_bits, most).min(axis=1).sum()
-    ceiling = np.where(usable, costs.effective_bits, 0).max(axis=1).sum()
-    weights = int(costs.weights.sum())
-    return int(floor) / weights, int(ceiling) / weights
-
-
-def check_between(budget_bits: float, floor_bits: float, ceiling_bits: float) -> None:
-    """Refuse a budget that is out of reach, but for the rounding of the printed limits.
-
-    Raises:
-        BudgetInfeasibleError: it is below the floor or above the ceiling, or no number.
-    """
-    lowest, highest = floor_bits - PRINTED_BITS_ERROR, ceiling_bits + PRINTED_BITS_ERROR
-    if not lowest <= budget_bits <= highest:
-        raise BudgetInfeasibleError(budget_bits, floor_bits, ceiling_bits)
-
-
-def check_usable(costs: CostTable, usable: NDArray[np.bool_]) -> None:
-    """Refuse tables that leave nothing to decide, or a group without a format.
-
-    Raises:
-        InputError: there is no group, or one has no usable cell.
-    """
-    if not costs.groups:
-        raise InputError(
-            "a search must have at least one group to decide, got none; exclude fewer layers"
-        )
-    stuck = np.flatnonzero(~usable.any(axis=1))
-    if stuck.size:
-        raise InputError(
-            "every group must have a format that it may take, got none for "
-            f"{costs.groups[stuck[0]]!r}; allow none for it"
-        )
-
-
-def _check_tables(sensitivity: SensitivityTable, costs: CostTable) -> None:
-    scored = set(sensitivity.groups)
-    unscored = [name for name in costs.groups if name not in scored]
-    if unscored:
-        raise InputError(
-            f"every group with costs must have scores, got none for {unscored[0]!r}"
-            f"{_near(unscored[0], sensitivity.groups)}; score the same model map"
-        )
-    unknown = [name for name in costs.formats if name not in (*sensitivity.formats, NONE)]
-    if unknown:
-        raise InputError(
-            f"every format with costs must have scores, got none for {unknown[0]!r} (scored: "
-            f"{', '.join(sensitivity.formats)}); score it first or leave it out"
-        )
-
-
-def _near(name: str, known: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(name, known)
-    return f" (near: {', '.join(close)})" if close else ""
 
 
 def _interval(totals: NDArray[np.float64]) -> tuple[float, float]:

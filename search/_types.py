@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autoq.formats import FormatName
 from autoq.models import GroupName
+
+
+class Resource(StrEnum):
+    """What a plan takes and a budget limits."""
+
+    EFFECTIVE_BITS = "effective_bits"  # mean bits per searched weight, codes and block scales
+    STORED_BYTES = "stored_bytes"  # weights of the whole checkpoint, unsearched tensors included
+    ACTIVE_BITS = "active_bits"  # mean bits per weight that a token touches
+    LATENCY = "latency_seconds"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """A plan takes no more than `limit` of `resource`, in the resource's own unit."""
+
+    resource: Resource
+    limit: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +64,10 @@ class CostTable:
 
     Bits are integers and exact. `allowed[g, f]` is False where shape, engine or a user's rule
     forbids the format for the group.
+
+    What a plan takes of a resource is the sum over its cells plus what is `fixed`, the share of
+    everything that is not searched. Effective bits and stored bytes follow from the integer tables;
+    `additional` holds the cells of other resources, already divided so that the sum is the value.
     """
 
     groups: tuple[GroupName, ...]
@@ -55,6 +77,19 @@ class CostTable:
     stored_bits: NDArray[np.int64]  # [groups, formats]: everything that is written
     peer_bits: NDArray[np.float64]  # [groups, formats]: as ModelOpt charges them
     allowed: NDArray[np.bool_]  # [groups, formats]
+    additional: Mapping[Resource, NDArray[np.float64]] = field(default_factory=dict)
+    fixed: Mapping[Resource, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Least:
+    """The proof that a plan takes as little of a resource as a limit on its loss allows."""
+
+    resource: Resource
+    loss_limit: float
+    value: float  # what the plan takes
+    bound: float  # no plan within the limits takes less
+    gap: float  # (value - bound) / value; 0 when both are 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,12 +97,15 @@ class Plan:
     """An assignment with its predicted loss, its costs, and how far from optimal it can be."""
 
     assignment: Mapping[GroupName, FormatName]
-    budget_bits: float  # effective bits per weight that were asked for
+    budget_bits: float  # effective bits per weight asked for; those taken where none were
     effective_bits: float  # per weight, codes and block scales
     peer_effective_bits: float  # per weight, as ModelOpt counts
     stored_bits_per_weight: float  # per weight, everything that is written
     stored_bytes: int
     predicted_loss: float
     predicted_loss_interval: tuple[float, float]  # 95 %, from the spread over sequences
-    bound: float  # no assignment within the budget has a lower predicted loss
+    bound: float  # no assignment within the budgets has a lower predicted loss
     gap: float  # (predicted_loss - bound) / predicted_loss; 0 when both are 0
+    budgets: tuple[Budget, ...] = ()  # all limits that were asked for
+    takes: Mapping[Resource, float] = field(default_factory=dict)  # every resource with costs
+    least: Least | None = None  # when the loss was limited and a resource minimised

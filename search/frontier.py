@@ -8,7 +8,8 @@ import numpy as np
 
 from autoq.search._knapsack import Tolerance
 from autoq.search._problem import Problem
-from autoq.search._types import CostTable, Plan, SensitivityTable
+from autoq.search._resources import as_budgets
+from autoq.search._types import CostTable, Plan, Resource, SensitivityTable
 
 RELATIVE_GAP = 1e-3
 """How near to the least loss a point is proven to be: less than a curve shows, and with hundreds
@@ -52,22 +53,23 @@ def frontier(
     problem = Problem(sensitivity=sensitivity, costs=costs)
     deadline = time.monotonic() + time_limit_seconds
     plans = []
-    largest_loss = float(problem.options.losses[:, 0].sum())
+    options = problem.line(Resource.EFFECTIVE_BITS).options
+    largest_loss = float(options.losses[:, 0].sum())
     tolerance = Tolerance(
         relative=relative_gap, absolute=_NEGLIGIBLE * largest_loss if relative_gap else 0.0
     )
     for capacity in _capacities(problem, points):
-        budget = capacity / problem.weights
+        budgets = as_budgets(capacity / problem.weights)
         seconds = max(deadline - time.monotonic(), 0.0)
         plans.append(
-            problem.solve(capacity, budget, time_limit_seconds=seconds, tolerance=tolerance)
+            problem.solve(capacity, budgets, time_limit_seconds=seconds, tolerance=tolerance)
         )
     return _undominated(plans)
 
 
 def _capacities(problem: Problem, points: int) -> list[int]:
     """Evenly spaced totals of bits, and totals at which the hull has a vertex."""
-    vertices = problem.steps.bits
+    vertices = problem.line(Resource.EFFECTIVE_BITS).steps.bits
     grid = np.linspace(vertices[0], vertices[-1], points).round().astype(np.int64)
     kept = np.linspace(0, len(vertices) - 1, min(points, len(vertices))).round().astype(np.int64)
     return [int(capacity) for capacity in np.union1d(grid, vertices[kept])]

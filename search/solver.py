@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from autoq.errors import InputError
 from autoq.formats import FormatName
 from autoq.models import Assignment
+from autoq.search._checks import bits_between, check_between, check_usable
 from autoq.search._knapsack import Tolerance
-from autoq.search._problem import Problem, bits_between, check_between, check_usable
-from autoq.search._types import CostTable, Plan, SensitivityTable
+from autoq.search._multiple import solve_within
+from autoq.search._problem import Problem
+from autoq.search._resources import as_budgets, without_repeats
+from autoq.search._types import Budget, CostTable, Plan, SensitivityTable
 from autoq.search.costs import effective_bits
 
 
 def solve(
     sensitivity: SensitivityTable,
     costs: CostTable,
-    budget_bits: float,
+    budgets: float | Budget | Sequence[Budget],
     *,
     time_limit_seconds: float = 60.0,
     relative_gap: float = 0.0,
 ) -> Plan:
-    """The assignment of least predicted loss whose effective bits stay within the budget.
+    """The assignment of least predicted loss that stays within all budgets.
 
     Exact up to floating point unless the time runs out; then the plan is the best one found, with
     its true bound and gap. Among formats of equal loss a group takes the one with fewer bits, and
@@ -28,21 +33,23 @@ def solve(
     Args:
         sensitivity: scores; cells that are NaN may not be taken.
         costs: costs and allowed formats of the same groups.
-        budget_bits: effective bits per weight, mean over all groups. A plan exceeds it only where
-            the floor, copied from four printed decimals, was asked for.
+        budgets: one limit or several, each of another resource; a number is effective bits per
+            weight, mean over all groups. A plan exceeds that only where the floor, copied from
+            four printed decimals, was asked for; other limits are never exceeded, and may be
+            above what any plan takes.
         time_limit_seconds: for HiGHS alone.
         relative_gap: a plan proven to be within this fraction of the least loss is good enough;
             1e-6 takes seconds for 100,000 groups.
     Raises:
-        BudgetInfeasibleError: the budget is below the floor or above the ceiling.
-        InputError: the tables do not belong together, a score is infinite, or a group has no
-            usable format.
+        BudgetInfeasibleError: effective bits are below the floor or above the ceiling.
+        ResourceInfeasibleError: another budget is below its floor, or the budgets cannot be met
+            together.
+        InputError: the tables do not belong together, a score is infinite, a group has no usable
+            format, or a budget limits what the tables have no costs of.
     """
-    problem = Problem(sensitivity=sensitivity, costs=costs)
-    capacity = problem.capacity(budget_bits)
-    return problem.solve(
-        capacity,
-        budget_bits,
+    return solve_within(
+        Problem(sensitivity=sensitivity, costs=costs),
+        without_repeats(as_budgets(budgets)),
         time_limit_seconds=time_limit_seconds,
         tolerance=Tolerance(relative=relative_gap),
     )
