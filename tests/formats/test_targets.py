@@ -1,0 +1,183 @@
+"""Engines, hardware and formats: picked cells of the published matrix, names, best containers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from itertools import product
+
+import pytest
+
+from autoq.errors import InputError, UnknownNameError
+from autoq.formats import (
+    ENGINES,
+    FORMATS,
+    HARDWARE,
+    Container,
+    Verdict,
+    all_supports,
+    containers_for,
+    feasible_formats,
+    parse_target,
+    reasons,
+    support,
+)
+from autoq.formats._support import SUPPORT
+
+MODELOPT, COMPRESSED = Container.MODELOPT, Container.COMPRESSED_TENSORS
+
+# target, container, format, how it runs, words of the reason
+CELLS = [
+    ("vllm:h200", MODELOPT, "fp8", "native", "FP8 matrix units"),
+    ("vllm:h200", MODELOPT, "nvfp4", "weight-only", "no FP4 matrix units before 10.0"),
+    ("vllm:h200", MODELOPT, "w4a8_awq", "no", "unquantised without an error"),
+    ("vllm:h200", COMPRESSED, "w4a8_awq", "native", "INT4 x FP8 kernel"),
+    ("vllm:b200", MODELOPT, "nvfp4", "native", "FP4 matrix units"),
+    ("vllm:b200", COMPRESSED, "w4a8_awq", "no", "for 9.0 (Hopper) alone"),
+    ("vllm:l40s", COMPRESSED, "w4a8_awq", "no", "for 9.0 (Hopper) alone"),
+    ("vllm:a100", MODELOPT, "fp8", "weight-only", "no FP8 matrix units before 8.9"),
+    ("vllm:t4", MODELOPT, "fp8", "no", "from 8.0 on"),
+    ("vllm:t4", COMPRESSED, "fp8", "weight-only", "no FP8 matrix units before 8.9"),
+    ("vllm:t4", MODELOPT, "nvfp4", "weight-only", "no FP4 matrix units"),
+    ("vllm:cpu", MODELOPT, "fp8", "no", "not looked into"),
+    ("sglang:a100", MODELOPT, "fp8", "no", "from 8.9 on"),
+    ("sglang:a100", COMPRESSED, "fp8", "weight-only", "no FP8 matrix units"),
+    ("sglang:h100", MODELOPT, "nvfp4", "weight-only", "no FP4 matrix units"),
+    ("sglang:h100", COMPRESSED, "w4a8_awq", "no", "for experts only"),
+    ("sglang:t4", COMPRESSED, "none", "no", "8.0 or newer"),
+    ("sglang:b300", COMPRESSED, "nvfp4", "native", "FP4 matrix units"),
+    ("tensorrt-llm:h100", MODELOPT, "w4a8_awq", "native", "INT4 x FP8 kernel"),
+    ("tensorrt-llm:l40s", MODELOPT, "w4a8_awq", "native", "INT4 x FP8 kernel"),
+    ("tensorrt-llm:b200", MODELOPT, "w4a8_awq", "no", "Blackwell"),
+    ("tensorrt-llm:h100", MODELOPT, "nvfp4", "no", "development sources"),
+    ("tensorrt-llm:rtx5090", MODELOPT, "nvfp4", "native", "FP4 matrix units"),
+    ("tensorrt-llm:a100", MODELOPT, "fp8", "no", "from 8.9 on"),
+    ("tensorrt-llm:b200", COMPRESSED, "fp8", "no", "one per tensor"),
+    ("tensorrt-llm:b200", COMPRESSED, "nvfp4", "no", "released"),
+    ("transformers:cpu", MODELOPT, "fp8", "no", "nonsense without an error"),
+    ("transformers:h100", MODELOPT, "nvfp4", "no", "no reader"),
+    ("transformers:cpu", COMPRESSED, "w4a8_awq", "emulated", "the model's dtype"),
+    ("transformers:a100", COMPRESSED, "nvfp4", "emulated", "the model's dtype"),
+    ("transformers:cpu", MODELOPT, "none", "native", "as the model stores it"),
+]
+
+
+@pytest.mark.parametrize(("target", "container", "fmt", "verdict", "words"), CELLS)
+def test_picked_cells(target, container, fmt, verdict, words):
+    found = support(parse_target(target), container, fmt)
+    assert found.verdict == verdict
+    assert words in found.reason
+    assert found.source
+
+
+def test_every_cell_has_one_record():
+    covered = Counter(
+        (record.engine, record.container, record.format, capability)
+        for record in SUPPORT
+        for capability in record.capabilities
+    )
+    capabilities = {entry.capability for entry in HARDWARE.values()}
+    wanted = set(product(ENGINES, Container, FORMATS, capabilities))
+    assert set(covered) == wanted
+    assert set(covered.values()) == {1}
+
+
+def test_matrix_names_every_target_and_says_why():
+    cells = [(str(target), entry.container, entry.format) for target, entry in all_supports()]
+    assert len(set(cells)) == len(cells) == len(ENGINES) * len(HARDWARE) * 2 * len(FORMATS)
+    assert all(entry.reason and entry.source for _, entry in all_supports())
+
+
+@pytest.mark.parametrize(
+    ("target", "container", "formats"),
+    [
+        ("vllm:h200", MODELOPT, {"fp8", "nvfp4", "none"}),
+        ("vllm:h200", COMPRESSED, {"fp8", "nvfp4", "w4a8_awq", "none"}),
+        ("sglang:a100", MODELOPT, {"nvfp4", "none"}),
+        ("tensorrt-llm:h100", MODELOPT, {"fp8", "w4a8_awq", "none"}),
+        ("tensorrt-llm:h100", COMPRESSED, {"none"}),
+        ("transformers:cpu", COMPRESSED, {"fp8", "nvfp4", "w4a8_awq", "none"}),
+        ("vllm:cpu", COMPRESSED, set()),
+    ],
+)
+def test_feasible_formats_and_reasons_share_the_formats_out(target, container, formats):
+    parsed = parse_target(target)
+    assert set(feasible_formats(parsed, container)) == formats
+    assert set(reasons(parsed, container)) == set(FORMATS) - formats
+
+
+@pytest.mark.parametrize(
+    ("target", "formats", "containers"),
+    [
+        # One format more than modelopt's.
+        ("vllm:h200", None, [COMPRESSED, MODELOPT]),
+        # As many of each kind: the order of the containers counts.
+        ("vllm:b200", None, [MODELOPT, COMPRESSED]),
+        ("vllm:h200", ["fp8", "nvfp4"], [MODELOPT, COMPRESSED]),
+        ("vllm:h200", ["fp8", "w4a8_awq"], [COMPRESSED]),
+        ("tensorrt-llm:h100", None, [MODELOPT]),
+        ("tensorrt-llm:h100", ["w4a8_awq", "none"], [MODELOPT]),
+        ("tensorrt-llm:h100", ["nvfp4"], []),
+        ("transformers:cpu", None, [COMPRESSED]),
+        ("vllm:cpu", None, []),
+    ],
+)
+def test_best_container_first(target, formats, containers):
+    assert list(containers_for(parse_target(target), formats)) == containers
+
+
+def test_only_vllms_int4_kernel_asks_for_more_than_the_format():
+    stricter = [record for record in SUPPORT if record.out_features_multiple != 1]
+    assert [(record.engine, record.format) for record in stricter] == [("vllm", "w4a8_awq")]
+    assert (stricter[0].capabilities, stricter[0].out_features_multiple) == ((90,), 128)
+
+
+@pytest.mark.parametrize("name", HARDWARE)
+def test_generation_and_product_name_agree(name):
+    entry = HARDWARE[name]
+    if entry.capability is None:
+        assert (entry.name, entry.generation) == ("cpu", "cpu")
+    else:
+        digits = f"{entry.capability:d}"
+        assert entry.generation == f"{digits[:-1]}.{digits[-1]}"
+        assert f"sm_{entry.capability}" in HARDWARE
+
+
+def test_targets_are_read_whatever_their_case():
+    target = parse_target(" vLLM:H200 ")
+    assert str(target) == "vllm:h200"
+    assert target.hardware.capability == 90
+
+
+@pytest.mark.parametrize("text", ["vllm", "", ":", ":h200", "vllm:", "h200"])
+def test_what_is_no_target_is_refused_with_its_shape(text):
+    with pytest.raises(InputError, match=r"ENGINE:HARDWARE, got .* vllm:h200"):
+        parse_target(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("vlm:h200", "no engine named 'vlm' (did you mean vllm"),
+        ("trtllm:b200", "did you mean tensorrt-llm"),
+        ("vllm:h2000", "no hardware named 'h2000' (did you mean h200"),
+        ("vllm:mi300", "known: a10, a100"),
+    ],
+)
+def test_near_misses_are_named(text, words):
+    with pytest.raises(UnknownNameError) as caught:
+        parse_target(text)
+    assert words in str(caught.value)
+
+
+def test_unknown_formats_are_refused_by_name():
+    with pytest.raises(UnknownNameError, match="did you mean nvfp4"):
+        reasons(parse_target("vllm:h200"), MODELOPT, ["nvfp5"])
+
+
+def test_a_format_without_a_record_runs_nowhere(monkeypatch):
+    mine = dataclasses.replace(FORMATS["fp8"], name="mine")
+    monkeypatch.setitem(FORMATS._entries, "mine", mine)
+    found = support(parse_target("vllm:h200"), MODELOPT, "mine")
+    assert found.verdict is Verdict.NO
+    assert found.reason == "nothing is known of mine in vLLM 0.33"
