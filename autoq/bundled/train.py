@@ -10,7 +10,7 @@ import os
 import pathlib
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from autoq.bundled.tokenizer import VOCABULARY_SIZE, train_tokenizer
 
 if TYPE_CHECKING:
     import torch
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 HELD_OUT_SEED = 0
 HELD_OUT_TOKENS = 65_536
@@ -88,13 +88,18 @@ def batches(tokenizer: PreTrainedTokenizerFast, seed: int, batch: int) -> Iterat
 class Trainer:
     """Runs training steps until the time is used up."""
 
-    def __init__(self, arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        tokenizer: PreTrainedTokenizerFast,
+        build: Callable[[], PreTrainedModel] = new_model,
+    ) -> None:
         import torch
 
         self.arguments = arguments
         self.tokenizer = tokenizer
         torch.manual_seed(arguments.seed)
-        self.model = new_model()
+        self.model: Any = build()
         self.compiled = torch.compile(self.model) if arguments.compile else self.model
         self.optimizer = torch.optim.AdamW(
             self._parameter_groups(), lr=arguments.rate, betas=(0.9, 0.98), fused=True
@@ -117,28 +122,25 @@ class Trainer:
         limit = self.arguments.minutes * 60
         last, logged, saved = time.monotonic(), 0.0, self.progress.seconds
         while self.progress.seconds < limit:
-            loss = self._step(next(data), self.progress.seconds / limit)
+            loss = self.step(next(data), self.progress.seconds / limit)
             now = time.monotonic()
             self.progress.seconds += now - last
             last = now
             if self.progress.seconds - logged > self.arguments.log_seconds:
                 logged = self.progress.seconds
-                self._log(loss)
+                self.log(loss)
             if self.progress.seconds - saved > self.arguments.checkpoint_seconds:
                 saved = self.progress.seconds
                 self.save_checkpoint()
-        self._log(loss)
+        self.log(loss)
 
-    def _step(self, rows: torch.Tensor, share: float) -> torch.Tensor:
+    def step(self, rows: torch.Tensor, share: float) -> torch.Tensor:
+        """Learn from a batch of rows after a share of the run; the loss before it."""
         import torch
 
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(share, self.arguments.rate)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = self.compiled(input_ids=rows, use_cache=False).logits[:, :-1]
-        loss = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), rows[:, 1:].flatten()
-        )
+        loss = self.loss(rows)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
@@ -147,7 +149,18 @@ class Trainer:
         self.progress.tokens += rows.numel()
         return loss.detach()
 
-    def _log(self, loss: torch.Tensor) -> None:
+    def loss(self, rows: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of the next tokens, in nats per token."""
+        import torch
+
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = self.compiled(input_ids=rows, use_cache=False).logits[:, :-1]
+        return torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), rows[:, 1:].flatten()
+        )
+
+    def log(self, loss: torch.Tensor) -> None:
+        """Print how far the run is, and the perplexity of some held-out tokens."""
         import torch
 
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -205,7 +218,7 @@ def _as_text(progress: Progress) -> dict[str, str]:
 def save_result(trainer: Trainer) -> dict[str, Any]:
     """Write the model in bfloat16 with its tokenizer, measure what was written, and record it."""
     import torch
-    from transformers import GenerationConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     out: pathlib.Path = trainer.arguments.out
     model: Any = trainer.model
@@ -214,13 +227,13 @@ def save_result(trainer: Trainer) -> dict[str, Any]:
     model.generation_config = generation(bos_token_id=1, eos_token_id=2, pad_token_id=0)
     model.save_pretrained(out)
     trainer.tokenizer.save_pretrained(out)
-    saved = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32)
+    saved = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     record = _record(trainer, saved)
     (out / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return record
 
 
-def _record(trainer: Trainer, saved: LlamaForCausalLM) -> dict[str, Any]:
+def _record(trainer: Trainer, saved: Any) -> dict[str, Any]:
     import torch
     import transformers
 
