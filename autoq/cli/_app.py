@@ -12,6 +12,7 @@ from autoq.cli._kernels_bench import bench
 from autoq.cli._look import formats, frontier, list_command, report, show
 from autoq.cli._make import evaluate, export
 from autoq.cli._search import search
+from autoq.cli._targets import targets
 
 app = typer.Typer(
     name="autoq",
@@ -30,6 +31,7 @@ app.command("generate")(generate)
 app.command("report")(report)
 app.command("list")(list_command)
 app.command("formats")(formats)
+app.command("targets")(targets)
 kernels_app.command("bench")(bench)
 app.add_typer(kernels_app, name="kernels")
 

@@ -1,0 +1,69 @@
+"""`autoq targets`: the matrix, one target, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+
+def test_matrix_has_every_engine_with_a_numbered_reason_for_each_no(run):
+    lines = run("targets").stdout.splitlines()
+    for title in ("vllm: vLLM 0.33", "sglang: SGLang 0.5.23", "9.0: h100, h200, gh200, sm_90"):
+        assert title in lines
+    vllm = lines[lines.index("vllm: vLLM 0.33") :]
+    hopper = next(
+        line.split() for line in vllm if line.split()[:2] == ["compressed-tensors", "9.0"]
+    )
+    assert hopper[2:4] + hopper[5:] == ["native", "weight-only", "native", "native"]
+    (reason,) = [line for line in lines if line.startswith(f"{hopper[4]} ")]
+    assert "no FP4 matrix units before 10.0" in reason
+
+
+def test_every_number_in_the_matrix_is_explained(run):
+    output = run("targets").stdout
+    explained = {line.split()[0] for line in output.splitlines() if line.startswith("(")}
+    rows = [line for line in output.splitlines() if line.startswith((" modelopt", " compressed"))]
+    used = {word for line in rows for word in line.split() if word.startswith("(")}
+    assert used == explained
+    assert len(rows) == 30
+
+
+def test_one_target_says_what_a_search_would_take(run):
+    output = run("targets", "vllm:h200").stdout
+    assert "vllm:h200: vLLM 0.33 on NVIDIA H200" in output
+    assert "out_features must be divisible by 128" in " ".join(output.split())
+    assert output.splitlines()[-1] == (
+        "`autoq search --target vllm:h200` aims at compressed-tensors with fp8, nvfp4, w4a8_awq, none"
+    )
+    assert run("targets", "vllm:cpu").stdout.splitlines()[-1] == "no quantised format runs there"
+
+
+def test_json_has_one_entry_for_each_cell(run):
+    everything = json.loads(run("targets", "--json").stdout)["targets"]
+    assert len(everything) == 4 * 25 * 2 * 4  # engines, hardware, containers, formats
+    one = json.loads(run("targets", "tensorrt-llm:b200", "--json").stdout)["targets"]
+    assert one == [entry for entry in everything if entry["target"] == "tensorrt-llm:b200"]
+    (cell,) = [
+        entry for entry in one if (entry["container"], entry["format"]) == ("modelopt", "w4a8_awq")
+    ]
+    assert cell == {
+        "target": "tensorrt-llm:b200",
+        "engine": "tensorrt-llm",
+        "engine_version": "TensorRT-LLM 1.2, PyTorch backend",
+        "hardware": "b200",
+        "generation": "10.0",
+        "container": "modelopt",
+        "format": "w4a8_awq",
+        "runs": False,
+        "verdict": "no",
+        "reason": "no engine has an INT4 x FP8 kernel for 10.0 and newer (Blackwell)",
+        "out_features_multiple": 1,
+        "source": "TensorRT-LLM's documentation and source of about 1.2: read, not run",
+    }
+
+
+def test_unknown_targets_end_with_one_line_and_code_2(run):
+    result = run("targets", "vllm:h2000")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: no hardware named 'h2000' (did you mean h200")
+    assert run("targets", "h200").exit_code == 2
