@@ -22,7 +22,7 @@ from autoq.calibration import calibrate
 from autoq.formats import FormatName
 from autoq.layers.quantize import Container
 from autoq.models import discover
-from autoq.search.sensitivity import SensitivityScorer
+from autoq.search.estimators import TokenProjection
 
 FORMATS = tuple(FormatName(name) for name in ("fp8", "nvfp4", "w4a8_awq"))
 
@@ -53,7 +53,7 @@ def main() -> None:
         scale_dtype=loaded.storage_dtype,
     )
     scorers = {
-        count: SensitivityScorer(
+        count: TokenProjection(
             loaded.model,
             model_map,
             FORMATS[:count],

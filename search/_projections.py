@@ -157,7 +157,7 @@ class WeightErrors:
         """
         scheme = self._scheme(slot, name)
         if scheme is None:
-            return scoring.project(output_gradient, self._get(slot, name), *inputs)
+            return scoring.project(output_gradient, self.get(slot, name), *inputs)
         weight = slot_weight(self._model, slot)
         return scoring.project_weight(output_gradient, weight, *scheme, *inputs)
 
@@ -172,7 +172,7 @@ class WeightErrors:
         calibration = self._calibration[slot.name, name]
         return weight_scheme(FORMATS[name], calibration, container=self._container)
 
-    def _get(self, slot: WeightSlot, name: FormatName) -> Tensor:
+    def get(self, slot: WeightSlot, name: FormatName) -> Tensor:
         """The error of the slot's weight in the format, [out_features, in_features]."""
         key = (slot.name, name)
         if key in self._kept:

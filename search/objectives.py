@@ -1,4 +1,4 @@
-"""Losses that need no labels: the model measured against its own distribution."""
+"""Losses to score with: most need no labels, and measure a model against its own distribution."""
 
 from __future__ import annotations
 
@@ -38,3 +38,20 @@ def own_output_loss(hidden: Tensor, generator: torch.Generator) -> Tensor:
     """
     noise = torch.randn(hidden.shape, generator=generator).to(hidden.device, hidden.dtype)
     return (hidden * noise).sum()
+
+
+def next_token_loss(logits: Tensor, ids: Tensor, *, shift: bool) -> Tensor:
+    """Summed cross entropy to the tokens of the data.
+
+    Args:
+        logits: [sequences, tokens, vocabulary].
+        ids: int64 [sequences, tokens].
+        shift: position t predicts token t + 1, as in causal models; otherwise token t.
+    Returns:
+        scalar, in nats.
+    """
+    if shift:
+        logits, ids = logits[:, :-1], ids[:, 1:]
+    return nn.functional.cross_entropy(
+        logits.flatten(0, -2).float(), ids.flatten(), reduction="sum"
+    )

@@ -1,38 +1,35 @@
-"""How much the loss grows when one decision group is quantised: all formats, one backward pass.
+"""The pass that estimators with gradients share: one forward, one backward, all formats at once.
 
-For a layer y = x W^T whose output has the loss gradient g, quantising its weight and its input
-changes the output of token t by dy_t. The score of a group is half the sum over tokens of
-(g_t . dy_t)^2, members of the group summed before squaring. With labels drawn from the model
-itself g g^T averages to the Fisher matrix, and the score is the second-order estimate of the
-KL divergence to the original, correlations between tokens left out.
-
-The projection needs no quantised forward: with x' = x + dx and W' = W + dW
-
-    g . dy = (g dW) . x' + (g W) . dx
-
-and g W is what backward computes anyway. So a further format costs one matrix product on the
-tokens that are sampled, and the differences are small numbers from the start instead of the
-difference of two large ones.
+Every product of an input with a slot's weight is replaced by one that shows its input, the
+gradient at its output and the gradient at its input to the estimator while backward runs. What an
+estimator makes of them, row by row and format by format, and how rows become a score, is its own;
+see `autoq.search.estimators`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from autoq.errors import ModelError
+from autoq.errors import InputError, ModelError
 from autoq.formats import NONE, FormatName
+from autoq.layers import LayerCalibration
 from autoq.layers.quantize import Container
-from autoq.layers.taps import MatrixCall, MatrixHandler, tapped
+from autoq.layers.taps import MatrixCall
 from autoq.models import ModelMap, SlotKind, SlotName, WeightSlot
-from autoq.models.checkpointing import checkpointed_blocks
+from autoq.search._batch_loss import (
+    BatchLoss,
+    LabelSource,
+    NoGradientError,
+    check_loss,
+    total_of_draw,
+)
 from autoq.search._projections import (
     Calibrations,
     Projections,
@@ -41,25 +38,26 @@ from autoq.search._projections import (
     WeightErrors,
     projection_dtype,
 )
+from autoq.search._scored_product import ScoredProduct, scoring_mode
 
-ESTIMATOR = "token_projection"
-"""Name of the estimator, stored with its results."""
+__all__ = ["ROW_FRACTION", "BatchLoss", "NoGradientError", "SensitivityScorer"]
 
 ROW_FRACTION = 1.0
 """Share of the tokens whose projections are computed; see docs/architecture.md for its effect."""
 
 
-@dataclass(frozen=True, slots=True)
-class BatchLoss:
-    """The loss of one batch, and over how much it is summed."""
+class SensitivityScorer(ABC):
+    """Scores every group in every format, batch by batch, from gradients.
 
-    total: Tensor  # scalar, summed over the tokens of the batch
-    sequences: int
-    tokens_per_sequence: int  # positions with a loss term
+    Subclasses say what one row of a product contributes, and how rows become scores.
+    """
 
-
-class SensitivityScorer:
-    """Scores every group in every format, batch by batch."""
+    name: ClassVar[str]
+    labels: ClassVar[LabelSource] = "model"
+    unit: ClassVar[str] = "nats_per_token"  # "relative" where scores rank, and are no divergence
+    needs_backward: ClassVar[bool] = True
+    default_draws: ClassVar[int] = 1
+    sequences_wanted: ClassVar[int | None] = None  # None: all that there are
 
     def __init__(
         self,
@@ -73,6 +71,7 @@ class SensitivityScorer:
         row_fraction: float = ROW_FRACTION,
         dtype: torch.dtype | None = None,
         seed: int = 0,
+        draws: int | None = None,
     ) -> None:
         """
         Args:
@@ -81,6 +80,9 @@ class SensitivityScorer:
             scale_dtype: the dtype in which the checkpoint stores INT4 group scales.
             row_fraction: share of the tokens whose projections are computed, in (0, 1].
             dtype: in which gradients meet errors of weights; None takes `projection_dtype`.
+            draws: of labels for every sequence, a backward each; None takes `default_draws`.
+        Raises:
+            InputError: `draws` is below 1, or labels come from the data and are not drawn.
         """
         self.formats = tuple(name for name in formats if name != NONE)
         self._model = model
@@ -94,6 +96,11 @@ class SensitivityScorer:
         self._group_of = model_map.group_of()
         self._leaders = _fusion_leaders(model_map)
         self._last_inputs: QuantizedInputs | None = None
+        self.draws = self.default_draws if draws is None else draws
+        self._check_draws()
+        self._projections = Projections(row_fraction, seed)
+        self._called: dict[SlotName, None] = {}
+        self._failure: Exception | None = None
 
     def score_batch(self, index: int, loss: Callable[[], BatchLoss]) -> NDArray[np.float64]:
         """Contributions of one batch.
@@ -107,46 +114,72 @@ class SensitivityScorer:
             ModelError: the loss or a gradient is not finite, no gradient reaches a layer, or a
                 layer's input rows are not the tokens of the sequences.
         """
-        projections = Projections(self._row_fraction, self._seed * 1_000_003 + index)
-
-        def handler(call: MatrixCall, inputs: Tensor) -> Tensor:
-            if not inputs.requires_grad:
-                # Parameters are frozen: what has no layer before it starts a graph of its own.
-                inputs = inputs.detach().requires_grad_(True)
-            result: Tensor = _ScoredProduct.apply(  # type: ignore[no-untyped-call]
-                inputs, call, self._observer(call, projections)
-            )
-            return result
-
-        with scoring_mode(self._model, self._map, handler):
+        self._called.clear()
+        with scoring_mode(self._model, self._map, self._scored_product):
             batch = loss()
-            if not bool(torch.isfinite(batch.total)):
-                raise ModelError(
-                    "the loss is NaN or Inf on calibration data; run the model in a wider dtype "
-                    "(--dtype float32) or mend its weights"
-                )
-            projections.sequences = batch.sequences
-            batch.total.backward()  # type: ignore[no-untyped-call]
+            check_loss(batch)
+            result = sum(self._draw(index, draw, batch) for draw in range(self.draws))
+        return np.asarray(result / self.draws)
+
+    def _draw(self, index: int, draw: int, batch: BatchLoss) -> NDArray[np.float64]:
+        """Contributions under one draw of labels."""
+        self._projections = Projections(self._row_fraction, self._seed * 1_000_003 + index)
+        self._projections.sequences = batch.sequences
+        self._backward(total_of_draw(batch, draw), keep_graph=draw + 1 < self.draws)
         self._last_inputs = None
-        self._check_observed(projections)
-        return self._contributions(projections, batch)
+        self._check_observed(self._projections)
+        return self._contributions(self._projections, batch)
 
-    def _observer(self, call: MatrixCall, projections: Projections) -> _Observer:
-        def observe(inputs: Tensor, output_gradient: Tensor, input_gradient: Tensor) -> None:
-            total_rows, rows, positions = projections.sampled(call, inputs)
-            self._project(
-                call,
-                projections.accumulator(
-                    self._group_of[call.slot.name], total_rows, len(self.formats), inputs.device
-                ),
-                positions,
-                inputs[rows],
-                output_gradient[rows],
-                input_gradient[rows],
-            )
-            projections.observed.add(call.slot.name)
+    def _backward(self, total: Tensor, *, keep_graph: bool) -> None:
+        if not total.requires_grad:
+            raise NoGradientError(self._last_unobserved(), "the loss has no graph")
+        self._failure = None
+        try:
+            total.backward(retain_graph=keep_graph)  # type: ignore[no-untyped-call]
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, NotImplementedError) as error:
+            if self._failure is not None:  # ours, not the model's
+                raise
+            cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise NoGradientError(self._last_unobserved(), f"backward says: {cause}") from error
 
-        return observe
+    def _scored_product(self, call: MatrixCall, inputs: Tensor) -> Tensor:
+        if inputs.shape[0]:  # an expert may be called with no token
+            self._called[call.slot.name] = None
+        if not inputs.requires_grad:
+            # Parameters are frozen: what has no layer before it starts a graph of its own.
+            inputs = inputs.detach().requires_grad_(True)
+        result: Tensor = ScoredProduct.apply(  # type: ignore[no-untyped-call]
+            inputs, call, self._observe
+        )
+        return result
+
+    def _observe(
+        self, call: MatrixCall, inputs: Tensor, output_gradient: Tensor, input_gradient: Tensor
+    ) -> None:
+        try:
+            self._observe_rows(call, inputs, output_gradient, input_gradient)
+        except Exception as error:
+            self._failure = error
+            raise
+
+    def _observe_rows(
+        self, call: MatrixCall, inputs: Tensor, output_gradient: Tensor, input_gradient: Tensor
+    ) -> None:
+        projections = self._projections
+        total_rows, rows, positions = projections.sampled(call, inputs)
+        self._project(
+            call,
+            projections.accumulator(
+                self._group_of[call.slot.name], total_rows, len(self.formats), inputs.device
+            ),
+            positions,
+            inputs[rows],
+            output_gradient[rows],
+            input_gradient[rows],
+        )
+        projections.observed.add(call.slot.name)
 
     def _project(
         self,
@@ -157,7 +190,7 @@ class SensitivityScorer:
         output_gradient: Tensor,
         input_gradient: Tensor,
     ) -> None:
-        """Add g . dy of the sampled rows to the group's accumulator [formats, sampled tokens]."""
+        """Add what the sampled rows contribute to the group's sums [formats, sampled tokens]."""
         quantized_inputs = self._quantized_inputs(call.slot, inputs)
         output_gradient = output_gradient.to(self._dtype)
         for column, name in enumerate(self.formats):
@@ -166,14 +199,36 @@ class SensitivityScorer:
                 accumulator[column] = torch.nan
                 continue
             # An expert's rows are different tokens, so no position comes twice.
-            accumulator[column, positions] += self._errors.project(
-                call.slot,
-                name,
-                output_gradient,
-                quantized_inputs.get(name, calibration),
-                quantized_inputs.exact,
-                input_gradient,
+            accumulator[column, positions] += self._row_values(
+                call, name, calibration, quantized_inputs, output_gradient, input_gradient
             )
+
+    @abstractmethod
+    def _row_values(
+        self,
+        call: MatrixCall,
+        name: FormatName,
+        calibration: LayerCalibration,
+        inputs: QuantizedInputs,
+        output_gradient: Tensor,
+        input_gradient: Tensor,
+    ) -> Tensor:
+        """What each row contributes to its token's sum over the group, float32 [rows].
+
+        Args:
+            output_gradient: in the dtype of the errors of weights, [rows, out_features].
+            input_gradient: that times the weight, [rows, in_features].
+        """
+
+    @abstractmethod
+    def _per_token(self, sums: Tensor) -> Tensor:
+        """From the sums over a group to its mean score per token.
+
+        Args:
+            sums: float64 [formats, sequences, sampled tokens]; may be overwritten.
+        Returns:
+            float64 [formats, sequences].
+        """
 
     def _quantized_inputs(self, slot: WeightSlot, inputs: Tensor) -> QuantizedInputs:
         """Quantised inputs are shared by the members of a fusion set, which come in a row."""
@@ -185,21 +240,29 @@ class SensitivityScorer:
         return last
 
     def _check_observed(self, projections: Projections) -> None:
+        if self._called.keys() - projections.observed:
+            raise NoGradientError(self._last_unobserved())
         for slot in self._map.slots.values():
             # An expert that no token was routed to has no gradient, rightly.
             if slot.name not in projections.observed and slot.kind is not SlotKind.EXPERT:
                 raise ModelError(
-                    f"no gradient reaches {slot.name}, so its sensitivity is unknown; exclude it "
-                    f"with --exclude '{slot.name}'"
+                    f"{slot.name} takes no part in the loss, so its sensitivity is unknown; "
+                    f"exclude it with --exclude '{slot.name}'"
                 )
+
+    def _last_unobserved(self) -> SlotName:
+        """Of the layers without a gradient the one that the model ran last: there it stops."""
+        seen = self._projections.observed
+        names = [name for name in self._called if name not in seen]
+        return names[-1] if names else next(iter(self._map.slots))
 
     def _contributions(self, projections: Projections, batch: BatchLoss) -> NDArray[np.float64]:
         result = np.zeros((batch.sequences, len(self._map.groups), len(self.formats)))
         index = {group.name: position for position, group in enumerate(self._map.groups)}
         for (group, total_rows), accumulator in projections.sums.items():
-            squares = accumulator.double().square_().reshape(len(self.formats), batch.sequences, -1)
             rows_per_sequence = total_rows / batch.sequences
-            per_token = squares.mean(dim=2) * (rows_per_sequence / batch.tokens_per_sequence)
+            sums = accumulator.double().reshape(len(self.formats), batch.sequences, -1)
+            per_token = self._per_token(sums) * (rows_per_sequence / batch.tokens_per_sequence)
             result[:, index[group]] += 0.5 * per_token.t().numpy(force=True)
         self._check_finite(result)
         return result
@@ -214,55 +277,35 @@ class SensitivityScorer:
                         "model in a wider dtype (--dtype float32)"
                     )
 
+    def _check_draws(self) -> None:
+        if self.draws < 1:
+            raise InputError(f"draws must be >= 1, got {self.draws}")
+        if self.draws > 1 and self.labels == "data":
+            raise InputError(
+                f"{self.name} takes its labels from the data, so draws must be 1, got {self.draws}"
+            )
 
-_Observer: TypeAlias = Callable[[Tensor, Tensor, Tensor], None]
+    # State and results beyond the scores; most estimators have none.
 
+    def state(self) -> Mapping[str, NDArray[Any]]:
+        """What was summed up over the batches so far, for `load_state` after an interruption."""
+        return {}
 
-class _ScoredProduct(torch.autograd.Function):
-    """inputs @ weight.T + bias, whose backward also shows inputs and gradients to an observer.
+    def load_state(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from what `state` gave."""
+        del state  # nothing was summed up
 
-    The inputs travel through the saved tensors, so that activation checkpointing frees and
-    recomputes them like any other.
-    """
+    def finish(self, contributions: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The final contributions, [sequences, groups, formats].
 
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, call: MatrixCall, observe: _Observer) -> Tensor:
-        ctx.save_for_backward(inputs)
-        ctx.call = call
-        ctx.observe = observe
-        return call.compute(inputs)
+        Args:
+            contributions: what `score_batch` gave, of all batches in order.
+        """
+        return contributions
 
-    @staticmethod
-    def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor, None, None]:
-        (inputs,) = ctx.saved_tensors
-        input_gradient = output_gradient @ ctx.call.weight
-        ctx.observe(
-            inputs.flatten(0, -2), output_gradient.flatten(0, -2), input_gradient.flatten(0, -2)
-        )
-        return input_gradient, None, None
-
-
-@contextmanager
-def scoring_mode(model: nn.Module, model_map: ModelMap, handler: MatrixHandler) -> Iterator[None]:
-    """Gradients to activations only, blocks checkpointed, every slot's product in `handler`."""
-    with ExitStack() as stack:
-        stack.enter_context(_frozen_parameters(model))
-        stack.enter_context(tapped(model, model_map.slots.values(), handler))
-        stack.enter_context(checkpointed_blocks(model, model_map.blocks))
-        stack.enter_context(torch.enable_grad())
-        yield
-
-
-@contextmanager
-def _frozen_parameters(model: nn.Module) -> Iterator[None]:
-    required = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in required:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in required:
-            parameter.requires_grad_(True)
+    def results(self) -> Mapping[str, NDArray[Any]]:
+        """Arrays to store beside the scores, once all batches are scored."""
+        return {}
 
 
 def _fusion_leaders(model_map: ModelMap) -> dict[SlotName, SlotName]:

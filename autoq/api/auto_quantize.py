@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from autoq.api.study import constrained_costs
-from autoq.api.task import PROBE_TOKENS
+from autoq.api.task import PROBE_TOKENS, sampled_loss
 from autoq.calibration import calibrate
 from autoq.errors import DataError, InputError
 from autoq.formats import FORMATS, FormatName, portable_formats
@@ -26,12 +26,12 @@ from autoq.layers.quantize import Container
 from autoq.layers.simulate import SimulatedModel, slot_formats_of
 from autoq.models import ModelMap, SlotName
 from autoq.models.discovery import discover
-from autoq.models.forward import forward_logits, output_kind
+from autoq.models.forward import forward_logits
 from autoq.models.loading import use_eager_experts
 from autoq.models.weights import check_finite
 from autoq.search import Plan, SensitivityTable, check_budget, solve
-from autoq.search.objectives import own_distribution_loss, own_output_loss
-from autoq.search.sensitivity import ESTIMATOR, BatchLoss, SensitivityScorer
+from autoq.search.estimators import DEFAULT_ESTIMATOR, make_estimator
+from autoq.search.sensitivity import BatchLoss
 
 PEER_FORMAT_NAMES = {
     "FP8_DEFAULT_CFG": "fp8",
@@ -192,7 +192,8 @@ def _score(
         container=Container.MODELOPT,
         scale_dtype=storage_dtype,
     )
-    scorer = SensitivityScorer(
+    scorer = make_estimator(
+        DEFAULT_ESTIMATOR,
         model,
         model_map,
         formats,
@@ -209,7 +210,7 @@ def _score(
         formats=scorer.formats,
         contributions=np.concatenate(contributions),
         unit="relative" if loss_func else "nats_per_token",
-        estimator=ESTIMATOR,
+        estimator=scorer.name,
     )
     costs = constrained_costs(model_map, formats, (), {})
     plan = solve(sensitivity, costs, effective_bits)
@@ -285,9 +286,7 @@ def _batch_loss(
         sequences, tokens = _batch_shape(batch)
         return BatchLoss(loss_func(output, batch), sequences, tokens)
     tensor = _output_tensor(output)
-    generator = torch.Generator().manual_seed(index)
-    loss = own_distribution_loss if output_kind(model) == "logits" else own_output_loss
-    return BatchLoss(loss(tensor, generator), tensor.shape[0], tensor.shape[1])
+    return sampled_loss(model, tensor, index)
 
 
 def _batch_shape(batch: Any) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from typing import Any
 from autoq.errors import InputError
 from autoq.formats import FORMATS, NONE, FormatName, portable_formats
 from autoq.layers.quantize import Container
+from autoq.search.estimators import DEFAULT_ESTIMATOR, ESTIMATORS
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -31,6 +32,8 @@ class ScoringConfig:
     dtype: str = "auto"  # of the model while it is searched
     device: str = "auto"
     row_fraction: float = 1.0  # share of the tokens whose projections are computed
+    estimator: str = DEFAULT_ESTIMATOR
+    draws: int | None = None  # of labels for every sequence; None: as the estimator likes
     seed: int = 0
     trust_remote_code: bool = False
 
@@ -49,6 +52,9 @@ class ScoringConfig:
             raise InputError("sequence_length must be >= 2, got 1; a loss needs a next token")
         if not 0.0 < self.row_fraction <= 1.0:
             raise InputError(f"row_fraction must be in (0, 1], got {self.row_fraction}")
+        ESTIMATORS[self.estimator]
+        if self.draws is not None and self.draws < 1:
+            raise InputError(f"draws must be >= 1, got {self.draws}")
         if self.dtype not in DTYPES:
             raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import nn
 
-from autoq.api.config import ScoringConfig, parse_container
-from autoq.api.exporting import export_plan, inexpressible
+from autoq.api.config import ScoringConfig
+from autoq.api.exporting import export_plan
 from autoq.api.measuring import held_out_tokens
 from autoq.api.renewal import RenewingProgress
 from autoq.api.stages import (
@@ -34,17 +34,17 @@ from autoq.api.study import (
     Study,
     constrained_costs,
 )
-from autoq.api.task import LoadedModel, ScoringTask, load, load_data, own_distribution_task
+from autoq.api.task import LoadedModel, ScoringTask, load, load_data, scoring_task
 from autoq.errors import ExportError, UnknownNameError
 from autoq.export import check_destination
-from autoq.formats import FORMATS, NONE, FormatName, portable_formats
+from autoq.formats import FORMATS, NONE
 from autoq.models import ModelMap
 from autoq.models.discovery import discover
 from autoq.models.weights import check_finite
 from autoq.progress import Progress, SilentProgress
 from autoq.search import check_budget
 from autoq.search._projections import projection_dtype
-from autoq.search.sensitivity import ESTIMATOR
+from autoq.search.estimators import DEFAULT_ESTIMATOR
 from autoq.studies import StudyStore, WorkStatus, study_key
 
 DEFAULT_STORE = "sqlite:///autoq.db"
@@ -63,10 +63,13 @@ def search(
     sequence_length: int = 512,
     batch_size: int = 4,
     held_out_sequences: int = 32,
-    container: str = "modelopt",
+    container: str | None = None,
+    target: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
     row_fraction: float = 1.0,
+    estimator: str | None = None,
+    draws: int | None = None,
     seed: int = 0,
     store: str | StudyStore = DEFAULT_STORE,
     name: str | None = None,
@@ -83,7 +86,8 @@ def search(
     Args:
         model: a folder with a Hugging Face model, or a model in memory.
         effective_bits: budget: mean bits per searched weight, codes and block scales.
-        formats: names; None is the portable set that every engine loads.
+        formats: names; None is the portable set that every engine loads, or all that `target`
+            runs.
         rules: "pattern=format[,format]", binding the groups that match.
         include: globs of layers to search although they are left out by default.
         exclude: globs of layers to leave alone.
@@ -91,8 +95,14 @@ def search(
         calibration_sequences: how many sequences to calibrate and score on.
         sequence_length: tokens in each; fewer if the model has fewer positions.
         held_out_sequences: how many sequences, never calibrated on, to measure on.
-        container: "modelopt" or "compressed-tensors", the checkpoint that is aimed at.
+        container: "modelopt" or "compressed-tensors", the checkpoint that is aimed at; None is
+            the target's best, or modelopt.
+        target: "ENGINE:HARDWARE" where the checkpoint is to run, for example "vllm:h200"; None
+            asks nothing of formats and container.
         row_fraction: share of the tokens that are scored, in (0, 1].
+        estimator: name of the way to score, one of `autoq.search.estimators.ESTIMATORS`; None is
+            the one that wins the benchmark.
+        draws: of labels for every sequence; None is what the estimator likes.
         store: URL of the study store, or an open one.
         name: of the study; None makes one from the model and the configuration.
         export: folder for the checkpoint; None writes none.
@@ -105,30 +115,36 @@ def search(
         StudyLockedError: another process works on the study.
     """
     progress = progress or SilentProgress()
+    place = None if target is None else parse_target(target)
+    offered = offers(place, formats, container)
     config = ScoringConfig(
-        formats=tuple(FormatName(n) for n in formats)
-        if formats is not None
-        else portable_formats(),
+        formats=offered[0].formats,
         include=tuple(include),
         exclude=tuple(exclude),
         calibration_data=_absolute_if_file(calibration_data),
         calibration_sequences=calibration_sequences,
         sequence_length=sequence_length,
         batch_size=batch_size,
-        container=parse_container(container),
+        container=offered[0].container,
         dtype=dtype,
         device=device,
         row_fraction=row_fraction,
+        estimator=estimator or DEFAULT_ESTIMATOR,
+        draws=draws,
         seed=seed,
         trust_remote_code=trust_remote_code,
     )
-    _warn_of_narrow_formats(config, progress)
+    if place is None:
+        _warn_of_narrow_formats(config, progress)
     if export is not None:
         source = None if isinstance(model, nn.Module) else model
         check_destination(Path(export), source, overwrite=overwrite)
     loaded = load(config, model)
     model_map = discover(loaded.model, include=config.include, exclude=config.exclude)
-    unusable = inexpressible(loaded.model, model_map, config.formats, config.container)
+    offer, unusable = best_offer(offered, place, loaded.model, model_map)
+    config = replace(config, formats=offer.formats, container=offer.container)
+    if place is not None:
+        note_target(place, offer, progress)
     _refuse_useless_formats(model_map, config, unusable)
     _note_lost_groups(model_map, config, unusable, progress)
     costs = constrained_costs(model_map, config.formats, rules, unusable)
@@ -236,7 +252,6 @@ def _open_study(
         **config.to_json(),
         "calibration_sha256": data.sha256,
         "discovered": discovered,
-        "estimator": ESTIMATOR,
         "projection_dtype": str(projection_dtype(loaded.model)),
     }
     key = study_key(scored, loaded.fingerprint)
@@ -251,7 +266,7 @@ def _open_study(
         seed=config.seed,
     )
     study = Study(store, record, loaded, trust_remote_code=config.trust_remote_code)
-    return study, own_distribution_task(loaded, data, config)
+    return study, scoring_task(loaded, data, config)
 
 
 def _absolute_if_file(source: str | None) -> str | None:

@@ -21,11 +21,11 @@ from autoq.api.study import (
 from autoq.api.task import LoadedModel, ScoringTask
 from autoq.calibration import calibrate
 from autoq.data import TokenData
-from autoq.formats import NONE, FormatName
+from autoq.formats import NONE
 from autoq.models import ModelMap
 from autoq.progress import Progress
 from autoq.search import SensitivityTable
-from autoq.search.sensitivity import ESTIMATOR, SensitivityScorer
+from autoq.search.estimators import Estimator, make_estimator
 from autoq.studies import PlanRecord, SensitivityCell, WorkStatus
 
 
@@ -93,7 +93,8 @@ def run_sensitivity(
 ) -> None:
     """Score every group in every format; batches that the store has are not scored again."""
     config = study.config
-    scorer = SensitivityScorer(
+    scorer = make_estimator(
+        config.estimator,
         loaded.model,
         study.model_map,
         config.formats,
@@ -102,6 +103,7 @@ def run_sensitivity(
         scale_dtype=loaded.storage_dtype,
         row_fraction=config.row_fraction,
         seed=config.seed,
+        draws=config.draws,
     )
     study.store.begin_stage(study.id, SENSITIVITY)
     stored = study.store.score_batches(study.id)
@@ -114,14 +116,14 @@ def run_sensitivity(
             scores = scorer.score_batch(index, partial(task.loss, index))
             study.store.put_score_batch(study.id, index, scores, time.perf_counter() - started)
             advance()
-    _finish_sensitivity(study, scorer.formats, task.unit)
+    _finish_sensitivity(study, scorer)
 
 
-def _finish_sensitivity(study: Study, formats: Sequence[FormatName], unit: str) -> None:
+def _finish_sensitivity(study: Study, scorer: Estimator) -> None:
     payload = {
-        "formats": list(formats),
-        "unit": unit,
-        "estimator": ESTIMATOR,
+        "formats": list(scorer.formats),
+        "unit": scorer.unit,
+        "estimator": scorer.name,
         "peak_rss_bytes": peak_rss_bytes(),
     }
     table = study.sensitivity_from(payload)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,15 @@ from autoq.models.folder import storage_dtype
 from autoq.models.forward import forward_logits, is_causal, output_kind
 from autoq.models.loading import load_model, load_tokenizer, model_fingerprint, use_eager_experts
 from autoq.models.weights import fingerprint_of_module
-from autoq.search.objectives import own_distribution_loss, own_output_loss
+from autoq.search.estimators import ESTIMATORS
+from autoq.search.objectives import next_token_loss, own_distribution_loss, own_output_loss
 from autoq.search.sensitivity import BatchLoss
 
 ID_SUFFIXES = (".npy", ".pt")
 """Files of token ids, which need no tokenizer."""
+
+_DRAW_STRIDE = 0x5DEECE66D
+"""Between the seeds of two draws of labels: far more than a search has batches."""
 
 PROBE_TOKENS = 16
 """Length of the small input on which input-scale folding is tried out."""
@@ -144,7 +148,23 @@ class ScoringTask:
     run: Callable[[Any], Any]  # one batch -> output; the result is ignored
     run_small: Callable[[], Tensor]  # some small input -> output
     loss: Callable[[int], BatchLoss]  # number of a batch -> summed loss, with its graph
-    unit: str  # "nats_per_token" or "relative"
+
+
+def scoring_task(loaded: LoadedModel, data: TokenData, config: ScoringConfig) -> ScoringTask:
+    """Score on the data with the loss that the configured estimator wants.
+
+    Raises:
+        InputError: the estimator wants labels, and the model predicts no tokens.
+    """
+    if ESTIMATORS[config.estimator].labels == "model":
+        return own_distribution_task(loaded, data, config)
+    if output_kind(loaded.model) != "logits":
+        raise InputError(
+            f"estimator {config.estimator} needs a model that predicts tokens, and "
+            f"{type(loaded.model).__name__} gives hidden states; leave --estimator out"
+        )
+    task = own_distribution_task(loaded, data, config)
+    return replace(task, loss=partial(_next_token_batch, loaded.model, task.batches))
 
 
 def own_distribution_task(
@@ -157,7 +177,6 @@ def own_distribution_task(
         run=partial(forward_logits, loaded.model),
         run_small=partial(forward_logits, loaded.model, batches[0][:1, :PROBE_TOKENS]),
         loss=partial(_own_distribution_batch, loaded.model, batches, config.seed),
-        unit="nats_per_token",
     )
 
 
@@ -170,10 +189,30 @@ def _own_distribution_batch(
     model: nn.Module, batches: Sequence[Tensor], seed: int, index: int
 ) -> BatchLoss:
     ids = batches[index]
-    output = forward_logits(model, ids)
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+    return sampled_loss(model, forward_logits(model, ids), seed * 1_000_003 + index)
+
+
+def sampled_loss(model: nn.Module, output: Tensor, seed: int) -> BatchLoss:
+    """The loss of an output under labels drawn from the model itself.
+
+    Args:
+        output: [sequences, tokens, vocabulary or features].
+        seed: of the first draw of labels; further ones are made from it.
+    """
     loss = own_distribution_loss if output_kind(model) == "logits" else own_output_loss
-    return BatchLoss(loss(output, generator), ids.shape[0], ids.shape[1])
+
+    def total(draw: int) -> Tensor:
+        return loss(output, torch.Generator().manual_seed(seed + draw * _DRAW_STRIDE))
+
+    sequences, tokens = output.shape[:2]
+    return BatchLoss(total(0), sequences, tokens, output=output, redraw=total)
+
+
+def _next_token_batch(model: nn.Module, batches: Sequence[Tensor], index: int) -> BatchLoss:
+    ids = batches[index]
+    output, shift = forward_logits(model, ids), is_causal(model)
+    tokens = ids.shape[1] - 1 if shift else ids.shape[1]
+    return BatchLoss(next_token_loss(output, ids, shift=shift), ids.shape[0], tokens, output)
 
 
 def fidelity_pairs(simulated: SimulatedModel, batches: Sequence[Tensor]) -> Any:

@@ -82,6 +82,17 @@ def search(
         str, typer.Option(help="Of the model while searched: auto, float32, bfloat16, float16.")
     ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    estimator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="How to score: token_projection (the default), sequence_projection, diagonal.",
+        ),
+    ] = None,
+    draws: Annotated[
+        int | None,
+        typer.Option(help="Draws of labels per sequence; as the estimator likes if left out."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     overwrite: Overwrite = False,
     no_measure: Annotated[
@@ -128,6 +139,8 @@ def search(
             container=container,
             dtype=dtype,
             device=device,
+            estimator=estimator,
+            draws=draws,
             seed=seed,
             store=store,
             name=name,

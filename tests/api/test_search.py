@@ -215,8 +215,8 @@ def test_another_estimator_or_discovery_begins_another_study(
     llama_folder: Path, quick: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = autoq.search(llama_folder, **quick, measure=False)
-    monkeypatch.setattr(pipeline, "ESTIMATOR", "another")
-    second = autoq.search(llama_folder, **quick, measure=False)
+    second = autoq.search(llama_folder, **quick, measure=False, estimator="diagonal")
+    assert second.sensitivity.estimator == "diagonal"
     discover = pipeline.discover
     monkeypatch.setattr(pipeline, "discover", lambda *a, **k: replace(discover(*a, **k), blocks=()))
     third = autoq.search(llama_folder, **quick, measure=False)

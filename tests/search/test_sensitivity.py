@@ -17,8 +17,9 @@ from autoq.layers.quantize import Container
 from autoq.layers.simulate import SimulatedModel
 from autoq.models import SlotKind, discover, forward_logits, slot_weight
 from autoq.search import _projections
+from autoq.search.estimators import TokenProjection
 from autoq.search.objectives import own_distribution_loss
-from autoq.search.sensitivity import BatchLoss, SensitivityScorer
+from autoq.search.sensitivity import BatchLoss
 from autoq.testing.tiny_models import make_tiny_model
 
 QUANTIZED = ("fp8", "nvfp4", "w4a8_awq")
@@ -67,7 +68,7 @@ def calibration_of(model, container=Container.MODELOPT, run=forward_logits, data
 def scorer_of(model, calibration, formats=QUANTIZED, *, container=Container.MODELOPT, **options):
     options.setdefault("row_fraction", 1.0)
     options.setdefault("dtype", torch.float32)
-    return SensitivityScorer(
+    return TokenProjection(
         model,
         discover(model),
         formats,
