@@ -1,5 +1,30 @@
 """Turning a quantised model into named numbers."""
 
+from autoq.evaluators.comparison import Comparison, compare
 from autoq.evaluators.fidelity import Estimate, Fidelity, measure_fidelity
+from autoq.evaluators.noise import NOISE_FLOOR, rounded_again, rounding_noise
+from autoq.evaluators.prediction import (
+    PredictionCalibration,
+    PredictionQuality,
+    calibrate_prediction,
+    calibrated_coverage,
+    prediction_quality,
+)
+from autoq.evaluators.reference import ReferenceOutputs
 
-__all__ = ["Estimate", "Fidelity", "measure_fidelity"]
+__all__ = [
+    "NOISE_FLOOR",
+    "Comparison",
+    "Estimate",
+    "Fidelity",
+    "PredictionCalibration",
+    "PredictionQuality",
+    "ReferenceOutputs",
+    "calibrate_prediction",
+    "calibrated_coverage",
+    "compare",
+    "measure_fidelity",
+    "prediction_quality",
+    "rounded_again",
+    "rounding_noise",
+]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from autoq.errors import AutoqError
@@ -39,6 +40,7 @@ class Fidelity:
     reference_perplexity: float | None  # causal models only
     perplexity: float | None
     tokens: int
+    kl_per_sequence: tuple[float, ...]  # nats per token; plans are compared sequence by sequence
 
     def metrics(self) -> dict[str, float]:
         """Name -> value of everything that was measured."""
@@ -85,6 +87,7 @@ def measure_fidelity(
         reference_perplexity=math.exp(np.mean(totals.reference_nll)) if with_perplexity else None,
         perplexity=math.exp(np.mean(totals.nll)) if with_perplexity else None,
         tokens=totals.tokens,
+        kl_per_sequence=tuple(totals.divergence),
     )
 
 
@@ -121,11 +124,16 @@ def _add_sequence(
 
 def _estimate(per_sequence: Sequence[float]) -> Estimate:
     values = np.asarray(per_sequence)
+    return Estimate(float(values.mean()), *bootstrap_interval(values))
+
+
+def bootstrap_interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Percentile interval of the mean of `values` [n], by drawing n of them again and again."""
     draws = np.random.default_rng(0).integers(0, len(values), (BOOTSTRAP_DRAWS, len(values)))
     means = values[draws].mean(axis=1)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
-    return Estimate(float(values.mean()), float(low), float(high))
+    return float(low), float(high)
 
 
 def paired_outputs(
