@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autoq.errors import InputError
 from autoq.formats import FORMATS, NONE, FormatName, QuantFormat
-from autoq.models import Assignment, DecisionGroup, GroupName, ModelMap, WeightSlot
-from autoq.search._types import CostTable
+from autoq.models import Assignment, DecisionGroup, GroupName, ModelMap, SlotName, WeightSlot
+from autoq.models.grouping import is_expert
+from autoq.search._types import CostTable, Resource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredSizes:
+    """What a checkpoint container writes, tensor by tensor; file headers are not counted."""
+
+    cells: Mapping[GroupName, Mapping[FormatName, int]]  # bits of each group in each format
+    fixed_bytes: int  # of every tensor that is not searched
 
 
 def build_cost_table(model_map: ModelMap, formats: Sequence[FormatName]) -> CostTable:
@@ -40,6 +50,77 @@ def build_cost_table(model_map: ModelMap, formats: Sequence[FormatName]) -> Cost
         peer_bits=np.array(peer, dtype=np.float64).reshape(shape),
         allowed=np.array(allowed, dtype=np.bool_).reshape(shape),
     )
+
+
+def with_stored_sizes(costs: CostTable, sizes: StoredSizes) -> CostTable:
+    """`costs` with stored bits as a container writes them, and the bytes of all other tensors.
+
+    Without it stored bits are those of the format's definition, in which every tensor scale is
+    32 bits wide and `none` takes 16 bits, and the other tensors are not counted.
+
+    Args:
+        sizes: cells that it lacks stay as they are.
+    """
+    stored = costs.stored_bits.copy()
+    for row, group in enumerate(costs.groups):
+        for name, bits in sizes.cells.get(group, {}).items():
+            if name in costs.formats:
+                stored[row, costs.formats.index(name)] = bits
+    fixed = {**costs.fixed, Resource.STORED_BYTES: float(sizes.fixed_bytes)}
+    return replace(costs, stored_bits=stored, fixed=fixed)
+
+
+def token_shares(
+    model_map: ModelMap, rows_seen: Mapping[SlotName, int], tokens: int
+) -> dict[SlotName, float]:
+    """How many of the tokens each slot sees: measured for experts, all of them for the others.
+
+    Args:
+        rows_seen: of each expert's slot, the rows of its inputs in calibration.
+        tokens: that calibration ran on.
+    """
+    return {
+        name: rows_seen[name] / tokens if is_expert(slot) else 1.0
+        for name, slot in model_map.slots.items()
+    }
+
+
+def with_active_bits(
+    costs: CostTable, model_map: ModelMap, shares: Mapping[SlotName, float]
+) -> CostTable:
+    """`costs` with mean effective bits per weight that a token touches.
+
+    A slot counts as much as it is used: the value is the sum of share * bits over all searched
+    slots, divided by the sum of share * weights. Without mixtures of experts it is the mean
+    effective bits.
+
+    Args:
+        shares: of each slot, from `token_shares`.
+    Raises:
+        InputError: no token was seen by any slot.
+    """
+    groups = [_slots(model_map, group) for group in model_map.groups]
+    touched = sum(shares[slot.name] * slot.weights for slots in groups for slot in slots)
+    if not touched:
+        raise InputError("active bits need slots that tokens reach, got none; calibrate on more")
+    table = [
+        [
+            sum(shares[slot.name] * _effective_bits([slot], FORMATS[name]) for slot in slots)
+            / touched
+            for name in costs.formats
+        ]
+        for slots in groups
+    ]
+    return _with_additional(costs, Resource.ACTIVE_BITS, np.array(table, dtype=np.float64))
+
+
+def with_latency(costs: CostTable, seconds: NDArray[np.float64]) -> CostTable:
+    """`costs` with the time of each cell, [groups, formats] from `latency_seconds`."""
+    return _with_additional(costs, Resource.LATENCY, seconds)
+
+
+def _with_additional(costs: CostTable, resource: Resource, table: NDArray[np.float64]) -> CostTable:
+    return replace(costs, additional={**costs.additional, resource: table})
 
 
 def refusals(

@@ -68,6 +68,7 @@ def calibration_to_plain(
                 "input_amax": calibration.input_amax,
                 "has_input_scale": scale is not None,
                 "folds_into": calibration.folds_into,
+                "input_rows": calibration.input_rows,
             }
         )
     return records, arrays
@@ -88,6 +89,7 @@ def calibration_from_plain(
             input_amax=record["input_amax"],
             pre_quant_scale=scale,
             folds_into=record["folds_into"],
+            input_rows=record.get("input_rows"),  # records of earlier versions have none
         )
     return table
 

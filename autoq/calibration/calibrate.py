@@ -112,6 +112,7 @@ class _Calibrator:
             input_amax=input_amax,
             pre_quant_scale=scale,
             folds_into=self.folds.get(first) if scale is not None else None,
+            input_rows=self.statistics[first].row_count,
         )
 
     def _weights(self, members: Sequence[SlotName]) -> list[Tensor]:

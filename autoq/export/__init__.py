@@ -19,6 +19,7 @@ from autoq.export.export import export_checkpoint
 from autoq.export.packed_model import load_packed
 from autoq.export.reader import QuantizedCheckpoint, read_quantized
 from autoq.export.rules import refusals, warnings_for
+from autoq.export.sizes import stored_sizes
 from autoq.export.verify import verify_checkpoint
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "read_quantized",
     "refusals",
     "simulated_checkpoint",
+    "stored_sizes",
     "transformers_logits",
     "verify_checkpoint",
     "verify_logits",

@@ -132,7 +132,7 @@ def unquantized_groups(
     Yields:
         Name in the model -> tensor. A shared tensor appears once, where transformers keeps it.
     """
-    taken = {f"{slot.module}.{slot.parameter}" for slot in quantized} | _tied_copies(model)
+    taken = {f"{slot.module}.{slot.parameter}" for slot in quantized} | tied_copies(model)
     groups: dict[str, dict[str, Tensor]] = {}
     for name, tensor in model.state_dict().items():
         if name not in taken:
@@ -144,7 +144,7 @@ def _block_of(name: str, blocks: Iterable[str]) -> str:
     return next((block for block in blocks if name.startswith(f"{block}.")), "")
 
 
-def _tied_copies(model: nn.Module) -> set[str]:
+def tied_copies(model: nn.Module) -> set[str]:
     """Names under which a tensor appears again, those that transformers calls tied first."""
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
     owners: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}

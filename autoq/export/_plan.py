@@ -77,7 +77,7 @@ class ExportPlan:
                 container=self.container,
                 kind=slot.kind,
                 storage_dtype=self.scale_dtype,
-                pre_quant_scale=self._written_pre_quant_scale(slot, entry),
+                pre_quant_scale=self.written_pre_quant_scale(slot, entry),
             )
             for suffix, tensor in tensors.items():
                 yield f"{part.module}.{suffix}", tensor
@@ -93,8 +93,11 @@ class ExportPlan:
         tensors = checkpoint_tensors(self.model, {name: pair[0] for name, pair in pairs.items()})
         return tensors, sum(is_folded for _, is_folded in pairs.values())
 
-    def _written_pre_quant_scale(self, slot: WeightSlot, entry: LayerCalibration) -> Tensor | None:
-        """TensorRT-LLM demands one of every w4a8_awq linear that it does not fuse, of ones too."""
+    def written_pre_quant_scale(self, slot: WeightSlot, entry: LayerCalibration) -> Tensor | None:
+        """The input scale that stands beside the slot's weight; None where there is none.
+
+        TensorRT-LLM demands one of every w4a8_awq linear that it does not fuse, of ones too.
+        """
         scale = stored_scale(entry)
         is_demanded = (
             self.container is Container.MODELOPT

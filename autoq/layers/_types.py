@@ -29,6 +29,7 @@ class LayerCalibration:
     input_amax: float  # shared over the fusion or input set
     pre_quant_scale: Tensor | None = None  # float32 [in_features], powers of two; None: all ones
     folds_into: str | None = None  # path of the norm that can absorb pre_quant_scale exactly
+    input_rows: int | None = None  # input rows that calibration saw: an expert's are routed to it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,6 +40,11 @@ def form_groups(members: Sequence[tuple[WeightSlot, Tensor]]) -> list[DecisionGr
     return _in_order(_merge_tied(groups, members), slots)
 
 
+def is_expert(slot: WeightSlot) -> bool:
+    """Whether the slot belongs to one expert of a mixture, which sees some of the tokens only."""
+    return slot.kind is SlotKind.EXPERT or _EXPERT_PATH.match(slot.module) is not None
+
+
 def _single_group(slot: WeightSlot) -> DecisionGroup:
     return DecisionGroup(name=GroupName(slot.name), slots=(slot.name,), reason=_ALONE_REASON)
 

@@ -5,13 +5,18 @@ import pytest
 
 from autoq.errors import InputError, UnknownNameError
 from autoq.models import DecisionGroup, ModelMap, SlotKind, WeightSlot
+from autoq.search import Resource
 from autoq.search.costs import (
+    StoredSizes,
     build_cost_table,
     effective_bits,
     peer_effective_bits,
     refusals,
     stored_bits_per_weight,
     stored_bytes,
+    token_shares,
+    with_active_bits,
+    with_stored_sizes,
 )
 
 FORMATS = ("fp8", "nvfp4", "w4a8_awq")
@@ -142,3 +147,62 @@ def test_cost_ignores_group_order(two_groups):
 def test_unusable_assignments_are_refused(two_groups, assignment, message):
     with pytest.raises(InputError, match=message):
         effective_bits(build_cost_table(two_groups, FORMATS), assignment)
+
+
+def test_stored_sizes_replace_the_definitions_and_add_the_rest(two_groups):
+    costs = build_cost_table(two_groups, FORMATS)
+    sizes = StoredSizes(cells={"qk": {"fp8": 7000, "none": 24576}}, fixed_bytes=1000)
+    stored = with_stored_sizes(costs, sizes)
+
+    assert stored.stored_bits[0].tolist() == [7000, 3456 + 128, 3264 + 128, 24576]
+    assert stored.stored_bits[1].tolist() == costs.stored_bits[1].tolist()
+    assert stored.effective_bits.tolist() == costs.effective_bits.tolist()
+    assert stored.fixed == {Resource.STORED_BYTES: 1000.0}
+
+
+def expert(name, out_features, in_features, number):
+    return WeightSlot(
+        name=name,
+        module="mlp.experts",
+        parameter="down_proj",
+        kind=SlotKind.EXPERT,
+        out_features=out_features,
+        in_features=in_features,
+        expert=number,
+    )
+
+
+def test_active_bits_count_experts_as_often_as_they_are_used():
+    slots = [linear("o", 4, 128), expert("e0", 2, 128, 0), expert("e1", 2, 128, 1)]
+    mixture = ModelMap(
+        architecture="Test",
+        slots={slot.name: slot for slot in slots},
+        groups=(
+            DecisionGroup(name="o", slots=("o",), reason="test"),
+            DecisionGroup(name="experts", slots=("e0", "e1"), reason="test"),
+        ),
+        excluded=(),
+        blocks=(),
+    )
+    # Of 100 tokens 75 went to the first expert; the layer before it was seen by its 64 rows.
+    shares = token_shares(mixture, {"o": 64, "e0": 75, "e1": 25}, 100)
+    assert shares == {"o": 1.0, "e0": 0.75, "e1": 0.25}
+
+    costs = with_active_bits(build_cost_table(mixture, ["nvfp4"]), mixture, shares)
+    table = costs.additional[Resource.ACTIVE_BITS]
+    touched = 512 + 0.75 * 256 + 0.25 * 256
+    assert table[0].tolist() == pytest.approx([512 * 4.5 / touched, 512 * 16 / touched])
+    assert table[1].tolist() == pytest.approx([256 * 4.5 / touched, 256 * 16 / touched])
+
+
+def test_active_bits_of_dense_models_are_effective_bits(two_groups):
+    shares = token_shares(two_groups, {}, 10)
+    costs = with_active_bits(build_cost_table(two_groups, ["fp8"]), two_groups, shares)
+    table = costs.additional[Resource.ACTIVE_BITS]
+    assert table == pytest.approx(costs.effective_bits / costs.weights.sum())
+
+
+def test_active_bits_without_any_token_are_refused():
+    nobody = model_map({"g": [("a", 2, 32)]})
+    with pytest.raises(InputError, match="need slots that tokens reach"):
+        with_active_bits(build_cost_table(nobody, ["fp8"]), nobody, {"a": 0.0})
