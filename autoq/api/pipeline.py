@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,11 @@ from autoq.api.study import (
     Study,
     constrained_costs,
 )
+from autoq.api.targeting import best_offer, note_target, offers
 from autoq.api.task import LoadedModel, ScoringTask, load, load_data, scoring_task
 from autoq.errors import ExportError, UnknownNameError
 from autoq.export import check_destination
-from autoq.formats import FORMATS, NONE
+from autoq.formats import FORMATS, NONE, parse_target
 from autoq.models import ModelMap
 from autoq.models.discovery import discover
 from autoq.models.weights import check_finite
@@ -166,7 +168,7 @@ def search(
             run_calibration(study, loaded, task, progress)
         if not is_done(study, SENSITIVITY):
             run_sensitivity(study, loaded, task, progress)
-        plan = run_solve(study, effective_bits, rules)
+        plan = run_solve(study, effective_bits, rules, target=place)
         if held_out is not None:
             run_measure(study, plan, held_out, compare_uniform, progress)
         if export is not None:

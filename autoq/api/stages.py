@@ -21,7 +21,7 @@ from autoq.api.study import (
 from autoq.api.task import LoadedModel, ScoringTask
 from autoq.calibration import calibrate
 from autoq.data import TokenData
-from autoq.formats import NONE
+from autoq.formats import NONE, Target
 from autoq.models import ModelMap
 from autoq.progress import Progress
 from autoq.search import SensitivityTable
@@ -146,11 +146,14 @@ def _sensitivity_cells(table: SensitivityTable) -> list[SensitivityCell]:
     ]
 
 
-def run_solve(study: Study, effective_bits: float, rules: Sequence[str]) -> PlanRecord:
-    """Solve for a budget, and remember the plan as the study's choice."""
+def run_solve(
+    study: Study, effective_bits: float, rules: Sequence[str], *, target: Target | None = None
+) -> PlanRecord:
+    """Solve for a budget, and remember the plan as the study's choice, and where it is to run."""
     with study.repeated_stage(SOLVE) as payload:
         plan = study.solve(effective_bits, rules=rules)
         payload.update(plan_id=plan.id, label=plan.label, rules=list(rules))
+        payload["target"] = None if target is None else str(target)
     return plan
 
 

@@ -156,6 +156,12 @@ class Study:
         solved = self._store.stage(self.id, SOLVE)
         return tuple(solved.payload.get("rules", ())) if solved else ()
 
+    @property
+    def target(self) -> str | None:
+        """Where the last search's checkpoint is to run, for example "vllm:h200"."""
+        solved = self._store.stage(self.id, SOLVE)
+        return solved.payload.get("target") if solved else None
+
     def plans(self) -> list[PlanRecord]:
         """Every plan that was solved, oldest first."""
         return self._store.plans(self.id)

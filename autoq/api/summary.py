@@ -22,6 +22,7 @@ def summarise(study: Study, plan: PlanRecord) -> dict[str, Any]:
         "architecture": study.record.architecture,
         "model_fingerprint": study.record.model_fingerprint,
         "budget": plan.budget_bits,
+        "target": study.target,
         "assignment": _assignment_by_module(study, plan),
         "groups": _groups(study, plan),
         "excluded": [

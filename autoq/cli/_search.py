@@ -50,8 +50,20 @@ def search(
         Path | None, typer.Option(help="Folder to write the checkpoint to; none if left out.")
     ] = None,
     container: Annotated[
-        str, typer.Option(help="Checkpoint to aim at: modelopt or compressed-tensors.")
-    ] = "modelopt",
+        str | None,
+        typer.Option(
+            help="Checkpoint to aim at: modelopt or compressed-tensors; what suits the target best "
+            "if left out, or modelopt."
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ENGINE:HARDWARE",
+            help="Where it is to run, as vllm:h200: only formats that run there are offered, all "
+            "of them if --formats is left out. `autoq targets` lists them.",
+        ),
+    ] = None,
     rule: Annotated[
         list[str] | None,
         typer.Option(
@@ -137,6 +149,7 @@ def search(
             batch_size=batch_size,
             held_out_sequences=held_out_sequences,
             container=container,
+            target=target,
             dtype=dtype,
             device=device,
             estimator=estimator,

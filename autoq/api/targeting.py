@@ -1,0 +1,172 @@
+"""From a target, or none, to the formats and the container that a search takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import nn
+
+from autoq.api.config import parse_container
+from autoq.api.exporting import inexpressible
+from autoq.errors import InputError
+from autoq.formats import (
+    NONE,
+    Container,
+    FormatName,
+    Target,
+    Verdict,
+    containers_for,
+    feasible_formats,
+    portable_formats,
+    reasons,
+    support,
+)
+from autoq.models import GroupName, ModelMap
+from autoq.progress import Progress
+
+Unusable: TypeAlias = dict[tuple[GroupName, FormatName], str]
+"""Group and format -> why the container or the target cannot take it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A container and the formats to choose from in it."""
+
+    container: Container
+    formats: tuple[FormatName, ...]
+
+
+def offers(
+    target: Target | None, formats: Sequence[str] | None, container: str | None
+) -> tuple[Offer, ...]:
+    """What may be searched for, the best first; several only where the container is left open.
+
+    Args:
+        target: where the checkpoint is to run; None knows of no place, and offers formats that
+            every engine loads, in the modelopt container, unless others are named.
+        formats: names; None is all that the target runs.
+        container: name; None is the target's best.
+    Raises:
+        InputError: the target runs none of the formats, one that was named, or reads the
+            container not at all; the message has the reason.
+    """
+    named = None if formats is None else tuple(FormatName(name) for name in formats)
+    if target is None:
+        chosen = Container.MODELOPT if container is None else parse_container(container)
+        return (Offer(chosen, portable_formats() if named is None else named),)
+    readable = containers_for(target)
+    if not readable:
+        raise InputError(_nothing_runs(target))
+    if container is not None:
+        chosen = parse_container(container)
+        if chosen not in readable:
+            raise InputError(_unreadable(target, chosen, readable))
+        readable = (chosen,)
+    if named is None:
+        return tuple(Offer(entry, _quantised(target, entry)) for entry in readable)
+    fitting = [entry for entry in containers_for(target, named) if entry in readable]
+    if not fitting:
+        raise InputError(_infeasible(target, readable, named))
+    return tuple(Offer(entry, named) for entry in fitting)
+
+
+def best_offer(
+    offered: Sequence[Offer], target: Target | None, model: nn.Module, model_map: ModelMap
+) -> tuple[Offer, Unusable]:
+    """The offer that quantises most weights of this model, and what it cannot take; ties: the first.
+
+    compressed-tensors holds no fused experts, for example, so a mixture model that is to run in
+    vLLM goes to modelopt even where the other container has a format more.
+    """
+    best: tuple[int, Offer, Unusable] | None = None
+    for offer in offered:
+        unusable = _unusable(offer, target, model, model_map)
+        weights = _quantisable_weights(offer, unusable, model_map)
+        if best is None or weights > best[0]:
+            best = weights, offer, unusable
+    if best is None:
+        raise ValueError("offered must not be empty")
+    return best[1:]
+
+
+def note_target(target: Target, offer: Offer, progress: Progress) -> None:
+    """Say where the target takes what is searched, and which formats it runs otherwise."""
+    names = ", ".join(offer.formats)
+    progress.note(f"for {target}: {names} in the {offer.container} container")
+    for name in offer.formats:
+        found = support(target, offer.container, name)
+        if found.verdict is Verdict.WEIGHT_ONLY:
+            progress.note(
+                f"{name} runs weight-only on {target} ({found.reason}); predicted and measured "
+                "losses count the rounding of inputs, which does not happen there"
+            )
+
+
+def _unusable(
+    offer: Offer, target: Target | None, model: nn.Module, model_map: ModelMap
+) -> Unusable:
+    unusable = inexpressible(model, model_map, offer.formats, offer.container)
+    if target is not None:
+        for cell, reason in _misfits(offer, target, model_map).items():
+            unusable.setdefault(cell, reason)
+    return unusable
+
+
+def _misfits(offer: Offer, target: Target, model_map: ModelMap) -> Unusable:
+    """Groups with a weight that the target's kernel for a format does not take."""
+    found: Unusable = {}
+    for fmt in offer.formats:
+        multiple = support(target, offer.container, fmt).out_features_multiple
+        for group in model_map.groups:
+            slots = (model_map.slots[name] for name in group.slots)
+            slot = next((entry for entry in slots if entry.out_features % multiple), None)
+            if slot is not None:
+                found[group.name, fmt] = (
+                    f"{target} needs out_features divisible by {multiple} for {fmt}, and "
+                    f"{slot.name} has {slot.out_features}"
+                )
+    return found
+
+
+def _quantisable_weights(offer: Offer, unusable: Unusable, model_map: ModelMap) -> int:
+    """Weights of the groups that can take at least one quantised format."""
+    quantised = [name for name in offer.formats if name != NONE]
+    return sum(
+        model_map.slots[slot].weights
+        for group in model_map.groups
+        if any((group.name, fmt) not in unusable for fmt in quantised)
+        for slot in group.slots
+    )
+
+
+def _quantised(target: Target, container: Container) -> tuple[FormatName, ...]:
+    return tuple(name for name in feasible_formats(target, container) if name != NONE)
+
+
+def _nothing_runs(target: Target) -> str:
+    why = dict.fromkeys(reason for entry in Container for reason in reasons(target, entry).values())
+    return f"{target} runs no quantised format: {'; '.join(why)}; `autoq targets` lists what runs where"
+
+
+def _unreadable(target: Target, container: Container, readable: Sequence[Container]) -> str:
+    why = "; ".join(dict.fromkeys(reasons(target, container).values()))
+    return (
+        f"{target} reads no quantised format from the {container} container: {why}; use "
+        f"--container {readable[0]}"
+    )
+
+
+def _infeasible(
+    target: Target, readable: Sequence[Container], formats: Sequence[FormatName]
+) -> str:
+    """Why no container that may be used takes all the formats; those that the best refuses."""
+    refused = min((reasons(target, entry, formats) for entry in readable), key=len)
+    why = "; ".join(
+        f"{name} from {entry}: {support(target, entry, name).reason}"
+        for name in refused
+        for entry in readable
+    )
+    runs = ", ".join(_quantised(target, readable[0]))
+    return f"{target} does not run {' and '.join(refused)} ({why}); it runs {runs}"
