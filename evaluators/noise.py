@@ -28,7 +28,10 @@ _STEP_PROBABILITY = 1 / 24
 
 @contextmanager
 def rounding_noise(
-    model: nn.Module, slots: Iterable[WeightSlot], blocks: Iterable[str], *, seed: int = 0
+    model: nn.Module,
+    slots: Iterable[WeightSlot],
+    blocks: Iterable[str],
+    generator: torch.Generator,
 ) -> Iterator[None]:
     """Round the output of every product with a slot, and of every block, once more to bfloat16.
 
@@ -42,12 +45,12 @@ def rounding_noise(
     Args:
         blocks: paths of the repeated layers, as in `ModelMap.blocks`; what they give is the
             residual stream, which a bfloat16 model rounds, too.
-        seed: of the noise; equal seeds give equal noise on one device.
+        generator: of the noise, on the model's device; it goes on where it was left, so every
+            batch gets noise of its own.
 
     Source: the idea of measuring the reference against itself with rounding to bfloat16 after
     every layer is that of exllamav3's qbench.
     """
-    generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
     with ExitStack() as stack:
         stack.enter_context(tapped(model, slots, partial(_noisy_product, generator)))
         for path in blocks:

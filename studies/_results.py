@@ -101,12 +101,14 @@ class ResultRepository(Repository):
         label: str,
         plan_id: int | None = None,
         details: Mapping[str, Any] | None = None,
+        details_by_metric: Mapping[str, Mapping[str, Any]] | None = None,
         tokens: int | None = None,
         data_sha256: str | None = None,
     ) -> list[int]:
         """Store all metrics of one run, or none, as (value, interval); return their ids.
 
-        Other arguments are those of `add_measurement`.
+        Other arguments are those of `add_measurement`; `details_by_metric` is what only one
+        metric has, such as its values per sequence.
         """
         run = {"plan_id": plan_id, "label": label, "data_sha256": data_sha256}
         ids = []
@@ -116,7 +118,9 @@ class ResultRepository(Repository):
                 row = _measurement_like(session, study_id, {**run, "metric": metric})
                 row.value = value
                 row.interval_low, row.interval_high = interval or (None, None)
-                row.details, row.tokens, row.created = json_clean(details or {}), tokens, utc_now()
+                own = (details_by_metric or {}).get(metric, {})
+                row.details = json_clean({**(details or {}), **own})
+                row.tokens, row.created = tokens, utc_now()
                 session.flush()
                 ids.append(row.id)
         return ids

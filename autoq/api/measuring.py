@@ -1,19 +1,31 @@
-"""Measuring a study's plan against the original model, on tokens never calibrated on."""
+"""Measuring a study's plans against the original model, on tokens never calibrated on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import torch
+from torch import Tensor
 
-from autoq.api.task import fidelity_pairs, load_data, output_properties, token_batches
+from autoq.api.measured import KL_DIVERGENCE, OTHER_DATA, PER_SEQUENCE, noise_floor_on
+from autoq.api.task import load_data, output_bytes, output_properties, token_batches
 from autoq.data import TokenData
 from autoq.data.sources import HELD_OUT_SHARE
-from autoq.evaluators import Fidelity, measure_fidelity
+from autoq.evaluators import (
+    NOISE_FLOOR,
+    Fidelity,
+    ReferenceOutputs,
+    measure_fidelity,
+    rounding_noise,
+)
+from autoq.layers.simulate import SimulatedModel, slot_formats_of
+from autoq.models.forward import forward_logits
 from autoq.progress import Progress, SilentProgress
-from autoq.studies import PlanRecord
+from autoq.studies import MeasurementRecord, PlanRecord
 
 if TYPE_CHECKING:
     from autoq.api.study import Study
@@ -51,25 +63,160 @@ def measure_plan(
     data: str | None = None,
     progress: Progress | None = None,
 ) -> Fidelity:
-    """Measure a plan on tokens and store what was found.
+    """Measure a plan on tokens, and the noise floor if it is not known; store what was found.
 
     Args:
         data: where the tokens come from, if not from the study's own held-out data.
     """
-    progress = progress or SilentProgress()
-    loaded = study.loaded()
-    batches = token_batches(tokens, study.config.batch_size, loaded.device)
-    simulated = study.simulate(plan)
-    try:
-        with progress.task(f"measuring {plan.label}", len(batches)) as advance, torch.no_grad():
-            pairs = fidelity_pairs(simulated, batches)
-            fidelity = measure_fidelity(
-                advancing(pairs, advance), **output_properties(loaded.model)
-            )
-    finally:
-        simulated.restore()
-    _store(study, plan, fidelity, tokens, data)
-    return fidelity
+    return measure_plans(study, [plan], tokens, data=data, progress=progress)[0]
+
+
+def measure_plans(
+    study: Study,
+    plans: Sequence[PlanRecord],
+    tokens: TokenData,
+    *,
+    data: str | None = None,
+    progress: Progress | None = None,
+) -> list[Fidelity]:
+    """As `measure_plan` for several plans; the original model runs once for all of them."""
+    with PlanMeasurer(study, tokens, data=data) as measurer:
+        measurer.noise_floor(progress)
+        return [measurer.measure(plan, progress) for plan in plans]
+
+
+class PlanMeasurer:
+    """Measures any number of a study's plans on the same tokens, and stores each at once.
+
+    The original's outputs are shared by all plans, as far as they fit in memory. Only the slots
+    whose format differs from the plan before are quantised. When the context ends the model has
+    its own weights again.
+    """
+
+    def __init__(self, study: Study, tokens: TokenData, *, data: str | None = None) -> None:
+        """
+        Args:
+            data: where the tokens come from, if not from the study's own held-out data.
+        """
+        self._study, self._tokens, self._data = study, tokens, data
+        loaded = study.loaded()
+        self._model = loaded.model
+        self._batches = token_batches(tokens, study.config.batch_size, loaded.device)
+        self._reference = ReferenceOutputs(
+            self._batches, bytes_per_batch=output_bytes(loaded.model, self._batches[0])
+        )
+        self._noise = torch.Generator(loaded.device).manual_seed(study.config.seed)
+        self._simulated: SimulatedModel | None = None
+        self._stack = ExitStack()
+
+    @property
+    def steps(self) -> int:
+        """How often measuring one plan advances its progress."""
+        return len(self._batches)
+
+    def __enter__(self) -> Self:
+        """The measurer itself."""
+        self._stack.enter_context(torch.no_grad())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give the model its own weights back."""
+        try:
+            if self._simulated is not None:
+                self._simulated.restore()
+        finally:
+            self._stack.close()
+
+    def measure(self, plan: PlanRecord, progress: Progress | None = None) -> Fidelity:
+        """Measure a plan and store what was found."""
+        progress = progress or SilentProgress()
+        with progress.task(f"measuring {plan.label}", self.steps) as advance:
+            return self.measure_silently(plan, advance)
+
+    def measure_silently(self, plan: PlanRecord, advance: Callable[[], None]) -> Fidelity:
+        """As `measure`, as part of a larger task; `advance` is called after every batch."""
+        self._apply(plan)
+        fidelity = self._fidelity(self._run_original, advance)
+        self._store(fidelity, plan.label, plan.id)
+        return fidelity
+
+    def noise_floor(self, progress: Progress | None = None) -> MeasurementRecord:
+        """KL divergence of the original to itself with rounding noise; measured if not stored."""
+        known = self._known_floor()
+        if known is not None:
+            return known
+        progress = progress or SilentProgress()
+        with progress.task(f"measuring the {NOISE_FLOOR}", self.steps) as advance:
+            self._to_original()
+            fidelity = self._fidelity(self._forward_all, advance, self._run_noisy)
+        self._store(fidelity, NOISE_FLOOR, None)
+        found = self._known_floor()
+        assert found is not None  # it was stored just now
+        return found
+
+    def _known_floor(self) -> MeasurementRecord | None:
+        return noise_floor_on(self._study, self._tokens.sha256)
+
+    def _fidelity(
+        self,
+        reference: Callable[[Sequence[Tensor]], list[Tensor]],
+        advance: Callable[[], None],
+        changed: Callable[[Tensor], Tensor] | None = None,
+    ) -> Fidelity:
+        pairs = self._reference.pairs(reference, changed or self._forward)
+        return measure_fidelity(advancing(pairs, advance), **output_properties(self._model))
+
+    def _apply(self, plan: PlanRecord) -> None:
+        if self._simulated is None:
+            self._simulated = self._study.simulate(plan)
+        else:
+            assignment = plan.to_plan().assignment
+            self._simulated.apply(slot_formats_of(self._study.model_map, assignment))
+
+    def _to_original(self) -> None:
+        if self._simulated is not None:
+            self._simulated.restore()
+
+    def _forward(self, ids: Tensor) -> Tensor:
+        return forward_logits(self._model, ids)
+
+    def _forward_all(self, part: Sequence[Tensor]) -> list[Tensor]:
+        return [self._forward(ids) for ids in part]
+
+    def _run_original(self, part: Sequence[Tensor]) -> list[Tensor]:
+        assert self._simulated is not None  # a plan has been applied
+        with self._simulated.paused():
+            return self._forward_all(part)
+
+    def _run_noisy(self, ids: Tensor) -> Tensor:
+        model_map = self._study.model_map
+        with rounding_noise(self._model, model_map.slots.values(), model_map.blocks, self._noise):
+            return self._forward(ids)
+
+    def _store(self, fidelity: Fidelity, label: str, plan_id: int | None) -> None:
+        intervals = {
+            KL_DIVERGENCE: fidelity.kl_divergence,
+            "top1_agreement": fidelity.top1_agreement,
+        }
+        values = {}
+        for metric, value in fidelity.metrics().items():
+            estimate = intervals.get(metric)
+            values[metric] = (value, (estimate.low, estimate.high) if estimate else None)
+        self._study.store.add_measurements(
+            self._study.id,
+            values,
+            plan_id=plan_id,
+            label=label,
+            details={} if self._data is None else {OTHER_DATA: self._data},
+            details_by_metric={KL_DIVERGENCE: {PER_SEQUENCE: list(fidelity.kl_per_sequence)}},
+            tokens=fidelity.tokens,
+            data_sha256=self._tokens.sha256,
+        )
 
 
 def advancing(items: Iterable[Item], advance: Callable[[], None]) -> Iterator[Item]:
@@ -77,28 +224,6 @@ def advancing(items: Iterable[Item], advance: Callable[[], None]) -> Iterator[It
     for item in items:
         yield item
         advance()
-
-
-def _store(
-    study: Study, plan: PlanRecord, fidelity: Fidelity, tokens: TokenData, data: str | None
-) -> None:
-    intervals = {
-        "kl_divergence": fidelity.kl_divergence,
-        "top1_agreement": fidelity.top1_agreement,
-    }
-    values = {}
-    for metric, value in fidelity.metrics().items():
-        estimate = intervals.get(metric)
-        values[metric] = (value, (estimate.low, estimate.high) if estimate else None)
-    study.store.add_measurements(
-        study.id,
-        values,
-        plan_id=plan.id,
-        label=plan.label,
-        details={} if data is None else {"data": data},
-        tokens=fidelity.tokens,
-        data_sha256=tokens.sha256,
-    )
 
 
 def _same_source(first: str | None, second: str | None) -> bool:

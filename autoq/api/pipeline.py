@@ -17,6 +17,7 @@ from torch import nn
 
 from autoq.api.config import ScoringConfig
 from autoq.api.exporting import export_plan
+from autoq.api.measured import is_asked_for
 from autoq.api.measuring import held_out_tokens
 from autoq.api.renewal import RenewingProgress
 from autoq.api.stages import (
@@ -220,7 +221,9 @@ def list_studies(store: str | StudyStore = DEFAULT_STORE) -> list[dict[str, Any]
             "status": study.status.value,
             "created": study.created,
             "updated": study.updated,
-            "budgets": sorted({plan.budget_bits for plan in opened.plans(study.id)}),
+            "budgets": sorted(
+                {plan.budget_bits for plan in opened.plans(study.id) if is_asked_for(plan)}
+            ),
             "exports": study.exports,
         }
         for study in opened.list_studies()

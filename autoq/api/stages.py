@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from autoq.api.measuring import measure_plan
+from autoq.api.measuring import measure_plans
 from autoq.api.serialize import calibration_to_plain, model_map_to_json
 from autoq.api.study import (
     CALIBRATION,
@@ -173,5 +173,4 @@ def run_measure(
     if not missing:
         return
     with study.repeated_stage(MEASURE):
-        for entry in missing:
-            measure_plan(study, entry, held_out, progress=progress)
+        measure_plans(study, missing, held_out, progress=progress)

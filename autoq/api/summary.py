@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from autoq.api.measured import measured_summary
 from autoq.formats import NONE, FormatName
 from autoq.search import CostTable, SensitivityTable
-from autoq.studies import ExportStatus, MeasurementRecord, PlanRecord
+from autoq.studies import ExportStatus, PlanRecord
 
 if TYPE_CHECKING:
     from autoq.api.study import Study
@@ -39,8 +40,7 @@ def summarise(study: Study, plan: PlanRecord) -> dict[str, Any]:
         "gap": plan.gap,
         "unit": study.sensitivity.unit,
         "estimator": study.sensitivity.estimator,
-        "measured": _latest_metrics(study, plan),
-        "measurements": _measurements(study),
+        **measured_summary(study, plan),
         "timings_s": _timings(study),
         "peak_rss_bytes": study.peak_rss_bytes(),
         "export": _latest_export(study, plan),
@@ -91,41 +91,6 @@ def _by_format(table: SensitivityTable, values: Any) -> dict[str, float | None]:
 
 def _score(table: SensitivityTable, scores: Any, fmt: FormatName) -> float:
     return 0.0 if fmt == NONE else float(scores[table.formats.index(fmt)])
-
-
-def _latest_metrics(study: Study, plan: PlanRecord) -> dict[str, float | None]:
-    return {
-        record.metric: record.value for record in _on_own_data(study) if record.plan_id == plan.id
-    }
-
-
-def _on_own_data(study: Study) -> list[MeasurementRecord]:
-    """Measurements on the study's own held-out data: on other data, plans do not compare."""
-    return [entry for entry in study.store.measurements(study.id) if "data" not in entry.details]
-
-
-def _measurements(study: Study) -> list[dict[str, Any]]:
-    """Per measured plan: its prediction and its metrics with intervals."""
-    plans = {plan.id: plan for plan in study.plans()}
-    rows: dict[int, dict[str, Any]] = {}
-    for record in _on_own_data(study):
-        if record.plan_id is None:
-            continue
-        plan = plans[record.plan_id]
-        row = rows.setdefault(
-            plan.id,
-            {
-                "label": plan.label,
-                "effective_bits": plan.effective_bits,
-                "predicted_loss": plan.predicted_loss,
-                "tokens": record.tokens,
-                "metrics": {},
-            },
-        )
-        row["tokens"] = record.tokens
-        low, high = record.interval or (None, None)
-        row["metrics"][record.metric] = {"value": record.value, "low": low, "high": high}
-    return list(rows.values())
 
 
 def _timings(study: Study) -> dict[str, float]:

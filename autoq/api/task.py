@@ -226,11 +226,12 @@ def fidelity_pairs(simulated: SimulatedModel, batches: Sequence[Tensor]) -> Any:
             return [forward(ids) for ids in part]
 
     return paired_outputs(
-        batches, reference, forward, bytes_per_batch=_output_bytes(simulated.model, batches[0])
+        batches, reference, forward, bytes_per_batch=output_bytes(simulated.model, batches[0])
     )
 
 
-def _output_bytes(model: nn.Module, ids: Tensor) -> int:
+def output_bytes(model: nn.Module, ids: Tensor) -> int:
+    """What the model's output for `ids` takes in float32, in bytes."""
     config: Any = getattr(model, "config", None)
     width = int(getattr(config, "vocab_size", 0) or getattr(config, "hidden_size", 1))
     return ids.numel() * width * 4

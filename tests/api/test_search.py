@@ -60,7 +60,7 @@ def test_the_same_search_again_computes_nothing(
 
     monkeypatch.setattr(stages, "calibrate", refuse)
     monkeypatch.setattr(SensitivityScorer, "score_batch", refuse)
-    monkeypatch.setattr(stages, "measure_plan", refuse)
+    monkeypatch.setattr(stages, "measure_plans", refuse)
     second = autoq.search(llama_folder, **quick)
     assert second.summary()["measured"] == first.summary()["measured"]
     assert second.id == first.id

@@ -55,7 +55,7 @@ def test_noise_moves_the_output_and_leaves_no_trace(name):
     found, exact = discover(model), logits(model)
     outputs = []
     for seed in (1, 1, 2):
-        with rounding_noise(model, found.slots.values(), found.blocks, seed=seed):
+        with rounding_noise(model, found.slots.values(), found.blocks, seeded(seed)):
             outputs.append(logits(model))
     torch.testing.assert_close(logits(model), exact, rtol=0, atol=0)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -69,9 +69,9 @@ def test_blocks_and_products_are_both_rounded():
     model = make_tiny_model("llama", dtype=torch.float32)
     found, exact = discover(model), logits(model)
     for slots, blocks in ((found.slots.values(), ()), ((), found.blocks)):
-        with rounding_noise(model, slots, blocks):
+        with rounding_noise(model, slots, blocks, seeded()):
             assert not torch.equal(logits(model), exact)
-    with rounding_noise(model, (), ()):
+    with rounding_noise(model, (), (), seeded()):
         assert torch.equal(logits(model), exact)
 
 
@@ -80,7 +80,7 @@ def floor_of(model, ids):
     found = discover(model)
     with torch.no_grad():
         exact = forward_logits(model, ids)
-        with rounding_noise(model, found.slots.values(), found.blocks):
+        with rounding_noise(model, found.slots.values(), found.blocks, seeded()):
             noisy = forward_logits(model, ids)
     return divergence(ids, exact, noisy), exact
 
