@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
@@ -33,9 +34,20 @@ if TYPE_CHECKING:
 class ResultRepository(Repository):
     """Plans, measurements and exports of all studies."""
 
-    def add_plan(self, study_id: int, plan: Plan, *, label: str) -> int:
-        """Store a plan and return its id; the same plan under the same label keeps its id."""
-        values = _plan_values(plan, label)
+    def add_plan(
+        self,
+        study_id: int,
+        plan: Plan,
+        *,
+        label: str,
+        details: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Store a plan and return its id; the same plan under the same label keeps its id.
+
+        Args:
+            details: plain data to keep beside the plan's own budgets and what it takes.
+        """
+        values = _plan_values(plan, label, details or {})
         content_sha256 = sha256_hex(canonical_json(values).encode())
         with self._database.write() as session:
             self._touched(session, study_id)
@@ -206,7 +218,7 @@ class ResultRepository(Repository):
         return row
 
 
-def _plan_values(plan: Plan, label: str) -> dict[str, Any]:
+def _plan_values(plan: Plan, label: str, more: Mapping[str, Any]) -> dict[str, Any]:
     low, high = plan.predicted_loss_interval
     values = {
         "label": label,
@@ -222,7 +234,21 @@ def _plan_values(plan: Plan, label: str) -> dict[str, Any]:
         "gap": plan.gap,
         "assignment": plan.assignment,
     }
-    return {name: json_clean(value) for name, value in values.items()}
+    cleaned = {name: json_clean(value) for name, value in values.items()}
+    details = {**_plan_details(plan), **more}
+    return {**cleaned, "details": json_clean(details)} if details else cleaned
+
+
+def _plan_details(plan: Plan) -> dict[str, Any]:
+    """What columns cannot hold; empty for plans with nothing of the kind."""
+    details: dict[str, Any] = {}
+    if plan.budgets:
+        details["budgets"] = [asdict(budget) for budget in plan.budgets]
+    if plan.takes:
+        details["takes"] = dict(plan.takes)
+    if plan.least is not None:
+        details["least"] = asdict(plan.least)
+    return details
 
 
 def _plan_record(row: PlanRow) -> PlanRecord:
@@ -241,6 +267,7 @@ def _plan_record(row: PlanRow) -> PlanRecord:
         bound=row.bound,
         gap=row.gap,
         assignment=row.assignment,
+        details=row.details,
     )
 
 

@@ -27,7 +27,7 @@ from autoq.studies._encoding import finite_or_none, json_clean
 # would take the other's schema version for its own.
 VERSION_TABLE = "autoq_alembic_version"
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Written into every study, so that an exported row says which layout it had."""
 
 # SQLite counts up only a column that is spelled INTEGER.
@@ -199,6 +199,7 @@ class PlanRow(Base):
     bound: Mapped[float | None]
     gap: Mapped[float | None]
     assignment: Mapped[dict[str, Any]]
+    details: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
     content_sha256: Mapped[str]
 
 

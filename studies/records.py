@@ -107,14 +107,26 @@ class PlanRecord:
     bound: float | None
     gap: float | None
     assignment: dict[str, str]  # group -> format
+    details: dict[str, Any]  # "budgets", "takes" and "least"; plans of old versions have none
+
+    @property
+    def budgets(self) -> dict[str, float]:
+        """Resource -> limit that was asked for."""
+        return {entry["resource"]: entry["limit"] for entry in self.details.get("budgets", ())}
+
+    @property
+    def takes(self) -> dict[str, float]:
+        """Resource -> what the plan takes of it, for every resource that had costs."""
+        return dict(self.details.get("takes", {}))
 
     def to_plan(self) -> Plan:
         """The plan as search made it; a number that was not finite is NaN."""
         from autoq.formats import FormatName
         from autoq.models import GroupName
-        from autoq.search import Plan
+        from autoq.search import Budget, Least, Plan, Resource
 
         low, high = self.predicted_loss_interval
+        least = self.details.get("least")
         return Plan(
             assignment={GroupName(g): FormatName(f) for g, f in self.assignment.items()},
             budget_bits=self.budget_bits,
@@ -126,6 +138,12 @@ class PlanRecord:
             predicted_loss_interval=(_number(low), _number(high)),
             bound=_number(self.bound),
             gap=_number(self.gap),
+            budgets=tuple(
+                Budget(resource=Resource(name), limit=_number(limit))
+                for name, limit in self.budgets.items()
+            ),
+            takes={Resource(name): _number(value) for name, value in self.takes.items()},
+            least=None if least is None else Least(**_with_resource(least)),
         )
 
 
@@ -186,3 +204,10 @@ class LeaseRecord:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else value
+
+
+def _with_resource(least: dict[str, Any]) -> dict[str, Any]:
+    from autoq.search import Resource
+
+    numbers = {name: _number(value) for name, value in least.items() if name != "resource"}
+    return {"resource": Resource(least["resource"]), **numbers}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 
 from autoq.errors import InputError, StoreError, UnknownNameError
-from autoq.search import Plan
+from autoq.search import Budget, Least, Plan, Resource
 from autoq.studies import SCORING_STAGE, SensitivityCell, WorkStatus, study_key
 
 PLAN = Plan(
@@ -264,6 +264,30 @@ def test_plan_round_trip(study_id, store):
     assert store.add_plan(study_id, PLAN, label="again") != plan_id
     assert store.plan(plan_id).to_plan() == PLAN
     assert [plan.label for plan in store.plans(study_id)] == ["4.8", "again"]
+
+
+def test_plan_keeps_budgets_and_what_it_takes(study_id, store, store_path):
+    plan = replace(
+        PLAN,
+        budgets=(
+            Budget(resource=Resource.EFFECTIVE_BITS, limit=4.8),
+            Budget(resource=Resource.LATENCY, limit=1 / 3),
+        ),
+        takes={Resource.EFFECTIVE_BITS: 4.75, Resource.STORED_BYTES: 2.0**53},
+        least=Least(
+            resource=Resource.STORED_BYTES, loss_limit=0.01, value=5.0, bound=4.9, gap=0.02
+        ),
+    )
+    latency = {"model": "h200", "tokens": 8}
+    plan_id = store.add_plan(study_id, plan, label="4.8", details={"latency": latency})
+    record = store.plan(plan_id)
+    assert record.to_plan() == plan
+    assert record.budgets == {"effective_bits": 4.8, "latency_seconds": 1 / 3}
+    assert record.takes == {"effective_bits": 4.75, "stored_bytes": 2.0**53}
+    assert record.details["latency"] == latency
+    with sqlite3.connect(store_path) as connection:
+        (text,) = connection.execute("SELECT details FROM plan").fetchone()
+    assert json.loads(text)["least"]["loss_limit"] == 0.01
 
 
 def test_measuring_again_replaces_the_number(study_id, store):
