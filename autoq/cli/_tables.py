@@ -77,6 +77,8 @@ def _summary_lines(data: ReportData) -> list[tuple[str, str]]:
         ("predicted loss", f"{loss} (95 %: {interval_text(*data.predicted_loss_interval)})"),
         ("gap", f"{percent_text(data.gap)} (no plan is below {loss_text(data.bound)})"),
     ]
+    if data.target is not None:
+        lines.insert(2, ("target", data.target))
     for name, value in data.measured.items():
         measured = f"{metric_value_text(name, value)}{_interval_of(data, name, value)}"
         lines.append((metric_text(name), measured))

@@ -81,6 +81,7 @@ class ReportData:
     model: str
     unit: str  # "nats_per_token" when predicted loss is comparable to KL divergence
     budget_bits: float | None
+    target: str | None  # where it is to run, "engine:hardware"
     effective_bits: float | None
     peer_effective_bits: float | None
     stored_bits_per_weight: float | None
@@ -145,6 +146,7 @@ def report_data(summary: Mapping[str, Any], frontier: Sequence[Plan]) -> ReportD
         model=str(summary["model"]),
         unit=str(summary.get("unit", "relative")),
         budget_bits=finite(summary.get("budget")),
+        target=summary.get("target"),
         effective_bits=finite(summary.get("effective_bits")),
         peer_effective_bits=finite(summary.get("peer_effective_bits")),
         stored_bits_per_weight=finite(summary.get("stored_bits_per_weight")),

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+
+import pytest
+from rich.console import Console
+
+from autoq.cli._tables import print_summary
+from autoq.report import report_data
 
 
 def test_matrix_has_every_engine_with_a_numbered_reason_for_each_no(run):
@@ -59,6 +66,17 @@ def test_json_has_one_entry_for_each_cell(run):
         "out_features_multiple": 1,
         "source": "TensorRT-LLM's documentation and source of about 1.2: read, not run",
     }
+
+
+@pytest.mark.parametrize("target", ["vllm:h200", None])
+def test_the_panel_of_a_plan_names_its_target(api, target):
+    output = io.StringIO()
+    data = report_data({**api.open_study(None, "").summary(), "target": target}, [])
+    print_summary(Console(file=output, width=100), data)
+    named = [
+        line.split() for line in output.getvalue().splitlines() if line.startswith("│ target ")
+    ]
+    assert named == ([["│", "target", "vllm:h200", "│"]] if target else [])
 
 
 def test_unknown_targets_end_with_one_line_and_code_2(run):
