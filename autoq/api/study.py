@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from autoq.api.config import ScoringConfig, parse_container
+from autoq.api.measured import VALIDATION
 from autoq.api.renewal import RenewingProgress
 from autoq.api.serialize import calibration_from_plain, model_map_from_json
 from autoq.api.task import (
@@ -238,6 +239,31 @@ class Study:
 
         tokens = held_out_tokens(self, data, sequences=sequences)
         return measure_plan(self, plan, tokens, data=data, progress=progress)
+
+    def validate(
+        self,
+        *,
+        random: int = 40,
+        near: int = 40,
+        sequences: int = 32,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> dict[str, Any]:
+        """Measure random and near-optimal plans and judge the predicted losses by them.
+
+        The arguments, the result and the errors are those of `autoq.api.validation.validate`.
+        """
+        from autoq.api.validation import validate
+
+        return validate(
+            self, random=random, near=near, sequences=sequences, seed=seed, progress=progress
+        )
+
+    @property
+    def validation(self) -> dict[str, Any] | None:
+        """What the last validation found; None before the first."""
+        found = self._store.stage(self.id, VALIDATION)
+        return found.payload if found and found.status is WorkStatus.DONE else None
 
     # Exporting
 

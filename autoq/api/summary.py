@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autoq.api.measured import measured_summary
+from autoq.api.validation import validation_summary
 from autoq.formats import NONE, FormatName
 from autoq.search import CostTable, SensitivityTable
 from autoq.studies import ExportStatus, PlanRecord
@@ -41,6 +42,7 @@ def summarise(study: Study, plan: PlanRecord) -> dict[str, Any]:
         "unit": study.sensitivity.unit,
         "estimator": study.sensitivity.estimator,
         **measured_summary(study, plan),
+        **validation_summary(study, plan),
         "timings_s": _timings(study),
         "peak_rss_bytes": study.peak_rss_bytes(),
         "export": _latest_export(study, plan),
