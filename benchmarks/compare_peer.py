@@ -75,7 +75,7 @@ def main() -> None:
     arguments = _arguments()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _write_tokens(arguments, folder)
+        write_tokens(arguments, folder)
         runner = Runner(arguments, folder)
         scaled = runner.peer(SCALED)
         peer, own = [], []
@@ -111,7 +111,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _write_tokens(arguments: argparse.Namespace, folder: Path) -> None:
+def write_tokens(arguments: argparse.Namespace, folder: Path) -> None:
     """The sequences that autoq chooses, for the peer to use the same."""
     import numpy as np
 

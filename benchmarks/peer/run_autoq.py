@@ -112,7 +112,7 @@ def _compare(study: Study, arguments: argparse.Namespace) -> list[dict[str, Any]
     for path in arguments.peer_plans:
         for plan in json.loads(path.read_text())["plans"]:
             peer_formats = {name: plan["formats"][name] for name in study.model_map.slots}
-            peer_bits = _effective_bits(study, peer_formats)
+            peer_bits = effective_bits_of(study, peer_formats)
             own = study.solve(peer_bits + ROUNDING)
             own_formats = {
                 slot: own.assignment[group] for slot, group in study.model_map.group_of().items()
@@ -136,7 +136,7 @@ def _compare(study: Study, arguments: argparse.Namespace) -> list[dict[str, Any]
     return rows
 
 
-def _effective_bits(study: Study, slot_formats: Mapping[Any, str]) -> float:
+def effective_bits_of(study: Study, slot_formats: Mapping[Any, str]) -> float:
     """Bits per weight over the searched layers, block scales included."""
     from autoq.formats import FORMATS
 

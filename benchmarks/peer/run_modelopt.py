@@ -52,8 +52,8 @@ def main() -> None:
     stages = StageSeconds()
     stages.watch_modelopt()
     search_start, cpu_start = time.perf_counter(), time.process_time()
-    with _silence():
-        _, state = mtq.auto_quantize(model, **_search_arguments(arguments, ids, mtq))
+    with silence():
+        _, state = mtq.auto_quantize(model, **search_arguments(arguments, ids, mtq))
     search_seconds = time.perf_counter() - search_start
     cpu_seconds = time.process_time() - cpu_start
     _write(
@@ -94,7 +94,13 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _search_arguments(arguments: argparse.Namespace, ids: Any, mtq: Any) -> dict[str, Any]:
+def search_arguments(arguments: argparse.Namespace, ids: Any, mtq: Any) -> dict[str, Any]:
+    """What `auto_quantize` is called with.
+
+    Args:
+        ids: token ids [sequences, tokens].
+        mtq: the module modelopt.torch.quantization.
+    """
     batches = list(ids.split(arguments.batch))
     return {
         "constraints": {
@@ -146,18 +152,19 @@ def _plans(state: dict[str, Any], budgets: list[float]) -> list[dict[str, Any]]:
     """The plan of every budget: the first as searched, the others from the same scores."""
     from modelopt.torch.quantization import algorithms
 
-    plans = [_plan(state, budgets[0], state["best"]["recipe"], solve_seconds=None)]
+    plans = [plan_record(state, budgets[0], state["best"]["recipe"], solve_seconds=None)]
     for bits in budgets[1:]:
         start = time.perf_counter()
-        with _silence():
+        with silence():
             recipe = algorithms._resolve_best_recipe(state, {"effective_bits": bits})
-        plans.append(_plan(state, bits, recipe, solve_seconds=time.perf_counter() - start))
+        plans.append(plan_record(state, bits, recipe, solve_seconds=time.perf_counter() - start))
     return plans
 
 
-def _plan(
+def plan_record(
     state: dict[str, Any], bits: float, recipe: dict[str, Any], solve_seconds: float | None
 ) -> dict[str, Any]:
+    """One plan as plain data, with the bits that the peer counts."""
     names = {config: name for name, config in CONFIGS.items()} | {"NONE": "none"}
     formats: dict[str, str] = {}
     cost = 0.0
@@ -175,7 +182,8 @@ def _plan(
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
+    """Nothing is printed in here, and nothing is warned of."""
     with (
         warnings.catch_warnings(),
         contextlib.redirect_stdout(io.StringIO()),
