@@ -56,6 +56,22 @@ def check_loss(batch: BatchLoss) -> None:
         )
 
 
+def check_not_constant(has_gradient: bool) -> None:
+    """Refuse a loss that says nothing of any layer.
+
+    Args:
+        has_gradient: whether a gradient that is not zero reached any layer that is searched.
+    Raises:
+        ModelError: none did.
+    """
+    if not has_gradient:
+        raise ModelError(
+            "the loss is constant on calibration data: its gradient is zero at every layer that is "
+            "searched, so no plan is better than another; see that the output head is not all "
+            "zeros, and that a loss function of your own uses the output"
+        )
+
+
 def total_of_draw(batch: BatchLoss, draw: int) -> Tensor:
     """The summed loss under draw number `draw` of the labels.
 

@@ -28,6 +28,7 @@ from autoq.search._batch_loss import (
     LabelSource,
     NoGradientError,
     check_loss,
+    check_not_constant,
     total_of_draw,
 )
 from autoq.search._projections import (
@@ -101,6 +102,7 @@ class SensitivityScorer(ABC):
         self._projections = Projections(row_fraction, seed)
         self._called: dict[SlotName, None] = {}
         self._failure: Exception | None = None
+        self._has_gradient = False
 
     def score_batch(self, index: int, loss: Callable[[], BatchLoss]) -> NDArray[np.float64]:
         """Contributions of one batch.
@@ -111,7 +113,7 @@ class SensitivityScorer(ABC):
         Returns:
             float64 [sequences, groups, formats]; NaN where a group cannot take a format.
         Raises:
-            ModelError: the loss or a gradient is not finite, no gradient reaches a layer, or a
+            ModelError: the loss or a gradient is not finite, the loss is constant, no gradient reaches a layer, or a
                 layer's input rows are not the tokens of the sequences.
         """
         self._called.clear()
@@ -128,6 +130,7 @@ class SensitivityScorer(ABC):
         self._backward(total_of_draw(batch, draw), keep_graph=draw + 1 < self.draws)
         self._last_inputs = None
         self._check_observed(self._projections)
+        check_not_constant(self._has_gradient)
         return self._contributions(self._projections, batch)
 
     def _backward(self, total: Tensor, *, keep_graph: bool) -> None:
@@ -167,6 +170,7 @@ class SensitivityScorer(ABC):
     def _observe_rows(
         self, call: MatrixCall, inputs: Tensor, output_gradient: Tensor, input_gradient: Tensor
     ) -> None:
+        self._has_gradient = self._has_gradient or bool(output_gradient.any())
         projections = self._projections
         total_rows, rows, positions = projections.sampled(call, inputs)
         self._project(
