@@ -38,14 +38,15 @@ Rows: TypeAlias = Tensor | slice
 def projection_dtype(model: nn.Module) -> torch.dtype:
     """The dtype in which gradients meet quantisation errors of weights.
 
-    The model's own, but bfloat16 on CPUs whose matrix units take it, where it is several times as
-    fast as float32. Both operands are small differences or gradients, not differences of large
+    The model's own, but bfloat16 on CPUs that multiply it in hardware, where it is several times
+    as fast as float32. Both operands are small differences or gradients, not differences of large
     numbers, so eight bits of mantissa move a projection by well under a per cent of itself: far
     less than the choice of calibration tokens does.
     """
     parameter = next(model.parameters())
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    if parameter.device.type == "cpu" and capabilities.get("amx_bf16", False):
+    in_hardware = any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
+    if parameter.device.type == "cpu" and in_hardware:
         return torch.bfloat16
     return parameter.dtype
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from autoq.layers.taps import MatrixCall, MatrixHandler, tapped
 from autoq.models import ModelMap
-from autoq.models.checkpointing import checkpointed_blocks
+from autoq.models.checkpointing import ActivationBudget, checkpointed_blocks
 
 Observer: TypeAlias = Callable[[MatrixCall, Tensor, Tensor, Tensor], None]
 
@@ -44,12 +44,20 @@ class ScoredProduct(torch.autograd.Function):
 
 
 @contextmanager
-def scoring_mode(model: nn.Module, model_map: ModelMap, handler: MatrixHandler) -> Iterator[None]:
-    """Gradients to activations only, blocks checkpointed, every slot's product in `handler`."""
+def scoring_mode(
+    model: nn.Module,
+    model_map: ModelMap,
+    handler: MatrixHandler,
+    activations: ActivationBudget | None = None,
+) -> Iterator[None]:
+    """Gradients to activations only, every slot's product in `handler`.
+
+    Blocks are checkpointed, those aside that fit into `activations`.
+    """
     with ExitStack() as stack:
         stack.enter_context(_frozen_parameters(model))
         stack.enter_context(tapped(model, model_map.slots.values(), handler))
-        stack.enter_context(checkpointed_blocks(model, model_map.blocks))
+        stack.enter_context(checkpointed_blocks(model, model_map.blocks, activations))
         stack.enter_context(torch.enable_grad())
         yield
 

@@ -23,6 +23,7 @@ from autoq.layers import LayerCalibration
 from autoq.layers.quantize import Container
 from autoq.layers.taps import MatrixCall
 from autoq.models import ModelMap, SlotKind, SlotName, WeightSlot
+from autoq.models.checkpointing import ActivationBudget
 from autoq.search._batch_loss import (
     BatchLoss,
     LabelSource,
@@ -45,6 +46,9 @@ __all__ = ["ROW_FRACTION", "BatchLoss", "NoGradientError", "SensitivityScorer"]
 
 ROW_FRACTION = 1.0
 """Share of the tokens whose projections are computed; see docs/architecture.md for its effect."""
+
+KEPT_ACTIVATION_BYTES = 64 << 20
+"""Memory in which activations wait for backward; blocks beyond it are computed again there."""
 
 
 class SensitivityScorer(ABC):
@@ -103,6 +107,7 @@ class SensitivityScorer(ABC):
         self._called: dict[SlotName, None] = {}
         self._failure: Exception | None = None
         self._has_gradient = False
+        self._activations = ActivationBudget(KEPT_ACTIVATION_BYTES)
 
     def score_batch(self, index: int, loss: Callable[[], BatchLoss]) -> NDArray[np.float64]:
         """Contributions of one batch.
@@ -117,7 +122,7 @@ class SensitivityScorer(ABC):
                 layer's input rows are not the tokens of the sequences.
         """
         self._called.clear()
-        with scoring_mode(self._model, self._map, self._scored_product):
+        with scoring_mode(self._model, self._map, self._scored_product, self._activations):
             batch = loss()
             check_loss(batch)
             result = sum(self._draw(index, draw, batch) for draw in range(self.draws))

@@ -4,16 +4,71 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 
+class ActivationBudget:
+    """Memory in which blocks may keep what backward needs, instead of computing it again.
+
+    What a block keeps is measured once for every kind of block and shape of input, by running it
+    and throwing the result away; so the bound holds from the first batch on.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._left = limit_bytes
+        self._sizes: dict[tuple[object, ...], int] = {}
+
+    def renew(self) -> None:
+        """All of it is free again: another forward begins."""
+        self._left = self._limit
+
+    def takes(self, block: nn.Module, forward: Callable[[], Any], arguments: Iterable[Any]) -> bool:
+        """Whether the block's activations fit; if so they are booked.
+
+        Args:
+            forward: runs the block on the arguments.
+        """
+        if self._left <= 0:
+            return False
+        shapes = tuple(tuple(a.shape) for a in arguments if isinstance(a, Tensor))
+        # Blocks of one class may differ in their parts, as dense and mixture layers do.
+        kind = (type(block), tuple(type(part) for part in block.modules()), shapes)
+        if kind not in self._sizes:
+            self._sizes[kind] = _kept_bytes(block, forward)
+        self._left -= self._sizes[kind]
+        return self._left >= 0
+
+
+def _kept_bytes(block: nn.Module, forward: Callable[[], Any]) -> int:
+    """What one run of the block keeps for backward, its own parameters aside."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in block.parameters()}
+    kept: list[Tensor] = []  # all alive until counted, or addresses would come twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor.detach())
+        return kept[-1]
+
+    with saved_tensors_hooks(pack, _unchanged):
+        forward()
+    sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
+    return sum(size for address, size in sizes.items() if address not in own)
+
+
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 @contextmanager
-def checkpointed_blocks(model: nn.Module, blocks: Iterable[str]) -> Iterator[None]:
+def checkpointed_blocks(
+    model: nn.Module, blocks: Iterable[str], budget: ActivationBudget | None = None
+) -> Iterator[None]:
     """Keep only the blocks' inputs for backward and compute their insides again there.
 
     Holds while gradients are enabled, in train and in eval mode, unlike transformers' own switch,
@@ -23,18 +78,22 @@ def checkpointed_blocks(model: nn.Module, blocks: Iterable[str]) -> Iterator[Non
     Args:
         model: the model whose submodules are wrapped.
         blocks: paths of the repeated layers, as in `ModelMap.blocks`.
+        budget: blocks that fit into it, the first ones, keep their insides after all: no result
+            changes, and nothing is computed twice.
     """
+    if budget is not None:
+        budget.renew()
     with ExitStack() as stack:
         for path in blocks:
-            stack.enter_context(_checkpointed(model.get_submodule(path)))
+            stack.enter_context(_checkpointed(model.get_submodule(path), budget))
         yield
 
 
 @contextmanager
-def _checkpointed(block: nn.Module) -> Iterator[None]:
+def _checkpointed(block: nn.Module, budget: ActivationBudget | None) -> Iterator[None]:
     had_own_forward = "forward" in vars(block)
     original = block.forward
-    block.forward = _recomputing(block, original)
+    block.forward = _recomputing(block, original, budget)
     try:
         yield
     finally:
@@ -44,12 +103,19 @@ def _checkpointed(block: nn.Module) -> Iterator[None]:
             del block.forward
 
 
-def _recomputing(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+def _recomputing(
+    block: nn.Module, forward: Callable[..., Any], budget: ActivationBudget | None
+) -> Callable[..., Any]:
     # wraps() keeps the signature, which transformers inspects.
     @wraps(forward)
     def run(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
+        # A throw-away run would draw random numbers, which train mode needs for itself.
+        if budget is not None and not block.training:
+            everything = (*args, *kwargs.values())
+            if budget.takes(block, partial(forward, *args, **kwargs), everything):
+                return forward(*args, **kwargs)
         # Random numbers are drawn in train mode only (dropout); then both passes must draw alike.
         return checkpoint(
             forward, *args, use_reentrant=False, preserve_rng_state=block.training, **kwargs

@@ -1,8 +1,11 @@
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from autoq.models import checkpointed_blocks, discover, forward_logits
+from autoq.models.checkpointing import ActivationBudget
 from autoq.testing.tiny_models import TINY_ARCHITECTURES, make_tiny_model
 
 
@@ -117,3 +120,65 @@ def test_saved_memory():
     without = saved_bytes()
     with checkpointed_blocks(model, discover(model).blocks):
         assert saved_bytes() < without / 2
+
+
+@pytest.mark.parametrize("name", TINY_ARCHITECTURES)
+def test_blocks_that_fit_the_budget_run_once_and_gradients_stay(name):
+    model = frozen(name)
+    blocks = discover(model).blocks
+    expected = input_gradient(model, token_ids())
+    runs = dict.fromkeys(blocks, 0)
+
+    def count(path, *_):
+        runs[path] += 1
+
+    for path in blocks:
+        model.get_submodule(path).register_forward_pre_hook(partial(count, path))
+    budget = ActivationBudget(1 << 30)
+    for _ in range(2):
+        with checkpointed_blocks(model, blocks, budget):
+            found = input_gradient(model, token_ids())
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert set(runs.values()) == {2}
+
+
+def test_only_as_many_blocks_as_fit_keep_their_insides():
+    model = frozen("llama")
+    blocks = discover(model).blocks
+    assert len(blocks) == 2
+    inside = []
+    for path in blocks:
+        model.get_submodule(path).mlp.register_forward_pre_hook(lambda *_: inside.append(1))
+
+    def runs(budget):
+        inside.clear()
+        with checkpointed_blocks(model, blocks, budget):
+            input_gradient(model, token_ids())
+        return len(inside)
+
+    block = model.model.layers[0]
+    hidden = torch.randn(2, 32, 128, requires_grad=True)
+    rotary = model.model.rotary_emb(hidden, torch.arange(32)[None])
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        block(hidden, position_embeddings=rotary)
+    own = {p.untyped_storage().data_ptr() for p in block.parameters()}
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
+    size = sum(n for address, n in storages.items() if address not in own)
+    for limit, blocks_kept in ((0, 0), (size // 2, 0), (size * 3 // 2, 1), (size * 3, 2)):
+        budget = ActivationBudget(limit)
+        runs(budget)  # measures, by a run of its own
+        assert runs(budget) == 4 - blocks_kept
+
+
+def test_dropout_in_train_mode_is_not_disturbed_by_measuring():
+    block = nn.Sequential(nn.Linear(64, 64), nn.Dropout(0.5)).train()
+    model = nn.ModuleDict({"block": block})
+    inputs = torch.randn(8, 64, requires_grad=True)
+    torch.manual_seed(0)
+    expected = torch.autograd.grad(block(inputs).square().sum(), inputs)[0]
+    torch.manual_seed(0)
+    with checkpointed_blocks(model, ["block"], ActivationBudget(1 << 30)):
+        found = torch.autograd.grad(model["block"](inputs).square().sum(), inputs)[0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)

@@ -16,7 +16,7 @@ from autoq.layers import fake_quantize_input, fake_quantize_weight
 from autoq.layers.quantize import Container
 from autoq.layers.simulate import SimulatedModel
 from autoq.models import SlotKind, discover, forward_logits, slot_weight
-from autoq.search import _projections
+from autoq.search import _projections, sensitivity
 from autoq.search.estimators import TokenProjection
 from autoq.search.objectives import own_distribution_loss
 from autoq.search.sensitivity import BatchLoss
@@ -346,17 +346,24 @@ def test_the_model_is_untouched(llama):
     assert torch.is_grad_enabled()
 
 
-def test_blocks_are_computed_again_instead_of_kept(llama):
+@pytest.mark.parametrize("limit_bytes", [0, 1 << 30])
+def test_blocks_beyond_a_bound_are_computed_again_instead_of_kept(llama, limit_bytes, monkeypatch):
     model, calibration = llama
+    monkeypatch.setattr(sensitivity, "KEPT_ACTIVATION_BYTES", limit_bytes)
+    scorer = scorer_of(model, calibration)
+    loss = partial(loss_of, model, token_ids())
+    first = scorer.score_batch(0, loss)  # measures what a block keeps
     runs = []
     hooks = [
         layer.mlp.register_forward_pre_hook(lambda *_: runs.append(1))
         for layer in model.model.layers
     ]
-    scorer_of(model, calibration).score_batch(0, partial(loss_of, model, token_ids()))
+    again = scorer.score_batch(0, loss)
     for hook in hooks:
         hook.remove()
-    assert len(runs) == 2 * len(hooks)
+    assert len(runs) == (1 if limit_bytes else 2) * len(hooks)
+    assert np.array_equal(first, again)
+    assert np.array_equal(first, scorer_of(model, calibration).score_batch(0, loss))
 
 
 def test_what_a_group_cannot_take_is_nan(llama):
