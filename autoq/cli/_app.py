@@ -13,6 +13,7 @@ from autoq.cli._look import formats, frontier, list_command, report, show
 from autoq.cli._make import evaluate, export
 from autoq.cli._search import search
 from autoq.cli._targets import targets
+from autoq.cli._validate import validate
 
 app = typer.Typer(
     name="autoq",
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command("search")(search)
 app.command("show")(show)
 app.command("frontier")(frontier)
+app.command("validate")(validate)
 app.command("export")(export)
 app.command("eval")(evaluate)
 app.command("generate")(generate)

@@ -14,6 +14,13 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from autoq.report._validation import (
+    QUALITY_HEAD,
+    ValidationData,
+    line_text,
+    quality_cells,
+    validation_text,
+)
 from autoq.report.numbers import (
     MISSING,
     bits_text,
@@ -77,14 +84,24 @@ def _summary_lines(data: ReportData) -> list[tuple[str, str]]:
         ("predicted loss", f"{loss} (95 %: {interval_text(*data.predicted_loss_interval)})"),
         ("gap", f"{percent_text(data.gap)} (no plan is below {loss_text(data.bound)})"),
     ]
+    if data.predicted_calibrated is not None:
+        lines.insert(-1, ("predicted, calibrated", _with_interval(data.predicted_calibrated)))
     if data.target is not None:
         lines.insert(2, ("target", data.target))
     for name, value in data.measured.items():
         measured = f"{metric_value_text(name, value)}{_interval_of(data, name, value)}"
         lines.append((metric_text(name), measured))
+        if name == "kl_divergence" and data.noise_floor is not None:
+            lines.append(("noise floor", _with_interval(data.noise_floor)))
     if not data.measured:
         lines.append(("measured", "nothing yet"))
+    if data.validation is not None:
+        lines.append(("validation", validation_text(data.validation)))
     return lines
+
+
+def _with_interval(found: Metric) -> str:
+    return f"{loss_text(found.value)} (95 %: {interval_text(found.low, found.high)})"
 
 
 def _interval_of(data: ReportData, name: str, value: float) -> str:
@@ -99,9 +116,13 @@ def _interval_of(data: ReportData, name: str, value: float) -> str:
 def _measurement_table(rows: Sequence[MeasurementRow]) -> Table:
     names = list(dict.fromkeys(metric.name for row in rows for metric in row.metrics))
     shown = [name for name in names if not name.startswith("reference_")]
-    table = _table("measured plan", "bits", "predicted", *(metric_text(name) for name in shown))
+    compared = any(row.this_plan for row in rows)
+    head = ["measured plan", "bits", "predicted", *(metric_text(name) for name in shown)]
+    table = _table(*head, *(["this plan is"] if compared else []))
     for row in rows:
         cells = [_metric_text(row.metric(name)) for name in shown]
+        if compared:
+            cells.append(row.this_plan or MISSING)
         table.add_row(
             Text(row.label), bits_text(row.effective_bits), loss_text(row.predicted_loss), *cells
         )
@@ -201,6 +222,20 @@ def _own_line(data: ReportData) -> list[str]:
         percent_text(data.gap),
         _OWN_PLAN,
     ]
+
+
+def print_validation(console: Console, study: str, found: ValidationData) -> None:
+    """How the predictions fared, by kind of plans, and what corrects them."""
+    words = f"{study}: predicted against measured loss, {found.sequences} held-out sequences"
+    console.print(Text(words))
+    table = _table(*QUALITY_HEAD)
+    for row in found.quality:
+        table.add_row(*(Text(cell) for cell in quality_cells(row, found.unit)))
+    console.print(table)
+    if found.noise_floor is not None:
+        console.print(Text(f"noise floor: {_with_interval(found.noise_floor)} nats per token"))
+    if found.line is not None:
+        console.print(Text(f"calibration: {line_text(found.line)}"))
 
 
 def _table(*columns: str, text_columns: int = 1) -> Table:

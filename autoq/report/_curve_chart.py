@@ -14,7 +14,8 @@ from autoq.report._axes import (
     spread_labels,
     vertical_axis,
 )
-from autoq.report._data import CurvePoint, MeasurementRow, Metric
+from autoq.report._data import CurvePoint, MeasurementRow
+from autoq.report._metric import Metric
 from autoq.report.markup import Markup, join, tag
 from autoq.report.numbers import bits_text, interval_text, loss_text, unit_text
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from autoq.formats import FORMATS, NONE
+from autoq.report._metric import Metric, metric_of
+from autoq.report._validation import ValidationData, validation_data
 from autoq.report.layers import LayerPosition, layer_position
 from autoq.report.numbers import finite
 
@@ -50,16 +52,6 @@ class CurvePoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Metric:
-    """A measured value with its 95 % interval, where one is known."""
-
-    name: str
-    value: float
-    low: float | None
-    high: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class MeasurementRow:
     """A plan that was measured on the real quantised model."""
 
@@ -67,6 +59,7 @@ class MeasurementRow:
     effective_bits: float | None
     predicted_loss: float | None
     metrics: tuple[Metric, ...]
+    this_plan: str | None = None  # better, worse or tie: the page's plan beside this one
 
     def metric(self, name: str) -> Metric | None:
         """The metric called `name`, or None if it was not measured."""
@@ -97,6 +90,9 @@ class ReportData:
     uniform: tuple[CurvePoint, ...]
     measured: Mapping[str, float]
     measurements: tuple[MeasurementRow, ...]
+    noise_floor: Metric | None
+    validation: ValidationData | None
+    predicted_calibrated: Metric | None  # what the validation makes of the predicted loss
     timings_seconds: tuple[tuple[str, float], ...]
     peak_memory_bytes: int | None
     export: Mapping[str, Any] | None
@@ -162,6 +158,9 @@ def report_data(summary: Mapping[str, Any], frontier: Sequence[Plan]) -> ReportD
         uniform=_uniform_plans(groups, formats),
         measured=_numbers(summary.get("measured")),
         measurements=tuple(_measurement_row(row) for row in summary.get("measurements") or ()),
+        noise_floor=metric_of("noise_floor", summary.get("noise_floor")),
+        validation=validation_data(summary.get("validation")),
+        predicted_calibrated=metric_of("predicted", summary.get("predicted_calibrated")),
         timings_seconds=tuple(_numbers(summary.get("timings_s")).items()),
         peak_memory_bytes=summary.get("peak_rss_bytes"),
         export=summary.get("export"),
@@ -214,12 +213,11 @@ def _measurement_row(row: Mapping[str, Any]) -> MeasurementRow:
         effective_bits=finite(row.get("effective_bits")),
         predicted_loss=finite(row.get("predicted_loss")),
         metrics=tuple(
-            Metric(
-                name=name, value=value, low=finite(found.get("low")), high=finite(found.get("high"))
-            )
+            metric
             for name, found in row["metrics"].items()
-            if (value := finite(found.get("value"))) is not None
+            if (metric := metric_of(name, found)) is not None
         ),
+        this_plan=(row.get("this_plan") or {}).get("verdict"),
     )
 
 

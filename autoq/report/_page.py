@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from importlib.resources import files
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from autoq.formats import NONE
 from autoq.report._curve_chart import CurveData, curve_chart, measured_points
 from autoq.report._data import GroupRow, ReportData
 from autoq.report._heat_map import heat_map, plan_strip
-from autoq.report._scatter_chart import scatter_chart
+from autoq.report._html import document, section, table, tile
+from autoq.report._validation_page import quality_table, scatter
 from autoq.report.markup import Markup, join, tag
 from autoq.report.numbers import (
     MISSING,
@@ -37,16 +37,16 @@ def render_html(data: ReportData) -> str:
         tag("h1", data.study),
         tag("p", data.model, class_="model"),
         _tiles(data),
-        _section("Loss against bits", _curve(data)),
-        _section("Chosen plan by layer", plan_strip(data.groups, data.formats)),
-        _section("Sensitivity by layer and format", _heat_map_note(data)),
-        _section("Predicted against measured", _scatter(data)),
-        _section("Measurements", _measurement_table(data)),
-        _section("Groups", _group_table(data)),
-        _section("Left out of the search", _excluded_table(data)),
-        _section("Configuration", _settings(data)),
+        section("Loss against bits", _curve(data)),
+        section("Chosen plan by layer", plan_strip(data.groups, data.formats)),
+        section("Sensitivity by layer and format", _heat_map_note(data)),
+        section("Predicted against measured", _predicted_and_measured(data)),
+        section("Measurements", _measurement_table(data)),
+        section("Groups", _group_table(data)),
+        section("Left out of the search", _excluded_table(data)),
+        section("Configuration", _settings(data)),
     ]
-    return _document(f"autoq: {data.study}", sections)
+    return document(f"autoq: {data.study}", sections)
 
 
 def render_frontier_html(data: ReportData, plans: Sequence[Plan]) -> str:
@@ -71,53 +71,53 @@ def render_frontier_html(data: ReportData, plans: Sequence[Plan]) -> str:
     sections = [
         tag("h1", data.study),
         tag("p", data.model, class_="model"),
-        _section("Loss against bits", _curve(data)),
-        _section("Plans", _table(head, rows, number_columns=range(len(head)))),
+        section("Loss against bits", _curve(data)),
+        section("Plans", table(head, rows, number_columns=range(len(head)))),
     ]
-    return _document(f"autoq: frontier of {data.study}", sections)
-
-
-def _document(title: str, sections: Iterable[Markup]) -> str:
-    style = Markup(files("autoq.report").joinpath("page.css").read_text(encoding="utf-8"))
-    head = join(
-        [
-            Markup('<meta charset="utf-8">'),
-            Markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-            tag("title", title),
-            tag("style", style),
-        ]
-    )
-    body = tag("body", join(sections, "\n"))
-    return f'<!DOCTYPE html>\n<html lang="en">\n{tag("head", head)}\n{body}\n</html>\n'
-
-
-def _section(title: str, content: Markup) -> Markup:
-    return tag("section", tag("h2", title), content)
+    return document(f"autoq: frontier of {data.study}", sections)
 
 
 def _tiles(data: ReportData) -> Markup:
     budget = f"budget {bits_text(data.budget_bits)}"
     low, high = data.predicted_loss_interval
     tiles = [
-        _tile("effective bits per weight", bits_text(data.effective_bits), budget),
-        _tile(
+        tile("effective bits per weight", bits_text(data.effective_bits), budget),
+        tile(
             "stored bits per weight",
             bits_text(data.stored_bits_per_weight),
             f"{bytes_text(data.stored_bytes)} searched; ModelOpt counts {bits_text(data.peer_effective_bits)}",
         ),
-        _tile(
+        tile(
             f"predicted loss, {unit_text(data.unit)}",
             loss_text(data.predicted_loss),
             f"95 % {interval_text(low, high)}",
         ),
-        _tile(
+        *_calibrated_tile(data),
+        tile(
             "gap to the bound", percent_text(data.gap), f"no plan is below {loss_text(data.bound)}"
         ),
     ]
     for name, value in data.measured.items():
         more = _measured_interval(data, name)
-        tiles.append(_tile(f"measured {metric_text(name)}", metric_value_text(name, value), more))
+        tiles.append(tile(f"measured {metric_text(name)}", metric_value_text(name, value), more))
+    tiles += _floor_tile(data)
     return tag("div", *tiles, class_="tiles")
+
+
+def _calibrated_tile(data: ReportData) -> list[Markup]:
+    found = data.predicted_calibrated
+    if found is None:
+        return []
+    more = f"95 % {interval_text(found.low, found.high)}"
+    return [tile("predicted, calibrated", loss_text(found.value), more)]
+
+
+def _floor_tile(data: ReportData) -> list[Markup]:
+    found = data.noise_floor
+    if found is None:
+        return []
+    more = "KL that rounding alone causes; smaller differences are ties"
+    return [tile("noise floor", loss_text(found.value), more)]
 
 
 def _measured_interval(data: ReportData, name: str) -> str:
@@ -128,16 +128,6 @@ def _measured_interval(data: ReportData, name: str) -> str:
             low, high = (metric_value_text(name, end) for end in (metric.low, metric.high))
             return f"95 % {low} to {high}"
     return "on held-out text"
-
-
-def _tile(name: str, value: str, more: str) -> Markup:
-    return tag(
-        "div",
-        tag("span", name, class_="name"),
-        tag("b", value),
-        tag("span", more, class_="more"),
-        class_="tile",
-    )
 
 
 def _curve(data: ReportData) -> Markup:
@@ -161,11 +151,11 @@ def _heat_map_note(data: ReportData) -> Markup:
     return join([note, heat_map(data.groups, data.formats, data.unit)])
 
 
-def _scatter(data: ReportData) -> Markup:
-    chart = scatter_chart(data.measurements, data.unit)
-    if data.unit != "nats_per_token" or not data.measurements:
+def _predicted_and_measured(data: ReportData) -> Markup:
+    chart = scatter(data.measurements, data.unit, data.validation, data.noise_floor)
+    if data.validation is None:
         return chart
-    return join([tag("p", "Dashed: measured equals predicted.", class_="quiet"), chart])
+    return join([chart, tag("h3", "Quality of the prediction"), quality_table(data.validation)])
 
 
 def _measurement_table(data: ReportData) -> Markup:
@@ -173,6 +163,7 @@ def _measurement_table(data: ReportData) -> Markup:
         return tag("p", "Nothing was measured.", class_="quiet")
     names = list(dict.fromkeys(metric.name for row in data.measurements for metric in row.metrics))
     head = ["plan", "effective bits", "predicted loss", *(metric_text(name) for name in names)]
+    head.append("this plan is")
     rows = []
     for row in data.measurements:
         cells: list[object] = [row.label, bits_text(row.effective_bits)]
@@ -182,8 +173,9 @@ def _measurement_table(data: ReportData) -> Markup:
             cells.append(
                 _metric_cell(name, metric.value, metric.low, metric.high) if metric else MISSING
             )
+        cells.append(row.this_plan or MISSING)
         rows.append(cells)
-    return _table(head, rows, number_columns=range(1, len(head)))
+    return table(head, rows, number_columns=range(1, len(head)))
 
 
 def _metric_cell(name: str, value: float, low: float | None, high: float | None) -> Markup:
@@ -198,9 +190,9 @@ def _group_table(data: ReportData) -> Markup:
     quantised = [name for name in data.formats if name != NONE]
     head = ["group", "format", "weights", "bits", "loss", *(f"in {name}" for name in quantised), ""]
     rows = [_group_cells(group, quantised) for group in data.groups]
-    table = _table(head, rows, number_columns=range(2, 5 + len(quantised)))
+    cells = table(head, rows, number_columns=range(2, 5 + len(quantised)))
     summary = f"{len(data.groups)} groups, {count_text(_weights(data))} weights"
-    return tag("details", tag("summary", summary), tag("div", table, class_="scroll"))
+    return tag("details", tag("summary", summary), tag("div", cells, class_="scroll"))
 
 
 def _group_cells(group: GroupRow, quantised: Sequence[str]) -> list[object]:
@@ -223,7 +215,7 @@ def _excluded_table(data: ReportData) -> Markup:
     if not data.excluded:
         return tag("p", "Every quantisable layer was searched.", class_="quiet")
     rows = [(row.name, count_text(row.weights), row.reason) for row in data.excluded]
-    return _table(("layer", "weights", "reason"), rows, number_columns=(1,))
+    return table(("layer", "weights", "reason"), rows, number_columns=(1,))
 
 
 def _settings(data: ReportData) -> Markup:
@@ -255,24 +247,4 @@ def _export_rows(data: ReportData) -> list[tuple[str, str]]:
 def _settings_table(title: str, rows: Sequence[tuple[str, str]]) -> Markup:
     if not rows:
         return Markup()
-    return tag("div", tag("h3", title), _table((), rows))
-
-
-def _table(
-    head: Sequence[object],
-    rows: Iterable[Sequence[object]],
-    number_columns: Iterable[int] = (),
-) -> Markup:
-    numeric = set(number_columns)
-
-    def line(cells: Sequence[object], name: str) -> Markup:
-        return tag(
-            "tr",
-            *(
-                tag(name, cell, class_="number" if index in numeric else None)
-                for index, cell in enumerate(cells)
-            ),
-        )
-
-    top = tag("thead", line(head, "th")) if head else Markup()
-    return tag("table", top, tag("tbody", *(line(row, "td") for row in rows)))
+    return tag("div", tag("h3", title), table((), rows))

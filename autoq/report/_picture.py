@@ -12,12 +12,11 @@ from autoq.report._data import CurvePoint, ReportData
 from autoq.report.numbers import unit_text
 
 
-def frontier_png(data: ReportData, path: Path) -> None:
-    """Draw loss against effective bits: the frontier, this plan, and what was measured.
+def new_axes(*, width_inches: float, height_inches: float) -> tuple[Any, Any]:
+    """An empty figure and its axes.
 
     Raises:
         InputError: matplotlib is not installed.
-        OSError: `path` cannot be written.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -27,9 +26,19 @@ def frontier_png(data: ReportData, path: Path) -> None:
             "a PNG needs matplotlib, which is not installed; run `pip install matplotlib`, or write "
             "HTML, which needs nothing more"
         ) from None
-    figure = Figure(figsize=(9.0, 5.0), dpi=150, layout="constrained")
+    figure = Figure(figsize=(width_inches, height_inches), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    return figure, figure.add_subplot()
+
+
+def frontier_png(data: ReportData, path: Path) -> None:
+    """Draw loss against effective bits: the frontier, this plan, and what was measured.
+
+    Raises:
+        InputError: matplotlib is not installed.
+        OSError: `path` cannot be written.
+    """
+    figure, axes = new_axes(width_inches=9.0, height_inches=5.0)
     _draw_plans(axes, data.curve, marker="o", markersize=3, label="best plan for each budget")
     _draw_plans(
         axes,
