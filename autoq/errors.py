@@ -9,7 +9,7 @@
     │   ├── DataError              calibration or evaluation data cannot be used
     │   ├── BudgetInfeasibleError  no assignment of the allowed formats fits
     │   ├── ResourceInfeasibleError  the same for bytes, latency, or several budgets at once
-    │   ├── QualityInfeasibleError  no plan's predicted loss is as low as asked for
+    │   ├── QualityInfeasibleError  no plan loses as little as asked for
     │   └── ExportError            the container cannot express it, or the output cannot be written
     ├── StudyLockedError           another process works on the study
     ├── StoreError                 the study store cannot be opened, read or written
@@ -108,18 +108,22 @@ class ResourceInfeasibleError(InputError):
 
 
 class QualityInfeasibleError(InputError):
-    """No plan's predicted loss is as low as asked for."""
+    """No plan loses as little as asked for."""
 
-    def __init__(self, loss_limit: float, best_loss: float, within: str = "") -> None:
-        super().__init__(loss_limit, best_loss, within)
+    def __init__(
+        self, loss_limit: float, best_loss: float, within: str = "", measured: bool = False
+    ) -> None:
+        super().__init__(loss_limit, best_loss, within, measured)
+        self.measured = measured  # the real divergence of plans, not their predicted loss
         self.loss_limit = loss_limit
         self.best_loss = best_loss
         self.within = within  # the budgets that the best loss depends on, as text
 
     def __str__(self) -> str:
         where = f"within {self.within}" if self.within else "with the allowed formats"
+        quality = "a measured KL divergence" if self.measured else "a predicted loss"
         return (
-            f"a predicted loss of at most {self.loss_limit:g} cannot be reached {where}: the best "
+            f"{quality} of at most {self.loss_limit:g} cannot be reached {where}: the best "
             f"reachable is {rounded_up(self.best_loss)}; raise the limit or the budgets, or change "
             "--formats or --rule"
         )

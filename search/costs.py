@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +12,9 @@ from autoq.errors import InputError
 from autoq.formats import FORMATS, NONE, FormatName, QuantFormat
 from autoq.models import Assignment, DecisionGroup, GroupName, ModelMap, SlotName, WeightSlot
 from autoq.models.grouping import is_expert
-from autoq.search._types import CostTable, Resource
+from autoq.search._checks import bits_between, check_between, check_usable
+from autoq.search._resources import check_reachable
+from autoq.search._types import Budget, CostTable, Resource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +70,23 @@ def with_stored_sizes(costs: CostTable, sizes: StoredSizes) -> CostTable:
                 stored[row, costs.formats.index(name)] = bits
     fixed = {**costs.fixed, Resource.STORED_BYTES: float(sizes.fixed_bytes)}
     return replace(costs, stored_bits=stored, fixed=fixed)
+
+
+def check_budgets(costs: CostTable, budgets: Iterable[Budget]) -> None:
+    """Refuse budgets that no scores could make feasible, each by itself, before any are measured.
+
+    Raises:
+        BudgetInfeasibleError: effective bits are below the floor or above the ceiling.
+        ResourceInfeasibleError: another budget is below its floor.
+        InputError: there is no group, one may take no format, or a budget limits what the table has
+            no costs of.
+    """
+    check_usable(costs, costs.allowed)
+    for budget in budgets:
+        if budget.resource is Resource.EFFECTIVE_BITS:
+            check_between(budget.limit, *bits_between(costs, costs.allowed))
+        else:
+            check_reachable(costs, budget, costs.allowed)
 
 
 def token_shares(

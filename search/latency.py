@@ -36,6 +36,11 @@ class LatencyModel(Protocol):
         """What plans that were solved with this model are labelled with; other times, other name."""
         ...
 
+    @property
+    def hardware(self) -> str:
+        """Where the times are those of."""
+        ...
+
     def seconds(
         self, fmt: QuantFormat, *, tokens: float, out_features: int, in_features: int
     ) -> float:
@@ -60,6 +65,11 @@ class Roofline:
     def name(self) -> str:
         """The GPU's name."""
         return self.gpu.name
+
+    @property
+    def hardware(self) -> str:
+        """The GPU, and where its figures come from."""
+        return f"{self.gpu.description} ({self.gpu.source})"
 
     def seconds(
         self, fmt: QuantFormat, *, tokens: float, out_features: int, in_features: int

@@ -4,7 +4,8 @@ from autoq.api.auto_quantize import AutoQuantizeState, auto_quantize
 from autoq.api.config import ScoringConfig
 from autoq.api.evaluation import evaluate
 from autoq.api.loading import generate, load
-from autoq.api.pipeline import DEFAULT_STORE, list_studies, open_study, search
+from autoq.api.opening import DEFAULT_STORE, list_studies, open_study
+from autoq.api.pipeline import search
 from autoq.api.study import Study
 
 __all__ = [

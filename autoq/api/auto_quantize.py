@@ -7,16 +7,17 @@ solved exactly whatever their scale; and the returned state solves another budge
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autoq.api.study import constrained_costs
+from autoq.api.costing import constrained_costs
+from autoq.api.scoring import BatchesInMemory, ScoringPass
 from autoq.api.task import PROBE_TOKENS, sampled_loss
 from autoq.calibration import calibrate
 from autoq.errors import DataError, InputError
@@ -192,23 +193,26 @@ def _score(
         container=Container.MODELOPT,
         scale_dtype=storage_dtype,
     )
-    scorer = make_estimator(
-        DEFAULT_ESTIMATOR,
-        model,
-        model_map,
-        formats,
-        calibration,
-        container=Container.MODELOPT,
-        scale_dtype=storage_dtype,
-    )
-    contributions = [
-        scorer.score_batch(index, partial(_batch_loss, model, run, loss_func, index, batch))
-        for index, batch in enumerate(batches[:score_steps])
-    ]
+    scorer, contributions = ScoringPass(
+        make=partial(
+            make_estimator,
+            model=model,
+            model_map=model_map,
+            formats=formats,
+            calibration=calibration,
+            container=Container.MODELOPT,
+            scale_dtype=storage_dtype,
+        ),
+        batches=len(batches[:score_steps]),
+        loss=lambda index: _batch_loss(model, run, loss_func, index, batches[index]),
+        store=BatchesInMemory(),
+        advance=lambda steps=1: None,
+        note=_warn,
+    ).run(DEFAULT_ESTIMATOR)
     sensitivity = SensitivityTable(
         groups=tuple(group.name for group in model_map.groups),
         formats=scorer.formats,
-        contributions=np.concatenate(contributions),
+        contributions=contributions,
         unit="relative" if loss_func else "nats_per_token",
         estimator=scorer.name,
     )
@@ -225,6 +229,10 @@ def _score(
     return AutoQuantizeState(
         model_map, formats, calibration, sensitivity, storage_dtype, plan, simulated
     )
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=4)
 
 
 def _resolved(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from autoq.api.config import ScoringConfig
 from autoq.api.measuring import advancing, held_out_tokens, measure_plan
-from autoq.api.pipeline import DEFAULT_STORE, open_study
+from autoq.api.opening import DEFAULT_STORE, open_study
 from autoq.api.task import LoadedModel, load, load_data, output_properties, token_batches
 from autoq.data import TokenData
 from autoq.errors import InputError

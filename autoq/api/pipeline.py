@@ -6,19 +6,29 @@ point and started again with the same arguments continues, and ends with the sam
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from autoq.api.budgets import Budgets, budgets_or_default, gpu_of
 from autoq.api.config import ScoringConfig
+from autoq.api.costing import SIZES, check_reachable, constrained_costs, latency_note
 from autoq.api.exporting import export_plan
-from autoq.api.measured import is_asked_for
 from autoq.api.measuring import held_out_tokens
+from autoq.api.opening import DEFAULT_STORE
+from autoq.api.quality import check_measurable, smallest_that_keeps
+from autoq.api.remarks import (
+    installed_versions,
+    note_lost_groups,
+    note_narrow_formats,
+    note_other_versions,
+    note_shorter_sequences,
+    refuse_useless_formats,
+)
 from autoq.api.renewal import RenewingProgress
 from autoq.api.stages import (
     discovery_payload,
@@ -27,36 +37,36 @@ from autoq.api.stages import (
     run_discovery,
     run_measure,
     run_sensitivity,
+    run_sizes,
     run_solve,
 )
-from autoq.api.study import (
-    CALIBRATION,
-    DISCOVERY,
-    SENSITIVITY,
-    Study,
-    constrained_costs,
-)
+from autoq.api.study import Study
+from autoq.api.study_data import CALIBRATION, DISCOVERY, SENSITIVITY
 from autoq.api.targeting import best_offer, note_target, offers
 from autoq.api.task import LoadedModel, ScoringTask, load, load_data, scoring_task
-from autoq.errors import ExportError, UnknownNameError
+from autoq.data import TokenData
 from autoq.export import check_destination
-from autoq.formats import FORMATS, NONE, parse_target
-from autoq.models import ModelMap
+from autoq.formats import parse_target
 from autoq.models.discovery import discover
 from autoq.models.weights import check_finite
 from autoq.progress import Progress, SilentProgress
-from autoq.search import check_budget
+from autoq.search import CostTable, Plan, SensitivityTable, solve
 from autoq.search._projections import projection_dtype
 from autoq.search.estimators import DEFAULT_ESTIMATOR
-from autoq.studies import StudyStore, WorkStatus, study_key
-
-DEFAULT_STORE = "sqlite:///autoq.db"
+from autoq.studies import PlanRecord, StudyStore, WorkStatus, study_key
 
 
 def search(
     model: str | Path | nn.Module,
     *,
-    effective_bits: float = 4.8,
+    effective_bits: float | None = None,
+    max_gb: float | None = None,
+    max_active_bits: float | None = None,
+    max_latency_ms: float | None = None,
+    max_kl: float | None = None,
+    gpu: str | None = None,
+    latency_table: str | Path | None = None,
+    latency_tokens: int = 1,
     formats: Sequence[str] | None = None,
     rules: Sequence[str] = (),
     include: Sequence[str] = (),
@@ -73,6 +83,7 @@ def search(
     row_fraction: float = 1.0,
     estimator: str | None = None,
     draws: int | None = None,
+    confidence: float | None = None,
     seed: int = 0,
     store: str | StudyStore = DEFAULT_STORE,
     name: str | None = None,
@@ -88,7 +99,20 @@ def search(
 
     Args:
         model: a folder with a Hugging Face model, or a model in memory.
-        effective_bits: budget: mean bits per searched weight, codes and block scales.
+        effective_bits: budget: mean bits per searched weight, codes and block scales. Where no
+            budget is given it is 4.8; several hold at once.
+        max_gb: budget: weights of the whole checkpoint in 10^9 bytes, layers that are not searched
+            included.
+        max_active_bits: budget: mean bits per weight that a token touches; for mixtures of
+            experts, by the routing of the calibration data.
+        max_latency_ms: budget: predicted time of the searched layers' products in one step, on
+            `gpu` or by `latency_table`.
+        max_kl: quality: the smallest model whose KL divergence to the original, in nats per token,
+            is no more; measured on held-out data, or predicted without `measure`.
+        gpu: whose latency is predicted, one of `autoq.search.hardware.GPUS`; where it is left out
+            and latency is limited, that of `target`.
+        latency_table: measured kernels, a file that `autoq kernels bench --json` wrote.
+        latency_tokens: tokens of one step: one per sequence in decoding, all in prefill.
         formats: names; None is the portable set that every engine loads, or all that `target`
             runs.
         rules: "pattern=format[,format]", binding the groups that match.
@@ -106,6 +130,8 @@ def search(
         estimator: name of the way to score, one of `autoq.search.estimators.ESTIMATORS`; None is
             the one that wins the benchmark.
         draws: of labels for every sequence; None is what the estimator likes.
+        confidence: score until the plan stays within 2 % of the best in this share of resampled
+            data, in (0, 1), or the data ends; None scores all of it. With `max_kl` all is scored.
         store: URL of the study store, or an open one.
         name: of the study; None makes one from the model and the configuration.
         export: folder for the checkpoint; None writes none.
@@ -119,6 +145,18 @@ def search(
     """
     progress = progress or SilentProgress()
     place = None if target is None else parse_target(target)
+    budgets = budgets_or_default(
+        Budgets(
+            effective_bits=effective_bits,
+            max_gb=max_gb,
+            max_active_bits=max_active_bits,
+            max_latency_ms=max_latency_ms,
+            max_kl=max_kl,
+            gpu=gpu if place is None else gpu_of(place, gpu, latency_table, max_latency_ms),
+            latency_table=latency_table,
+            latency_tokens=latency_tokens,
+        )
+    )
     offered = offers(place, formats, container)
     config = ScoringConfig(
         formats=offered[0].formats,
@@ -134,11 +172,12 @@ def search(
         row_fraction=row_fraction,
         estimator=estimator or DEFAULT_ESTIMATOR,
         draws=draws,
+        confidence=confidence,
         seed=seed,
         trust_remote_code=trust_remote_code,
     )
     if place is None:
-        _warn_of_narrow_formats(config, progress)
+        note_narrow_formats(config, progress)
     if export is not None:
         source = None if isinstance(model, nn.Module) else model
         check_destination(Path(export), source, overwrite=overwrite)
@@ -148,10 +187,15 @@ def search(
     config = replace(config, formats=offer.formats, container=offer.container)
     if place is not None:
         note_target(place, offer, progress)
-    _refuse_useless_formats(model_map, config, unusable)
-    _note_lost_groups(model_map, config, unusable, progress)
+    refuse_useless_formats(model_map, config, unusable)
+    note_lost_groups(model_map, config, unusable, progress)
     costs = constrained_costs(model_map, config.formats, rules, unusable)
-    check_budget(costs, effective_bits)
+    check_reachable(loaded, model_map, config, costs, budgets)
+    if budgets.max_kl is not None and measure:
+        check_measurable(loaded)
+    note = latency_note(budgets, model_map)
+    if note is not None:
+        progress.note(note)
     check_finite(loaded.model, model_map.slots.values())
     opened = StudyStore.open(store) if isinstance(store, str) else store
     discovered = discovery_payload(loaded, model_map, unusable)
@@ -159,17 +203,23 @@ def search(
     held_out = held_out_tokens(study, sequences=held_out_sequences) if measure else None
     if name is not None and study.name != name:
         progress.note(f"the same search is in the store as {study.name}; continuing that study")
-    _note_other_versions(study, progress)
-    _note_shorter_sequences(loaded, config, progress)
+    note_other_versions(study, progress)
+    note_shorter_sequences(loaded, config, progress)
     with opened.lease(study.id, wait_seconds=wait_seconds) as lease:
         progress = RenewingProgress(progress, lease)
         if not is_done(study, DISCOVERY):
             run_discovery(study, discovered)
         if not is_done(study, CALIBRATION):
             run_calibration(study, loaded, task, progress)
+        if not is_done(study, SIZES):
+            run_sizes(study, loaded)
         if not is_done(study, SENSITIVITY):
-            run_sensitivity(study, loaded, task, progress)
-        plan = run_solve(study, effective_bits, rules, target=place)
+            solver = partial(_plan_for, study.costs(rules, budgets), budgets)
+            run_sensitivity(
+                study, loaded, task, progress, None if budgets.max_kl is not None else solver
+            )
+        choose = partial(_choose, study, budgets, rules, held_out, progress)
+        plan = run_solve(study, choose, rules, target=place)
         if held_out is not None:
             run_measure(study, plan, held_out, compare_uniform, progress)
         if export is not None:
@@ -186,54 +236,22 @@ def search(
     return study
 
 
-def open_study(
-    name: str | None = None,
-    store: str | StudyStore = DEFAULT_STORE,
-    *,
-    trust_remote_code: bool = False,
-) -> Study:
-    """A study by name, number or unique beginning of its name; None is the newest.
-
-    Args:
-        trust_remote_code: run Python code that the model's folder brings, when the model has to be
-            loaded; what the store says of it does not count.
-    Raises:
-        UnknownNameError: there is no such study; the message lists near misses.
-    """
-    opened = StudyStore.open(store) if isinstance(store, str) else store
-    if name is None:
-        studies = opened.list_studies()
-        if not studies:
-            raise UnknownNameError(
-                "the store has no study yet; make one with `autoq search MODEL --bits B`"
-            )
-        name = max(studies, key=lambda study: study.updated).name
-    return Study(opened, opened.find(name), trust_remote_code=trust_remote_code)
+def _plan_for(costs: CostTable, budgets: Budgets, sensitivity: SensitivityTable) -> Plan:
+    """A plan within the budgets, proven to be nearer to the best than matters for confidence."""
+    return solve(sensitivity, costs, budgets.limits, relative_gap=1e-3)
 
 
-def list_studies(store: str | StudyStore = DEFAULT_STORE) -> list[dict[str, Any]]:
-    """One entry per study: name, model, status, times, budgets and number of exports."""
-    opened = StudyStore.open(store) if isinstance(store, str) else store
-    return [
-        {
-            "name": study.name,
-            "model": study.model_path,
-            "status": study.status.value,
-            "created": study.created,
-            "updated": study.updated,
-            "budgets": sorted(
-                {plan.budget_bits for plan in opened.plans(study.id) if is_asked_for(plan)}
-            ),
-            "exports": study.exports,
-        }
-        for study in opened.list_studies()
-    ]
-
-
-def _warn_of_narrow_formats(config: ScoringConfig, progress: Progress) -> None:
-    for name in config.formats:
-        if not FORMATS[name].portable:
-            progress.note(f"{name} is not portable: it loads in {FORMATS[name].loads_in}")
+def _choose(
+    study: Study,
+    budgets: Budgets,
+    rules: Sequence[str],
+    held_out: TokenData | None,
+    progress: Progress,
+) -> PlanRecord:
+    """The plan for the budgets; a limit on quality is on the measured one where it can be."""
+    if budgets.max_kl is None or held_out is None:
+        return study.solve_for(budgets, rules)
+    return smallest_that_keeps(study, budgets, rules, held_out, progress)
 
 
 def _open_study(
@@ -267,7 +285,7 @@ def _open_study(
         fingerprint=loaded.fingerprint,
         architecture=type(loaded.model).__name__,
         configuration=config.to_json(),
-        versions=_versions(),
+        versions=installed_versions(),
         seed=config.seed,
     )
     study = Study(store, record, loaded, trust_remote_code=config.trust_remote_code)
@@ -279,69 +297,7 @@ def _absolute_if_file(source: str | None) -> str | None:
     return str(Path(source).resolve()) if source is not None and Path(source).exists() else source
 
 
-def _note_shorter_sequences(loaded: LoadedModel, config: ScoringConfig, progress: Progress) -> None:
-    longest = loaded.longest_sequence
-    if longest is not None and longest < config.sequence_length:
-        progress.note(f"sequences have {longest} tokens: the model has no more positions")
-
-
-def _note_other_versions(study: Study, progress: Progress) -> None:
-    before, now = study.record.versions, _versions()
-    changed = [
-        f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name) != now[name]
-    ]
-    if changed:
-        progress.note(
-            f"study {study.name} was begun with other versions ({', '.join(changed)}); what it "
-            "has stored stays, and the rest may differ in the last bits"
-        )
-
-
 def _model_name(loaded: LoadedModel) -> str:
     if loaded.path is None:
         return type(loaded.model).__name__.lower()
     return loaded.path.resolve().name
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("autoq", "torch", "transformers", "numpy", "scipy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def _refuse_useless_formats(
-    model_map: ModelMap, config: ScoringConfig, unusable: Mapping[tuple[Any, Any], str]
-) -> None:
-    """A format that the container can hold for no group at all is refused by name."""
-    for fmt in config.formats:
-        reasons = [unusable.get((group.name, fmt)) for group in model_map.groups]
-        if fmt != NONE and reasons and all(reasons):
-            raise ExportError(
-                f"the {config.container.value} container can hold no layer of this model in {fmt}: "
-                f"{reasons[0]}"
-            )
-
-
-def _note_lost_groups(
-    model_map: ModelMap,
-    config: ScoringConfig,
-    unusable: Mapping[tuple[Any, Any], str],
-    progress: Progress,
-) -> None:
-    """Say which groups the container keeps unquantised: it may be most of the weights."""
-    quantised = [fmt for fmt in config.formats if fmt != NONE]
-    lost = [
-        group.name
-        for group in model_map.groups
-        if all((group.name, fmt) in unusable for fmt in quantised)
-    ]
-    if lost:
-        progress.note(
-            f"the {config.container.value} container keeps {len(lost)} of "
-            f"{len(model_map.groups)} groups unquantised; the first is {lost[0]}: "
-            f"{unusable[lost[0], quantised[0]]}"
-        )

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from autoq.api._study_batches import StudyBatches
+from autoq.api.certainty import Certainty
+from autoq.api.costing import SIZES, sizes_of, sizes_to_plain
 from autoq.api.measuring import measure_plans
+from autoq.api.memory import peak_rss_bytes
+from autoq.api.scoring import ScoringPass
 from autoq.api.serialize import calibration_to_plain, model_map_to_json
-from autoq.api.study import (
-    CALIBRATION,
-    DISCOVERY,
-    MEASURE,
-    SENSITIVITY,
-    SOLVE,
-    Study,
-    peak_rss_bytes,
-)
+from autoq.api.study import Study
+from autoq.api.study_data import CALIBRATION, DISCOVERY, MEASURE, SENSITIVITY, SOLVE
 from autoq.api.task import LoadedModel, ScoringTask
 from autoq.calibration import calibrate
 from autoq.data import TokenData
@@ -26,6 +24,7 @@ from autoq.models import ModelMap
 from autoq.progress import Progress
 from autoq.search import SensitivityTable
 from autoq.search.estimators import Estimator, make_estimator
+from autoq.search.stability import Solver
 from autoq.studies import PlanRecord, SensitivityCell, WorkStatus
 
 
@@ -83,53 +82,87 @@ def run_calibration(
         )
     records, arrays = calibration_to_plain(table)
     study.store.put_arrays(study.id, CALIBRATION, arrays)
-    study.store.finish_stage(
-        study.id, CALIBRATION, time.perf_counter() - started, {"records": records}
-    )
+    tokens = sum(int(ids.numel()) for ids in task.batches)
+    payload = {"records": records, "tokens": tokens}
+    study.store.finish_stage(study.id, CALIBRATION, time.perf_counter() - started, payload)
+
+
+def run_sizes(study: Study, loaded: LoadedModel) -> None:
+    """Count what the container writes in each format; calibration says which input scales."""
+    started = time.perf_counter()
+    study.store.begin_stage(study.id, SIZES)
+    sizes = sizes_of(loaded, study.model_map, study.config, study.calibration)
+    seconds = time.perf_counter() - started
+    study.store.finish_stage(study.id, SIZES, seconds, sizes_to_plain(sizes))
 
 
 def run_sensitivity(
-    study: Study, loaded: LoadedModel, task: ScoringTask, progress: Progress
+    study: Study,
+    loaded: LoadedModel,
+    task: ScoringTask,
+    progress: Progress,
+    solver: Solver | None = None,
 ) -> None:
-    """Score every group in every format; batches that the store has are not scored again."""
+    """Score every group in every format; batches that the store has are not scored again.
+
+    Args:
+        solver: scores -> the plan that is asked for; the pass ends once the plan is as sure as
+            the configuration's `confidence`. None scores all batches.
+    """
     config = study.config
-    scorer = make_estimator(
-        config.estimator,
-        loaded.model,
-        study.model_map,
-        config.formats,
-        study.calibration,
-        container=config.container,
-        scale_dtype=loaded.storage_dtype,
-        row_fraction=config.row_fraction,
-        seed=config.seed,
-        draws=config.draws,
+    make = partial(
+        _make_estimator,
+        study=study,
+        loaded=loaded,
+        options={"row_fraction": config.row_fraction, "draws": config.draws},
     )
     study.store.begin_stage(study.id, SENSITIVITY)
-    stored = study.store.score_batches(study.id)
+    batches = StudyBatches(study.store, study.id, SENSITIVITY)
+    certainty = None if solver is None else Certainty(study.model_map, config.confidence, solver)
     with progress.task("scoring", len(task.batches)) as advance:
-        advance(len(stored))
-        for index in range(len(task.batches)):
-            if index in stored:
-                continue
-            started = time.perf_counter()
-            scores = scorer.score_batch(index, partial(task.loss, index))
-            study.store.put_score_batch(study.id, index, scores, time.perf_counter() - started)
-            advance()
-    _finish_sensitivity(study, scorer)
-
-
-def _finish_sensitivity(study: Study, scorer: Estimator) -> None:
+        scoring = ScoringPass(
+            make=make,
+            batches=len(task.batches),
+            loss=task.loss,
+            store=batches,
+            advance=advance,
+            note=progress.note,
+            enough=None if certainty is None else certainty.is_enough,
+        )
+        estimator, contributions = scoring.run(config.estimator)
+    batches.finish(contributions, estimator.results())
     payload = {
-        "formats": list(scorer.formats),
-        "unit": scorer.unit,
-        "estimator": scorer.name,
+        "formats": list(estimator.formats),
+        "unit": estimator.unit,
+        "estimator": estimator.name,
+        "sequences": len(contributions),
+        "batches": len(batches.batches()),
         "peak_rss_bytes": peak_rss_bytes(),
     }
+    if certainty is not None:
+        payload["stability"] = certainty.report(estimator, contributions, progress)
     table = study.sensitivity_from(payload)
     study.store.put_sensitivity(study.id, _sensitivity_cells(table))
     seconds = study.store.score_seconds(study.id)
     study.store.finish_stage(study.id, SENSITIVITY, seconds, payload)
+
+
+def _make_estimator(
+    name: str, *, study: Study, loaded: LoadedModel, options: Mapping[str, Any]
+) -> Estimator:
+    # The options were meant for the estimator that was asked for.
+    chosen = options if name == study.config.estimator else {}
+    return make_estimator(
+        name,
+        loaded.model,
+        study.model_map,
+        study.config.formats,
+        study.calibration,
+        container=study.config.container,
+        scale_dtype=loaded.storage_dtype,
+        seed=study.config.seed,
+        **chosen,
+    )
 
 
 def _sensitivity_cells(table: SensitivityTable) -> list[SensitivityCell]:
@@ -147,11 +180,15 @@ def _sensitivity_cells(table: SensitivityTable) -> list[SensitivityCell]:
 
 
 def run_solve(
-    study: Study, effective_bits: float, rules: Sequence[str], *, target: Target | None = None
+    study: Study,
+    choose: Callable[[], PlanRecord],
+    rules: Sequence[str],
+    *,
+    target: Target | None = None,
 ) -> PlanRecord:
-    """Solve for a budget, and remember the plan as the study's choice, and where it is to run."""
+    """Choose a plan, and remember it as the study's choice, and where it is to run."""
     with study.repeated_stage(SOLVE) as payload:
-        plan = study.solve(effective_bits, rules=rules)
+        plan = choose()
         payload.update(plan_id=plan.id, label=plan.label, rules=list(rules))
         payload["target"] = None if target is None else str(target)
     return plan

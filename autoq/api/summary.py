@@ -24,6 +24,9 @@ def summarise(study: Study, plan: PlanRecord) -> dict[str, Any]:
         "architecture": study.record.architecture,
         "model_fingerprint": study.record.model_fingerprint,
         "budget": plan.budget_bits,
+        "budgets": plan_budgets(plan),
+        "takes": plan_takes(plan),
+        "latency": plan.details.get("latency"),
         "target": study.target,
         "assignment": _assignment_by_module(study, plan),
         "groups": _groups(study, plan),
@@ -49,6 +52,19 @@ def summarise(study: Study, plan: PlanRecord) -> dict[str, Any]:
         "configuration": study.record.configuration,
         "versions": study.record.versions,
     }
+
+
+def plan_budgets(plan: PlanRecord) -> dict[str, float]:
+    """Resource -> limit that the plan was solved for; "kl_divergence" for a limit on quality."""
+    budgets = dict(plan.budgets)
+    if "max_kl" in plan.details:
+        budgets["kl_divergence"] = plan.details["max_kl"]
+    return budgets
+
+
+def plan_takes(plan: PlanRecord) -> dict[str, float]:
+    """Resource -> what the plan takes; plans of old versions know their effective bits only."""
+    return {"effective_bits": plan.effective_bits, **plan.takes}
 
 
 def _assignment_by_module(study: Study, plan: PlanRecord) -> dict[str, str]:

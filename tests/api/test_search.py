@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import autoq
-from autoq.api import pipeline, renewal, stages
+from autoq.api import pipeline, remarks, renewal, stages
 from autoq.errors import (
     BudgetInfeasibleError,
     DataError,
@@ -423,7 +423,7 @@ def test_a_store_cannot_grant_trust(
         seen.append(config.trust_remote_code)
         raise Killed
 
-    monkeypatch.setattr("autoq.api.study.load", loading)
+    monkeypatch.setattr("autoq.api.study_data.load", loading)
     for asked in (False, True):
         reopened = autoq.open_study(study.name, quick["store"], trust_remote_code=asked)
         with pytest.raises(Killed):
@@ -447,8 +447,8 @@ def test_another_version_is_noted(
     llama_folder: Path, quick: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     autoq.search(llama_folder, **quick, measure=False)
-    now = pipeline._versions()
-    monkeypatch.setattr(pipeline, "_versions", lambda: {**now, "torch": "0.1"})
+    now = remarks.installed_versions()
+    monkeypatch.setattr(remarks, "installed_versions", lambda: {**now, "torch": "0.1"})
     notes: list[str] = []
 
     class Noting(SilentProgress):

@@ -1,0 +1,84 @@
+"""What a search says aloud before it begins, and what it refuses by name."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from autoq.api.config import ScoringConfig
+from autoq.api.study import Study
+from autoq.api.task import LoadedModel
+from autoq.errors import ExportError
+from autoq.formats import FORMATS, NONE
+from autoq.models import ModelMap
+from autoq.progress import Progress
+
+
+def note_narrow_formats(config: ScoringConfig, progress: Progress) -> None:
+    for name in config.formats:
+        if not FORMATS[name].portable:
+            progress.note(f"{name} is not portable: it loads in {FORMATS[name].loads_in}")
+
+
+def note_shorter_sequences(loaded: LoadedModel, config: ScoringConfig, progress: Progress) -> None:
+    longest = loaded.longest_sequence
+    if longest is not None and longest < config.sequence_length:
+        progress.note(f"sequences have {longest} tokens: the model has no more positions")
+
+
+def note_other_versions(study: Study, progress: Progress) -> None:
+    before, now = study.record.versions, installed_versions()
+    changed = [
+        f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name) != now[name]
+    ]
+    if changed:
+        progress.note(
+            f"study {study.name} was begun with other versions ({', '.join(changed)}); what it "
+            "has stored stays, and the rest may differ in the last bits"
+        )
+
+
+def installed_versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("autoq", "torch", "transformers", "numpy", "scipy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def refuse_useless_formats(
+    model_map: ModelMap, config: ScoringConfig, unusable: Mapping[tuple[Any, Any], str]
+) -> None:
+    """A format that the container can hold for no group at all is refused by name."""
+    for fmt in config.formats:
+        reasons = [unusable.get((group.name, fmt)) for group in model_map.groups]
+        if fmt != NONE and reasons and all(reasons):
+            raise ExportError(
+                f"the {config.container.value} container can hold no layer of this model in {fmt}: "
+                f"{reasons[0]}"
+            )
+
+
+def note_lost_groups(
+    model_map: ModelMap,
+    config: ScoringConfig,
+    unusable: Mapping[tuple[Any, Any], str],
+    progress: Progress,
+) -> None:
+    """Say which groups the container keeps unquantised: it may be most of the weights."""
+    quantised = [fmt for fmt in config.formats if fmt != NONE]
+    lost = [
+        group.name
+        for group in model_map.groups
+        if all((group.name, fmt) in unusable for fmt in quantised)
+    ]
+    if lost:
+        progress.note(
+            f"the {config.container.value} container keeps {len(lost)} of "
+            f"{len(model_map.groups)} groups unquantised; the first is {lost[0]}: "
+            f"{unusable[lost[0], quantised[0]]}"
+        )
