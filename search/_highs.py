@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_INFEASIBLE = 2  # among scipy's status codes
+
 # File descriptor 1 belongs to the whole process: two threads that redirect it at once could leave
 # it redirected for good.
 _stdout_lock = threading.Lock()
@@ -25,6 +27,7 @@ class HighsAnswer:
 
     values: NDArray[np.float64] | None  # None when it found nothing in time
     bound: float  # no solution has a lower objective; -inf when it proved nothing
+    infeasible: bool = False  # it proved that there is no solution
 
 
 def minimise(
@@ -35,6 +38,8 @@ def minimise(
     integers: NDArray[np.bool_],
     upper: NDArray[np.float64],
     time_limit_seconds: float,
+    relative_gap: float = 0.0,
+    node_limit: int | None = None,
 ) -> HighsAnswer:
     """Minimise `objective @ x` with `low <= rows @ x <= high` and `0 <= x <= upper`.
 
@@ -45,10 +50,17 @@ def minimise(
         integers: which variables are integers, [variables].
         upper: [variables]; inf where there is no limit.
         time_limit_seconds: when to stop and hand back the best solution so far.
+        relative_gap: fraction of the solution's objective by which the bound may be below it.
+        node_limit: when to stop likewise, whatever the machine's speed; None for no limit.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
 
-    options = {"mip_rel_gap": 0.0, "time_limit": max(time_limit_seconds, 0.0)}
+    options: dict[str, float] = {
+        "mip_rel_gap": relative_gap,
+        "time_limit": max(time_limit_seconds, 0.0),
+    }
+    if node_limit is not None:
+        options["node_limit"] = node_limit
     with quiet_stdout():
         result = milp(
             objective,
@@ -59,7 +71,11 @@ def minimise(
         )
     bound = result.mip_dual_bound
     known = bound is not None and math.isfinite(bound)
-    return HighsAnswer(values=result.x, bound=float(bound) if known else -math.inf)
+    return HighsAnswer(
+        values=result.x,
+        bound=float(bound) if known else -math.inf,
+        infeasible=result.status == _INFEASIBLE,
+    )
 
 
 @contextlib.contextmanager

@@ -1,84 +1,129 @@
-"""Plans within several budgets at once, or within one whose cells are no integers."""
+"""One option per group, least loss within several limits, with a proof.
+
+Prices of the limits give a lower bound (`_dual`). From the choice that is best at these prices a
+greedy repair leads to one that fits, and a greedy filling uses the room that is left. What could be
+better than the best choice known consists of options whose reduced loss is below the distance
+between the two; these go to HiGHS, first the most promising few, whose solution makes the rest
+smaller (Balas and Zemel's core, 1980; for several limits see Puchinger, Raidl and Pferschy, 2010).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autoq.errors import InputError
-from autoq.search import _highs, _resources
-from autoq.search._knapsack import Tolerance
-from autoq.search._problem import Problem
-from autoq.search._types import Budget, Plan, Resource
+from autoq.search._cells import Cells
+from autoq.search._core import Core
+from autoq.search._dual import Lagrangian, lagrangian
+from autoq.search._greedy import filled, repaired
+from autoq.search._knapsack import Answer, Tolerance
+from autoq.search._relaxation import Choice
+
+_FIRST_CORE = 16
+"""Parts of the known excess, one of which is the first core's threshold."""
+
+_FIRST_GROUPS = 50
+_FEW_NODES = 200
+"""Of a search tree that is to find a better choice rather than to prove anything."""
+
+_ROUNDING = 1e-9
 
 
-def solve_within(
-    problem: Problem,
-    budgets: Sequence[Budget],
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unsolved:
+    """No choice that fits is known."""
+
+    infeasible: bool  # it is proved that none is
+
+
+def solve(
+    cells: Cells,
     *,
     time_limit_seconds: float,
     tolerance: Tolerance,
-) -> Plan:
-    """The plan of least loss within all budgets, each of another resource.
+    start: Choice | None = None,
+) -> Answer | Unsolved:
+    """The choice of least loss within all limits; `start` is one that fits, if any is known."""
+    deadline = time.monotonic() + time_limit_seconds
+    relaxation = lagrangian(cells)
+    if relaxation.bound > _largest_loss(cells) * (1 + _ROUNDING):
+        return Unsolved(infeasible=True)
+    best = _Best(relaxation)
+    reduced = relaxation.reduced
+    best.offer(filled(cells, repaired(cells, reduced), reduced))
+    best.offer(start)
+    return _searched(best, tolerance, deadline)
 
-    Raises:
-        BudgetInfeasibleError: effective bits are below the floor or above the ceiling.
-        ResourceInfeasibleError: another budget, or all together, cannot be met.
-    """
-    for budget in budgets:
-        problem.check_reachable(budget)
-    limiting = [budget for budget in budgets if budget.limit < problem.reach(budget.resource)[1]]
-    whole = [budget for budget in limiting if _resources.is_whole(budget.resource)]
-    if len(limiting) == len(whole) <= 1:
-        most = problem.reach(Resource.EFFECTIVE_BITS)[1]
-        single = whole[0] if whole else Budget(resource=Resource.EFFECTIVE_BITS, limit=most)
-        return problem.solve(
-            problem.capacity(single),
-            budgets,
-            resource=single.resource,
-            time_limit_seconds=time_limit_seconds,
-            tolerance=tolerance,
+
+class _Best:
+    """The best choice known, and what is proved of all choices."""
+
+    def __init__(self, relaxation: Lagrangian) -> None:
+        self.relaxation, self.cells = relaxation, relaxation.cells
+        self.choice: Choice | None = None
+        self.excess = math.inf
+        self.proved = 0.0
+
+    def offer(self, choice: Choice | None) -> None:
+        """Keep a choice that fits and is better."""
+        if choice is None or not self.cells.fits(choice):
+            return
+        excess = self.relaxation.excess_of(choice)
+        if excess < self.excess:
+            self.choice, self.excess = choice, excess
+
+    def good_enough(self, tolerance: Tolerance) -> bool:
+        """Whether what may still be gained is within the tolerance."""
+        return self.choice is not None and self.excess - self.proved <= self.allowed(tolerance)
+
+    def allowed(self, tolerance: Tolerance) -> float:
+        """What the tolerance makes of the choice's loss; 0 while there is none."""
+        return 0.0 if self.choice is None else tolerance.allowed(self.cells.loss_of(self.choice))
+
+
+def _searched(best: _Best, tolerance: Tolerance, deadline: float) -> Answer | Unsolved:
+    """Cores with growing thresholds, until the best choice is proved or time runs out."""
+    reduced = best.relaxation.reduced
+    largest = float(reduced[np.isfinite(reduced)].max()) or 1.0
+    known = best.choice is not None
+    threshold = best.excess / _FIRST_CORE if known else _typical_change(reduced)
+    proved_infeasible = False
+    while not best.good_enough(tolerance):
+        seconds = deadline - time.monotonic()
+        if seconds <= 0:
+            break
+        threshold = min(threshold or largest, best.excess, largest)
+        whole = threshold >= min(best.excess, largest)
+        core = Core(relaxation=best.relaxation, threshold=threshold)
+        found = core.solve(
+            seconds=seconds, allowed=best.allowed(tolerance), nodes=None if whole else _FEW_NODES
         )
-    columns, unproved = _by_highs(problem, limiting, time_limit_seconds)
-    return problem.plan(columns, budgets, unproved * problem.loss_unit)
+        best.proved = max(best.proved, found.proved)
+        if found.choice is not None:
+            best.offer(found.choice)
+            best.offer(filled(best.cells, found.choice, reduced))
+        proved_infeasible = whole and found.exhausted
+        if whole:
+            break
+        threshold *= _FIRST_CORE
+    if best.choice is None:
+        return Unsolved(infeasible=proved_infeasible)
+    return Answer(choice=best.choice, unproved=max(best.excess - best.proved, 0.0))
 
 
-def _by_highs(
-    problem: Problem, budgets: Sequence[Budget], seconds: float
-) -> tuple[NDArray[np.int64], float]:
-    from scipy.sparse import coo_array, vstack
+def _largest_loss(cells: Cells) -> float:
+    finite = np.where(np.isfinite(cells.losses), cells.losses, 0.0)
+    return math.fsum(finite.max(axis=1).tolist())
 
-    groups, columns = np.nonzero(problem.usable)
-    losses = problem.scores[groups, columns] / problem.loss_unit
-    variables = np.arange(len(groups))
-    picks = coo_array((np.ones(len(groups)), (groups, variables)))
-    rows, limits = [], []
-    for budget in budgets:
-        taken = _resources.cells(problem.costs, budget.resource)[groups, columns]
-        per_unit = _resources.cells_per_unit(problem.costs, budget.resource)
-        rest = _resources.fixed(problem.costs, budget.resource)
-        scale = 1024 / float(taken.max())
-        rows.append(coo_array((taken * scale)[None]))
-        limits.append((budget.limit - rest) * per_unit * scale)
-    count = len(problem.costs.groups)
-    answer = _highs.minimise(
-        losses * 1e4,
-        vstack([picks, *rows]).tocsr(),
-        (
-            np.concatenate([np.ones(count), np.full(len(rows), -np.inf)]),
-            np.concatenate([np.ones(count), limits]),
-        ),
-        integers=np.ones(len(groups), dtype=np.bool_),
-        upper=np.ones(len(groups)),
-        time_limit_seconds=seconds,
-    )
-    if answer.values is None:
-        raise InputError("the budgets cannot be met together; raise one of them")
-    picked = np.flatnonzero(answer.values > 0.5)
-    taken_columns = np.empty(count, dtype=np.int64)
-    taken_columns[groups[picked]] = columns[picked]
-    unproved = math.fsum(losses[picked]) - answer.bound / 1e4
-    return taken_columns, max(unproved, 0.0)
+
+def _typical_change(reduced: NDArray[np.float64]) -> float:
+    """A threshold that opens some dozens of groups."""
+    if reduced.shape[1] < 2:
+        return 0.0
+    second = np.partition(reduced, 1, axis=1)[:, 1]
+    second = np.sort(second[np.isfinite(second)])
+    return float(second[min(len(second) - 1, _FIRST_GROUPS)]) if len(second) else 0.0

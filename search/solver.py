@@ -9,10 +9,10 @@ from autoq.formats import FormatName
 from autoq.models import Assignment
 from autoq.search._checks import bits_between, check_between, check_usable
 from autoq.search._knapsack import Tolerance
-from autoq.search._multiple import solve_within
 from autoq.search._problem import Problem
 from autoq.search._resources import as_budgets, without_repeats
 from autoq.search._types import Budget, CostTable, Plan, SensitivityTable
+from autoq.search._within import solve_within
 from autoq.search.costs import effective_bits
 
 

@@ -1,0 +1,163 @@
+"""The plan of least loss within all budgets, and the refusal of budgets that no plan meets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoq.errors import InputError
+from autoq.search import _multiple, _resources
+from autoq.search._cells import Cells, Limit
+from autoq.search._knapsack import EXACT, Answer, Tolerance
+from autoq.search._problem import Problem
+from autoq.search._relaxation import Choice, relax
+from autoq.search._types import Budget, Plan, Resource
+
+
+def solve_within(
+    problem: Problem,
+    budgets: Sequence[Budget],
+    *,
+    time_limit_seconds: float,
+    tolerance: Tolerance,
+) -> Plan:
+    """The plan of least loss within all budgets, each of another resource.
+
+    Raises:
+        BudgetInfeasibleError: effective bits are below the floor or above the ceiling.
+        ResourceInfeasibleError: another budget, or all together, cannot be met.
+        InputError: the time ran out before any plan was found.
+    """
+    for budget in budgets:
+        problem.check_reachable(budget)
+    limiting = [budget for budget in budgets if budget.limit < problem.reach(budget.resource)[1]]
+    single = _only_one_that_limits(problem, limiting)
+    if single is not None:
+        plan = problem.solve(
+            problem.capacity(single),
+            budgets,
+            resource=single.resource,
+            time_limit_seconds=time_limit_seconds,
+            tolerance=tolerance,
+        )
+        if all(
+            plan.takes[budget.resource] <= budget.limit
+            for budget in limiting
+            if budget is not single
+        ):
+            return plan
+    scores = problem.scores[problem.rows] / problem.loss_unit
+    limits = [limit_of(problem, budget) for budget in limiting]
+    answer = search(problem, scores, limits, limiting, time_limit_seconds, tolerance)
+    columns = columns_in_table_order(problem, answer.choice)
+    return problem.plan(columns, budgets, answer.unproved * problem.loss_unit)
+
+
+def limit_of(problem: Problem, budget: Budget) -> Limit:
+    """A budget as a limit on cells, groups in the order of their names."""
+    amounts = _resources.cells(problem.costs, budget.resource)[problem.rows]
+    if _resources.is_whole(budget.resource):
+        most = float(problem.capacity(budget))
+        return Limit(amounts=amounts.astype(np.float64), most=most, whole=True)
+    rest = _resources.fixed(problem.costs, budget.resource)
+    return Limit(amounts=np.asarray(amounts, dtype=np.float64), most=budget.limit, fixed=rest)
+
+
+def search(
+    problem: Problem,
+    objective: NDArray[np.float64],
+    limits: Sequence[Limit],
+    budgets: Sequence[Budget],
+    seconds: float,
+    tolerance: Tolerance,
+) -> Answer:
+    """The best choice for any objective [groups, formats], groups in the order of names.
+
+    `budgets` are what `limits` come from, or the first of them, in the same order.
+
+    Raises:
+        ResourceInfeasibleError: the budgets cannot be met together.
+        InputError: the time ran out before any choice was found.
+    """
+    found = _ask(problem, objective, limits, seconds, tolerance)
+    if isinstance(found, Answer):
+        return found
+    _refuse_conflict(problem, budgets, seconds)
+    spoken = " and ".join(_resources.spoken(budget.resource, budget.limit) for budget in budgets)
+    raise InputError(
+        f"no plan was found within {spoken} in {seconds:g} seconds, and none proved impossible; "
+        "allow more time or raise a budget"
+    )
+
+
+def columns_in_table_order(problem: Problem, choice: Choice) -> NDArray[np.int64]:
+    """Format columns in the order of the cost table's groups."""
+    columns = np.empty(len(choice), dtype=np.int64)
+    columns[problem.rows] = choice
+    return columns
+
+
+def _only_one_that_limits(problem: Problem, limiting: Sequence[Budget]) -> Budget | None:
+    """The whole resource whose relaxation already meets the other budgets, if there is one."""
+    if not limiting:
+        most = problem.reach(Resource.EFFECTIVE_BITS)[1]
+        return Budget(resource=Resource.EFFECTIVE_BITS, limit=most)
+    for budget in limiting:
+        if not _resources.is_whole(budget.resource):
+            continue
+        if len(limiting) == 1:
+            return budget
+        line = problem.line(budget.resource)
+        choice = relax(line.options, line.steps, problem.capacity(budget)).choice
+        columns = problem.columns_of(choice, line.options.columns)
+        others = [other for other in limiting if other is not budget]
+        if all(problem.value(other.resource, columns) <= other.limit for other in others):
+            return budget
+    return None
+
+
+def _ask(
+    problem: Problem,
+    objective: NDArray[np.float64],
+    limits: Sequence[Limit],
+    seconds: float,
+    tolerance: Tolerance,
+) -> Answer | _multiple.Unsolved:
+    cells = Cells.of(objective, problem.usable[problem.rows], tuple(limits))
+    if cells is None:
+        return _multiple.Unsolved(infeasible=True)
+    return _multiple.solve(cells, time_limit_seconds=seconds, tolerance=tolerance)
+
+
+def _refuse_conflict(problem: Problem, budgets: Sequence[Budget], seconds: float) -> None:
+    """Name a budget that cannot be met together with others that can.
+
+    Budgets are added one by one; the first whose least value within those before it is above its
+    limit is refused. Which of them conflict is narrowed down by leaving each out in turn.
+    """
+    for count in range(2, len(budgets) + 1):
+        added = budgets[count - 1]
+        before = list(budgets[: count - 1])
+        least = _least_value(problem, added, before, seconds)
+        if least is None or least <= added.limit:
+            continue
+        for budget in list(before):
+            fewer = [other for other in before if other is not budget]
+            without = _least_value(problem, added, fewer, seconds) if fewer else None
+            if without is not None and without > added.limit:
+                before, least = fewer, without
+        raise _resources.infeasible(added, least, before)
+
+
+def _least_value(
+    problem: Problem, budget: Budget, within: Sequence[Budget], seconds: float
+) -> float | None:
+    """The least that a plan within other budgets takes of a resource; None if not found."""
+    amounts = limit_of(problem, budget).amounts
+    limits = [limit_of(problem, other) for other in within]
+    found = _ask(problem, amounts / (amounts.max() or 1.0), limits, seconds, EXACT)
+    if not isinstance(found, Answer):
+        return None
+    return problem.value(budget.resource, columns_in_table_order(problem, found.choice))
