@@ -13,9 +13,9 @@ from autoq.errors import BudgetInfeasibleError, ResourceInfeasibleError
 from autoq.formats import FormatName
 from autoq.models import GroupName
 from autoq.search._problem import Problem
-from autoq.search._types import CostTable, Plan, SensitivityTable
+from autoq.search._types import Budget, CostTable, Plan, Resource, SensitivityTable
 from autoq.search.costs import effective_bits
-from autoq.search.solver import solve
+from autoq.search.solver import reachable_bits, solve
 
 RELATIVE_GAP = 1e-4
 """How near to the least loss a neighbour is proven to be: it need not be the best."""
@@ -42,8 +42,7 @@ def random_plans(
     generator = np.random.default_rng(seed)
     edges = np.linspace(*problem.reachable_bits, count + 1)
     return [
-        _random_plan(problem, float(low), float(high), generator)
-        for low, high in pairwise(edges)
+        _random_plan(problem, float(low), float(high), generator) for low, high in pairwise(edges)
     ]
 
 
@@ -69,15 +68,24 @@ def neighbours(
             continue
         allowed = costs.allowed.copy()
         allowed[row] = [name == fmt for name in costs.formats]
+        forced = replace(costs, allowed=allowed)
+        budgets = _within_reach(sensitivity, forced, plan)
         try:
-            yield solve(
-                sensitivity,
-                replace(costs, allowed=allowed),
-                plan.budgets or plan.budget_bits,
-                relative_gap=RELATIVE_GAP,
-            )
+            yield solve(sensitivity, forced, budgets, relative_gap=RELATIVE_GAP)
         except (BudgetInfeasibleError, ResourceInfeasibleError):
             continue
+
+
+def _within_reach(sensitivity: SensitivityTable, costs: CostTable, plan: Plan) -> list[Budget]:
+    """The plan's budgets; of more bits than these formats can take, all that they can."""
+    _, ceiling = reachable_bits(sensitivity, costs)
+    asked = plan.budgets or (Budget(resource=Resource.EFFECTIVE_BITS, limit=plan.budget_bits),)
+    return [
+        replace(budget, limit=min(budget.limit, ceiling))
+        if budget.resource is Resource.EFFECTIVE_BITS
+        else budget
+        for budget in asked
+    ]
 
 
 def _random_plan(problem: Problem, low: float, high: float, generator: np.random.Generator) -> Plan:

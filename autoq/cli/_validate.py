@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,6 +25,9 @@ from autoq.cli._output import (
     write_text,
 )
 from autoq.cli._progress import make_progress
+
+if TYPE_CHECKING:
+    from autoq.report import ValidationData
 
 
 @reports_failures
@@ -72,8 +75,16 @@ def validate(
         pictures = {"png": png and str(png), "html": html and str(html)}
         print_json({"study": found.name, **payload, **pictures})
         return
-    from autoq.cli._tables import make_console, print_validation
-
-    print_validation(make_console(), found.name, data)
+    _print(found.name, data, quiet=quiet)
     for path in filter(None, (png, html)):
         typer.echo(f"picture: {path}")
+
+
+def _print(study: str, data: ValidationData, *, quiet: bool) -> None:
+    from autoq.cli._tables import make_console, print_validation
+    from autoq.report import validation_text
+
+    if quiet:
+        typer.echo(f"validation: {validation_text(data)}")
+    else:
+        print_validation(make_console(), study, data)

@@ -11,7 +11,7 @@ from autoq.report._data import (
 from autoq.report._metric import Metric
 from autoq.report._page import render_frontier_html, render_html
 from autoq.report._picture import frontier_png
-from autoq.report._validation import ValidationData, validation_data
+from autoq.report._validation import ValidationData, validation_data, validation_text
 from autoq.report._validation_page import render_validation_html
 from autoq.report._validation_picture import validation_png
 
@@ -30,4 +30,5 @@ __all__ = [
     "report_data",
     "validation_data",
     "validation_png",
+    "validation_text",
 ]

@@ -114,9 +114,9 @@ def validation_text(found: ValidationData) -> str:
 
 def line_text(line: CalibrationLine) -> str:
     """The calibration in one line."""
+    plans = "all" if line.fitted_on == "all" else f"the {KIND_TEXT[line.fitted_on]}"
     text = (
-        f"log measured = {line.intercept:.3f} + {line.slope:.3f} log predicted, from the "
-        f"{KIND_TEXT[line.fitted_on]} plans"
+        f"log measured = {line.intercept:.3f} + {line.slope:.3f} log predicted, from {plans} plans"
     )
     if line.coverage is not None:
         text += f"; its 95 % intervals held {percent_text(line.coverage)} of plans left out"

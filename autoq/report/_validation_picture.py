@@ -82,7 +82,7 @@ def _draw(axes: Any, plans: Sequence[ValidatedPlan], kind: str, data: Validation
 
 def _draw_line(axes: Any, line: CalibrationLine, low: float, high: float) -> None:
     measured = [math.exp(line.intercept + line.slope * math.log(end)) for end in (low, high)]
-    words = f"through the {KIND_TEXT[line.fitted_on]} plans, slope {line.slope:.2f}"
+    words = f"through {KIND_TEXT[line.fitted_on]} plans, slope {line.slope:.2f}"
     axes.plot(
         [low, high], measured, color=_COLOURS["near"], linestyle="--", linewidth=1.2, label=words
     )
