@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from autoq.cli._budgets import MaxActiveBits, MaxGb
 from autoq.cli._failures import reports_failures
 from autoq.cli._options import (
     DEFAULT_STORE,
@@ -33,12 +34,18 @@ if TYPE_CHECKING:
 
 @reports_failures
 def show(
-    study: StudyName = None, bits: Bits = None, store: Store = DEFAULT_STORE, as_json: Json = False
+    study: StudyName = None,
+    bits: Bits = None,
+    max_gb: MaxGb = None,
+    max_active_bits: MaxActiveBits = None,
+    store: Store = DEFAULT_STORE,
+    as_json: Json = False,
 ) -> None:
-    """Show a study's plan: bits, predicted and measured loss, every group's format."""
+    """Show a study's plan: what it takes, predicted and measured loss, every group's format."""
     quiet_libraries()
     with results_kept_clean():
-        summary = opened_study(study, store).summary(bits)
+        found = opened_study(study, store)
+        summary = found.summary(bits, max_gb=max_gb, max_active_bits=max_active_bits)
     if as_json:
         print_json(summary)
         return
@@ -53,6 +60,7 @@ def frontier(
     points: Annotated[int, typer.Option(min=2, help="Evenly spaced budgets to solve.")] = 24,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw a PNG there.")] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page there.")] = None,
+    max_gb: MaxGb = None,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
@@ -64,7 +72,7 @@ def frontier(
         from autoq.report import frontier_png, render_frontier_html, report_data
 
         found = opened_study(study, store)
-        plans = found.frontier(points)
+        plans = found.frontier(points, max_gb=max_gb)
         data = report_data(found.summary(), plans)
         if png is not None:
             frontier_png(data, png)
@@ -93,6 +101,7 @@ def _plain_plan(plan: Plan) -> Mapping[str, Any]:
         "predicted_loss_interval": plan.predicted_loss_interval,
         "bound": plan.bound,
         "gap": plan.gap,
+        "takes": plan.takes,
         "assignment": plan.assignment,
     }
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from autoq.cli._budgets import MaxActiveBits, MaxGb
 from autoq.cli._failures import reports_failures
 from autoq.cli._options import (
     DEFAULT_STORE,
@@ -36,6 +37,8 @@ def export(
         ),
     ],
     bits: Bits = None,
+    max_gb: MaxGb = None,
+    max_active_bits: MaxActiveBits = None,
     container: Container = None,
     overwrite: Overwrite = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -55,6 +58,8 @@ def export(
         written = study.export(
             destination,
             effective_bits=bits,
+            max_gb=max_gb,
+            max_active_bits=max_active_bits,
             container=container,
             overwrite=overwrite,
             progress=make_progress(quiet=quiet),

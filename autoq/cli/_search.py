@@ -8,6 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from autoq.cli._budgets import (
+    Gpu,
+    LatencyBatch,
+    LatencyTable,
+    MaxActiveBits,
+    MaxGb,
+    MaxKl,
+    MaxLatency,
+)
 from autoq.cli._failures import reports_failures
 from autoq.cli._options import DEFAULT_STORE, Json, Overwrite, Quiet, Store, TrustRemoteCode
 from autoq.cli._output import (
@@ -18,6 +27,7 @@ from autoq.cli._output import (
     write_text,
 )
 from autoq.cli._progress import make_progress
+from autoq.errors import InputError
 
 if TYPE_CHECKING:
     from autoq.api import Study
@@ -29,8 +39,21 @@ def search(
         Path, typer.Argument(metavar="MODEL_DIR", help="Folder with a Hugging Face model.")
     ],
     bits: Annotated[
-        float, typer.Option("--bits", "-b", help="Budget: mean effective bits per searched weight.")
-    ],
+        float | None,
+        typer.Option(
+            "--bits",
+            "-b",
+            help="Budget: mean effective bits per searched weight. At least one of --bits and the "
+            "--max options is needed.",
+        ),
+    ] = None,
+    max_gb: MaxGb = None,
+    max_active_bits: MaxActiveBits = None,
+    max_latency_ms: MaxLatency = None,
+    max_kl: MaxKl = None,
+    gpu: Gpu = None,
+    latency_table: LatencyTable = None,
+    latency_batch: LatencyBatch = 1,
     formats: Annotated[
         str | None,
         typer.Option(
@@ -131,6 +154,11 @@ def search(
 
     A search that was interrupted continues when the same command is run again.
     """
+    if all(limit is None for limit in (bits, max_gb, max_active_bits, max_latency_ms, max_kl)):
+        raise InputError(
+            "a search needs a budget; give --bits, --max-gb, --max-active-bits, --max-latency-ms "
+            "or --max-kl, for example --bits 5"
+        )
     check_writable(report)
     quiet_libraries()
     with results_kept_clean():
@@ -139,6 +167,13 @@ def search(
         study = run_search(
             str(model),
             effective_bits=bits,
+            max_gb=max_gb,
+            max_active_bits=max_active_bits,
+            max_latency_ms=max_latency_ms,
+            max_kl=max_kl,
+            gpu=gpu,
+            latency_table=None if latency_table is None else str(latency_table),
+            latency_tokens=latency_batch,
             formats=_names(formats),
             rules=tuple(rule or ()),
             include=tuple(include or ()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -33,6 +33,7 @@ from autoq.report.numbers import (
     percent_text,
     unit_text,
 )
+from autoq.report.resources import budgets_text, gigabytes_text, takes_lines
 
 if TYPE_CHECKING:
     from autoq.report import GroupRow, MeasurementRow, Metric, ReportData
@@ -78,9 +79,10 @@ def _summary_lines(data: ReportData) -> list[tuple[str, str]]:
     loss = f"{loss_text(data.predicted_loss)} {unit_text(data.unit)}"
     lines = [
         ("model", data.model),
-        ("budget", f"{bits_text(data.budget_bits)} effective bits per weight"),
+        ("budget", budgets_text(data)),
         ("effective bits", f"{effective} (as ModelOpt counts: {peer})"),
         ("stored", f"{stored} bits per weight, {size} for the searched layers"),
+        *takes_lines(data),
         ("predicted loss", f"{loss} (95 %: {interval_text(*data.predicted_loss_interval)})"),
         ("gap", f"{percent_text(data.gap)} (no plan is below {loss_text(data.bound)})"),
     ]
@@ -196,7 +198,10 @@ def print_frontier(console: Console, data: ReportData, plans: Sequence[Plan]) ->
     console.print(
         Text(f"{data.study}: the best plan for each budget, loss in {unit_text(data.unit)}")
     )
-    table = _table("effective bits", "stored", "predicted loss", "95 %", "gap", "", text_columns=0)
+    is_known = all("stored_bytes" in plan.takes for plan in plans)
+    size = "on disk" if is_known else "searched layers"
+    head = ("effective bits", size, "predicted loss", "95 %", "gap", "")
+    table = _table(*head, text_columns=0)
     for _, cells in sorted(lines, key=lambda line: line[0]):
         table.add_row(*cells)
     console.print(table)
@@ -205,7 +210,9 @@ def print_frontier(console: Console, data: ReportData, plans: Sequence[Plan]) ->
 def _frontier_line(plan: Plan, own_bits: float | None) -> tuple[float, list[str]]:
     return plan.effective_bits, [
         bits_text(plan.effective_bits),
-        bytes_text(plan.stored_bytes),
+        _size_text(
+            {resource.value: amount for resource, amount in plan.takes.items()}, plan.stored_bytes
+        ),
         loss_text(plan.predicted_loss),
         interval_text(*plan.predicted_loss_interval),
         percent_text(plan.gap),
@@ -216,7 +223,7 @@ def _frontier_line(plan: Plan, own_bits: float | None) -> tuple[float, list[str]
 def _own_line(data: ReportData) -> list[str]:
     return [
         bits_text(data.effective_bits),
-        bytes_text(data.stored_bytes),
+        _size_text(data.takes, data.stored_bytes),
         loss_text(data.predicted_loss),
         interval_text(*data.predicted_loss_interval),
         percent_text(data.gap),
@@ -236,6 +243,12 @@ def print_validation(console: Console, study: str, found: ValidationData) -> Non
         console.print(Text(f"noise floor: {_with_interval(found.noise_floor)} nats per token"))
     if found.line is not None:
         console.print(Text(f"calibration: {line_text(found.line)}"))
+
+
+def _size_text(takes: Mapping[str, float], searched_bytes: int | None) -> str:
+    if "stored_bytes" in takes:
+        return gigabytes_text(takes["stored_bytes"])
+    return bytes_text(searched_bytes)
 
 
 def _table(*columns: str, text_columns: int = 1) -> Table:

@@ -67,6 +67,14 @@ class MeasurementRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyRow:
+    """What predicted times are those of."""
+
+    hardware: str
+    tokens: int  # of one step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReportData:
     """Everything on the page."""
 
@@ -74,6 +82,9 @@ class ReportData:
     model: str
     unit: str  # "nats_per_token" when predicted loss is comparable to KL divergence
     budget_bits: float | None
+    budgets: Mapping[str, float]  # resource -> limit; empty for plans of old versions
+    takes: Mapping[str, float]  # resource -> what the plan takes
+    latency: LatencyRow | None  # None where no time was predicted
     target: str | None  # where it is to run, "engine:hardware"
     effective_bits: float | None
     peer_effective_bits: float | None
@@ -142,6 +153,9 @@ def report_data(summary: Mapping[str, Any], frontier: Sequence[Plan]) -> ReportD
         model=str(summary["model"]),
         unit=str(summary.get("unit", "relative")),
         budget_bits=finite(summary.get("budget")),
+        budgets=_numbers(summary.get("budgets")),
+        takes=_numbers(summary.get("takes")),
+        latency=_latency_row(summary.get("latency")),
         target=summary.get("target"),
         effective_bits=finite(summary.get("effective_bits")),
         peer_effective_bits=finite(summary.get("peer_effective_bits")),
@@ -167,6 +181,12 @@ def report_data(summary: Mapping[str, Any], frontier: Sequence[Plan]) -> ReportD
         configuration=_settings(summary.get("configuration")),
         versions=_settings(summary.get("versions")),
     )
+
+
+def _latency_row(latency: Mapping[str, Any] | None) -> LatencyRow | None:
+    if latency is None:
+        return None
+    return LatencyRow(hardware=str(latency["hardware"]), tokens=int(latency["tokens"]))
 
 
 def curve_of(plans: Iterable[Plan]) -> tuple[CurvePoint, ...]:

@@ -26,6 +26,7 @@ from autoq.report.numbers import (
     seconds_text,
     unit_text,
 )
+from autoq.report.resources import budgets_text, takes_lines
 
 if TYPE_CHECKING:
     from autoq.search import Plan
@@ -78,7 +79,7 @@ def render_frontier_html(data: ReportData, plans: Sequence[Plan]) -> str:
 
 
 def _tiles(data: ReportData) -> Markup:
-    budget = f"budget {bits_text(data.budget_bits)}"
+    budget = f"budget: {budgets_text(data)}"
     low, high = data.predicted_loss_interval
     tiles = [
         tile("effective bits per weight", bits_text(data.effective_bits), budget),
@@ -92,6 +93,7 @@ def _tiles(data: ReportData) -> Markup:
             loss_text(data.predicted_loss),
             f"95 % {interval_text(low, high)}",
         ),
+        *(tile(name, *_first_words(value)) for name, value in takes_lines(data)),
         *_calibrated_tile(data),
         tile(
             "gap to the bound", percent_text(data.gap), f"no plan is below {loss_text(data.bound)}"
@@ -149,6 +151,12 @@ def _heat_map_note(data: ReportData) -> Markup:
     )
     note = tag("p", words, class_="quiet")
     return join([note, heat_map(data.groups, data.formats, data.unit)])
+
+
+def _first_words(text: str) -> tuple[str, str]:
+    """A value with its unit, and what is said of it."""
+    value, _, words = text.partition(" for ")
+    return (value, f"for {words}") if words else (text, "")
 
 
 def _predicted_and_measured(data: ReportData) -> Markup:

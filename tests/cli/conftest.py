@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from autoq.cli import app
 from autoq.formats import FormatName
 from autoq.models import GroupName
-from autoq.search import Plan
+from autoq.search import Plan, Resource
 
 
 def summary_of(study: str = "llama-ab12", blocks: int = 2) -> dict[str, Any]:
@@ -38,6 +38,14 @@ def summary_of(study: str = "llama-ab12", blocks: int = 2) -> dict[str, Any]:
         "study": study,
         "model": "models/llama",
         "budget": 6.0,
+        "budgets": {"effective_bits": 6.0, "stored_bytes": 24e9, "kl_divergence": 0.01},
+        "takes": {
+            "effective_bits": 5.9375,
+            "stored_bytes": 20_340,
+            "active_bits": 5.25,
+            "latency_seconds": 0.0012346,
+        },
+        "latency": {"model": "h200", "hardware": "NVIDIA H200 SXM", "tokens": 8},
         "assignment": {group["name"]: group["format"] for group in groups},
         "groups": groups,
         "excluded": [],
@@ -72,12 +80,12 @@ class FakeStudy:
         self._api = api
         self.name = name
 
-    def summary(self, effective_bits: float | None = None) -> dict[str, Any]:
-        self._api.called("summary", effective_bits=effective_bits)
+    def summary(self, effective_bits: float | None = None, **limits: Any) -> dict[str, Any]:
+        self._api.called("summary", effective_bits=effective_bits, **limits)
         return {**summary_of(self.name, self._api.blocks), "effective_bits": self._api.bits}
 
-    def frontier(self, points: int = 64) -> list[Plan]:
-        self._api.called("frontier", points=points)
+    def frontier(self, points: int = 64, *, max_gb: float | None = None) -> list[Plan]:
+        self._api.called("frontier", points=points, max_gb=max_gb)
         return [
             Plan(
                 assignment={GroupName("model.layers.0.mlp.down_proj"): FormatName("fp8")},
@@ -90,6 +98,7 @@ class FakeStudy:
                 predicted_loss_interval=(0.0, math.inf),
                 bound=loss,
                 gap=0.0,
+                takes={Resource.STORED_BYTES: 2e9 * bits},
             )
             for bits, loss in [(4.5, 0.06), (5.9375, 0.0437), (16.0, 0.0)]
         ]

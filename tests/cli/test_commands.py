@@ -39,6 +39,8 @@ def test_search_passes_every_option_on(api, run):
         *("--calib-sequences", "8", "--sequence-length", "32", "--batch-size", "2"),
         *("--held-out-sequences", "3", "--dtype", "float32", "--device", "cpu", "--seed", "5"),
         *("--estimator", "sequence_projection", "--draws", "3"),
+        *("--max-gb", "24", "--max-active-bits", "5.5", "--max-latency-ms", "3", "--gpu", "h200"),
+        *("--latency-table", "times.json", "--latency-batch", "8", "--max-kl", "0.01"),
         *("--overwrite", "--no-measure", "--compare-uniform", "--wait", "1.5"),
         "--trust-remote-code",
     )
@@ -46,6 +48,13 @@ def test_search_passes_every_option_on(api, run):
     assert api.arguments("search") == {
         "model": "models/llama",
         "effective_bits": 6.0,
+        "max_gb": 24.0,
+        "max_active_bits": 5.5,
+        "max_latency_ms": 3.0,
+        "max_kl": 0.01,
+        "gpu": "h200",
+        "latency_table": "times.json",
+        "latency_tokens": 8,
         "formats": ["nvfp4", "fp8"],
         "rules": ("a=none", "b=fp8"),
         "include": ("lm_head",),
@@ -71,6 +80,25 @@ def test_search_passes_every_option_on(api, run):
         "trust_remote_code": True,
         "wait_seconds": 1.5,
     }
+
+
+def test_search_takes_any_budget_and_refuses_none(api, run):
+    assert run("search", "models/llama", "--max-gb", "24").exit_code == 0
+    assert api.arguments("search")["effective_bits"] is None
+    result = run("search", "models/llama")
+    assert result.exit_code == 2
+    assert "a search needs a budget; give --bits" in result.stderr
+
+
+def test_search_prints_budgets_and_what_the_plan_takes(api, run):
+    printed = run(*SEARCH).stdout
+    for line in (
+        "6.0000 effective bits per weight, 24 GB on disk, KL divergence 0.01000",
+        "2.034e-05 GB for all weights of the checkpoint",
+        "5.2500 for weights that a token touches",
+        "1.235 ms for the searched layers and 8 tokens, on NVIDIA H200 SXM",
+    ):
+        assert line in printed
 
 
 def test_search_without_formats_leaves_the_choice_to_the_api(api, run):
@@ -207,7 +235,6 @@ def test_debugging_shows_the_traceback_and_keeps_the_exit_code(api, run, monkeyp
 @pytest.mark.parametrize(
     "arguments",
     [
-        pytest.param(("search", "models/llama"), id="no_budget"),
         pytest.param(("search", "models/llama", "--bits", "many"), id="budget_no_number"),
         pytest.param(("show", "--colour"), id="unknown_option"),
         pytest.param(("export",), id="no_output"),
@@ -237,7 +264,27 @@ def test_show_passes_the_budget_on(api, run):
     result = run("show", "llama", "--bits", "5.5")
     assert result.exit_code == 0
     assert api.arguments("open_study") == {"name": "llama", "store": "sqlite:///autoq.db"}
-    assert api.arguments("summary") == {"effective_bits": 5.5}
+    assert api.arguments("summary") == {
+        "effective_bits": 5.5,
+        "max_gb": None,
+        "max_active_bits": None,
+    }
+
+
+def test_show_takes_other_budgets(api, run):
+    assert run("show", "llama", "--max-gb", "2.5", "--max-active-bits", "5").exit_code == 0
+    assert api.arguments("summary") == {
+        "effective_bits": None,
+        "max_gb": 2.5,
+        "max_active_bits": 5.0,
+    }
+
+
+def test_frontier_stops_at_a_size(api, run):
+    result = run("frontier", "llama", "--max-gb", "2.5")
+    assert api.arguments("frontier") == {"points": 24, "max_gb": 2.5}
+    assert "on disk" in result.stdout
+    assert "32 GB" in result.stdout
 
 
 def test_leaving_the_study_out_takes_the_latest_and_says_so(api, run):
@@ -276,7 +323,7 @@ def test_narrow_terminals_fold_names_and_lose_nothing(api, run, monkeypatch):
 
 def test_frontier_marks_the_plan_and_writes_the_page(api, run, tmp_path):
     result = run("frontier", "llama-ab12", "--points", "7", "--html", "f.html")
-    assert api.arguments("frontier") == {"points": 7}
+    assert api.arguments("frontier") == {"points": 7, "max_gb": None}
     (marked,) = [line for line in result.stdout.splitlines() if "< this plan" in line]
     assert "5.9375" in marked
     assert "picture: f.html" in result.stdout
@@ -311,6 +358,8 @@ def test_export_takes_study_and_folder(api, run):
     assert arguments == {
         "destination": "out",
         "effective_bits": 5.5,
+        "max_gb": None,
+        "max_active_bits": None,
         "container": "compressed-tensors",
         "overwrite": True,
     }
