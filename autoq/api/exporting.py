@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +23,7 @@ from autoq.export import (
     verify_logits,
     warnings_for,
 )
-from autoq.formats import NONE, FormatName
+from autoq.formats import NONE, FormatName, parse_target, reasons
 from autoq.layers import Container, LayerCalibration
 from autoq.layers.simulate import slot_formats_of
 from autoq.models import GroupName, ModelMap, SlotName
@@ -95,8 +95,9 @@ def _export(
     started = time.perf_counter()
     loaded = study.loaded()
     slot_formats = slot_formats_of(study.model_map, _assignment(plan))
-    for line in warnings_for(
-        loaded.model, study.model_map, slot_formats, container, study.storage_dtype
+    for line in (
+        *warnings_for(loaded.model, study.model_map, slot_formats, container, study.storage_dtype),
+        *_target_warnings(study, slot_formats, container),
     ):
         progress.note(line)
     calibration = _storable_calibration(study, slot_formats, container, progress)
@@ -145,6 +146,20 @@ def _export(
         "verification": verification,
         "seconds": time.perf_counter() - started,
     }
+
+
+def _target_warnings(
+    study: Study, slot_formats: Mapping[SlotName, FormatName], container: Container
+) -> Iterator[str]:
+    """What the study's target cannot run of this checkpoint; another container may be asked for."""
+    if study.target is None:
+        return
+    used = sorted(set(slot_formats.values()))
+    for fmt, reason in reasons(parse_target(study.target), container, used).items():
+        yield (
+            f"{study.target}, which the study was searched for, does not run {fmt} from "
+            f"{container.value}: {reason}"
+        )
 
 
 def _storable_calibration(

@@ -10,9 +10,10 @@ import pytest
 import autoq
 from autoq.api.targeting import Offer, best_offer, offers
 from autoq.errors import InputError, UnknownNameError
-from autoq.formats import Container, FormatName, parse_target
+from autoq.formats import HARDWARE, Container, FormatName, parse_target
 from autoq.models.discovery import discover
 from autoq.progress import SilentProgress
+from autoq.search.hardware import GPUS, MatrixUnit
 from autoq.testing.tiny_models import make_tiny_model
 
 MODELOPT, COMPRESSED = Container.MODELOPT, Container.COMPRESSED_TENSORS
@@ -162,3 +163,28 @@ def test_refusals_come_before_anything_is_read_or_stored(
     with pytest.raises(kind, match=words):
         autoq.search(tmp_path / "no_model", **{**quick, **options})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_exports_that_the_target_cannot_run_say_so(
+    llama_folder: Path, quick: Any, tmp_path: Path
+) -> None:
+    quick.update(formats=("w4a8_awq",), effective_bits=14.0, measure=False)
+    rules = ["*.o_proj=w4a8_awq"]
+    study = autoq.search(llama_folder, **quick, rules=rules, target="vllm:h200")
+    fitting, foreign = Noting(), Noting()
+    study.export(tmp_path / "fitting", check_logits=False, progress=fitting)
+    study.export(tmp_path / "foreign", container="modelopt", progress=foreign)
+    start = "vllm:h200, which the study was searched for, does not run w4a8_awq from modelopt: "
+    assert not [note for note in fitting.notes if "vllm:h200" in note]
+    assert [note for note in foreign.notes if note.startswith(start)]
+
+
+def test_gpus_whose_speed_is_known_are_known_as_targets() -> None:
+    units = {MatrixUnit.FP8: 89, MatrixUnit.NVFP4: 100}  # and the first capability that has them
+    nvidia = [gpu for gpu in GPUS.values() if gpu.description.startswith("NVIDIA")]
+    assert len(nvidia) >= 5
+    for gpu in nvidia:
+        capability = HARDWARE[gpu.name].capability
+        assert capability is not None
+        for unit, first in units.items():
+            assert (unit in gpu.operations_per_second) == (capability >= first), gpu.name
