@@ -59,7 +59,7 @@ class SensitivityScorer(ABC):
 
     name: ClassVar[str]
     labels: ClassVar[LabelSource] = "model"
-    unit: ClassVar[str] = "nats_per_token"  # "relative" where scores rank, and are no divergence
+    unit: str = "nats_per_token"  # "relative" where scores rank, and are no divergence
     needs_backward: ClassVar[bool] = True
     default_draws: ClassVar[int] = 1
     sequences_wanted: ClassVar[int | None] = None  # None: all that there are

@@ -34,6 +34,7 @@ class ScoringConfig:
     row_fraction: float = 1.0  # share of the tokens whose projections are computed
     estimator: str = DEFAULT_ESTIMATOR
     draws: int | None = None  # of labels for every sequence; None: as the estimator likes
+    confidence: float | None = None  # that ends the scoring pass, in (0, 1); None: all sequences
     seed: int = 0
     trust_remote_code: bool = False
 
@@ -55,6 +56,8 @@ class ScoringConfig:
         ESTIMATORS[self.estimator]
         if self.draws is not None and self.draws < 1:
             raise InputError(f"draws must be >= 1, got {self.draws}")
+        if self.confidence is not None and not 0.0 < self.confidence < 1.0:
+            raise InputError(f"confidence must be in (0, 1), got {self.confidence:g}; try 0.95")
         if self.dtype not in DTYPES:
             raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
 

@@ -121,12 +121,20 @@ def search(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="How to score: token_projection (the default), sequence_projection, diagonal.",
+            help="How to score: token_projection (the default), sequence_projection, diagonal, "
+            "forward_only.",
         ),
     ] = None,
     draws: Annotated[
         int | None,
         typer.Option(help="Draws of labels per sequence; as the estimator likes if left out."),
+    ] = None,
+    confidence: Annotated[
+        float | None,
+        typer.Option(
+            help="Score only until the plan is this sure, for example 0.95; all sequences if left "
+            "out."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     overwrite: Overwrite = False,
@@ -189,6 +197,7 @@ def search(
             device=device,
             estimator=estimator,
             draws=draws,
+            confidence=confidence,
             seed=seed,
             store=store,
             name=name,

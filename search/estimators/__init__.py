@@ -20,6 +20,7 @@ from autoq.registry import Registry
 from autoq.search._projections import Calibrations
 from autoq.search.estimators._base import Estimator
 from autoq.search.estimators.diagonal import Diagonal
+from autoq.search.estimators.forward_only import ForwardOnly
 from autoq.search.estimators.sequence_projection import SequenceProjection
 from autoq.search.estimators.token_projection import TokenProjection
 
@@ -28,6 +29,7 @@ __all__ = [
     "ESTIMATORS",
     "Diagonal",
     "Estimator",
+    "ForwardOnly",
     "SequenceProjection",
     "TokenProjection",
     "make_estimator",
@@ -36,7 +38,7 @@ __all__ = [
 ESTIMATORS: Registry[type[Estimator]] = Registry("estimator")
 """Name -> class; the name is stored with the results."""
 
-for _estimator in (TokenProjection, SequenceProjection, Diagonal):
+for _estimator in (TokenProjection, SequenceProjection, Diagonal, ForwardOnly):
     ESTIMATORS.register(_estimator.name, _estimator)
 
 DEFAULT_ESTIMATOR = TokenProjection.name

@@ -27,7 +27,7 @@ class Estimator(Protocol):
 
     name: ClassVar[str]
     labels: ClassVar[LabelSource]  # of the loss that it is to be given
-    unit: ClassVar[str]  # "nats_per_token", or "relative" where scores only rank
+    unit: str  # "nats_per_token", or "relative" where scores only rank
     needs_backward: ClassVar[bool]
     sequences_wanted: ClassVar[int | None]  # None: all that there are
     formats: tuple[FormatName, ...]  # columns of the result, without "none"

@@ -26,7 +26,7 @@ class Diagonal(SensitivityScorer):
 
     name: ClassVar[str] = "diagonal"
     labels: ClassVar[LabelSource] = "data"
-    unit: ClassVar[str] = "relative"
+    unit: str = "relative"
 
     def _row_values(
         self,

@@ -13,11 +13,13 @@ from autoq.errors import InputError, UnknownNameError
 from autoq.formats import FORMATS
 from autoq.layers import fake_quantize_input, fake_quantize_weight
 from autoq.layers.quantize import Container
+from autoq.layers.simulate import SimulatedModel
 from autoq.models import discover, forward_logits
 from autoq.search.estimators import (
     DEFAULT_ESTIMATOR,
     ESTIMATORS,
     Diagonal,
+    ForwardOnly,
     SequenceProjection,
     TokenProjection,
     make_estimator,
@@ -225,3 +227,132 @@ def test_options_that_mean_nothing_are_refused(stack):
     own = estimator_of(TokenProjection, model, calibration, draws=2)
     with pytest.raises(InputError, match="a loss of your own has no labels to draw"):
         own.score_batch(0, lambda: BatchLoss(model(x).sum(), SEQUENCES, TOKENS))
+
+
+def kl_per_sequence(model, ids, change):
+    """KL(original || changed) of every sequence, nats per token; `change` returns its undoing."""
+    with torch.no_grad():
+        before = forward_logits(model, ids).double().log_softmax(-1)
+        undo = change()
+        after = forward_logits(model, ids).double().log_softmax(-1)
+        undo()
+    return (before.exp() * (before - after)).sum(-1).mean(-1).numpy()
+
+
+def test_forward_only_measures_each_group_alone():
+    model = make_tiny_model("llama", dtype=torch.float32)
+    ids = torch.randint(4, 260, (2, 8), generator=torch.Generator().manual_seed(0))
+    model_map = discover(model)
+    calibration = calibrate(
+        model,
+        model_map,
+        FORMAT_NAMES,
+        [ids],
+        partial(forward_logits, model),
+        run_small=lambda: forward_logits(model, ids[:1]),
+        container=Container.MODELOPT,
+        scale_dtype=torch.bfloat16,
+    )
+    group = model_map.groups[1]
+    del calibration[group.slots[0], "nvfp4"]
+
+    def loss():
+        output = forward_logits(model, ids)
+        total = own_distribution_loss(output, torch.Generator().manual_seed(0))
+        return BatchLoss(total, *ids.shape, output)
+
+    estimator = estimator_of(ForwardOnly, model, calibration)
+    found = estimator.score_batch(0, loss)
+    assert found.shape == (2, len(model_map.groups), 3)
+    assert estimator.unit == "nats_per_token"
+    assert np.isnan(found[:, 1, FORMAT_NAMES.index("nvfp4")]).all()
+    for row, column in ((0, 0), (1, 0), (2, 1), (5, 2), (7, 1)):
+        chosen, name = model_map.groups[row], FORMAT_NAMES[column]
+
+        def quantise(chosen=chosen, name=name):
+            return SimulatedModel(
+                model,
+                model_map.slots,
+                dict.fromkeys(chosen.slots, name),
+                calibration,
+                container=Container.MODELOPT,
+                scale_dtype=torch.bfloat16,
+            ).restore
+
+        expected = kl_per_sequence(model, ids, quantise)
+        np.testing.assert_allclose(found[:, row, column], expected, rtol=2e-3)
+
+
+def test_forward_only_takes_a_loss_without_output(stack):
+    model, x, calibration = stack
+    direction = draw(2)
+    estimator = estimator_of(ForwardOnly, model, calibration)
+    found = estimator.score_batch(
+        0, lambda: BatchLoss((model(x) * direction).square().sum(), SEQUENCES, TOKENS)
+    )
+    assert estimator.unit == "relative"
+    assert (found[0] == found[1]).all()
+    scales = calibration["second", "fp8"]
+    weight = fake_quantize_weight(
+        model.second.weight, FORMATS["fp8"], scales, scale_dtype=torch.bfloat16
+    )
+    with torch.no_grad():
+        hidden = torch.tanh(model.first(x))
+        changed = fake_quantize_input(hidden, FORMATS["fp8"], scales) @ weight.t()
+        changed += model.second.bias
+        grown = (changed * direction).square().sum() - (model(x) * direction).square().sum()
+    expected = max(float(grown), 0.0) / (SEQUENCES * TOKENS)
+    np.testing.assert_allclose(found[0, 1, 0], expected, rtol=1e-3, atol=1e-6)
+    with pytest.raises(InputError, match="samples neither tokens nor labels"):
+        estimator_of(ForwardOnly, model, calibration, row_fraction=0.5)
+
+
+def test_interactions_are_the_mean_products_of_projections(stack):
+    model, x, calibration = stack
+    directions = {0: draw(2), 1: draw(3)}
+    estimator = estimator_of(TokenProjection, model, calibration)
+    scores = []
+    for index, direction in directions.items():
+        scores.append(estimator.score_batch(index, partial(loss_along, model, x, direction)))
+    gram = estimator.results()["interactions"]
+    assert gram.shape == (2, 3, 2, 3)
+    vectors = [
+        torch.stack(
+            [
+                torch.stack([cell.sum(-1).flatten() for cell in row])
+                for row in elementwise(model, x, calibration, direction)
+            ]
+        )
+        for direction in directions.values()
+    ]
+    together = torch.cat(vectors, dim=2)  # [groups, formats, tokens]
+    expected = torch.einsum("gft,hkt->gfhk", together, together) / together.shape[2]
+    np.testing.assert_allclose(gram, expected.numpy(), rtol=2e-3, atol=2e-3 * float(expected.max()))
+    own = gram.reshape(6, 6).diagonal().reshape(2, 3)
+    np.testing.assert_allclose(own, 2 * np.concatenate(scores).mean(axis=0), rtol=1e-5)
+    assert abs(gram[0, 0, 1, 0]) > 0
+
+    # An estimator that goes on from the state of the first batch ends with the same bits.
+    first, later = (estimator_of(TokenProjection, model, calibration) for _ in range(2))
+    first.score_batch(0, partial(loss_along, model, x, directions[0]))
+    later.load_state({name: array.copy() for name, array in first.state().items()})
+    later.score_batch(1, partial(loss_along, model, x, directions[1]))
+    assert np.array_equal(later.results()["interactions"], gram)
+    silent = estimator_of(TokenProjection, model, calibration, interactions=False)
+    assert not silent.state()
+    assert not silent.results()
+
+
+def test_interactions_of_sampled_tokens_are_those_of_all_on_average(stack):
+    model, x, calibration = stack
+    loss = partial(loss_along, model, x, draw(2))
+    whole = estimator_of(TokenProjection, model, calibration)
+    whole.score_batch(0, loss)
+    samples = []
+    for seed in range(40):
+        sampled = estimator_of(TokenProjection, model, calibration, row_fraction=0.4, seed=seed)
+        sampled.score_batch(0, loss)
+        samples.append(sampled.results()["interactions"])
+    error = np.std(samples, axis=0, ddof=1) / np.sqrt(len(samples))
+    expected = whole.results()["interactions"]
+    assert (abs(np.mean(samples, axis=0) - expected) <= 4.5 * error + 1e-12).all()

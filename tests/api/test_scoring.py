@@ -1,0 +1,208 @@
+"""The scoring pass in a study: states, models without gradients, and passes that end early."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import autoq
+from autoq.api._study_batches import StudyBatches
+from autoq.api.study_data import SENSITIVITY
+from autoq.errors import InputError
+from autoq.progress import SilentProgress
+from autoq.search import stability
+from autoq.search.sensitivity import SensitivityScorer
+from autoq.studies import StudyStore
+from autoq.testing.tiny_models import make_tiny_model
+
+
+class KilledError(BaseException):
+    """Stands for the process being killed."""
+
+
+class Notes(SilentProgress):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
+
+
+class OneWay(torch.autograd.Function):
+    """An operation that somebody wrote without a backward."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
+        return values * 1.0
+
+
+@pytest.fixture
+def quick_on_ids(quick: Any, tmp_path: Path) -> dict[str, Any]:
+    """`quick` for a model in memory, which has no tokenizer."""
+    path = tmp_path / "ids.npy"
+    np.save(path, np.random.default_rng(0).integers(4, 260, (12, 32)))
+    return {**quick, "calibration_data": str(path), "measure": False}
+
+
+def interactions(study: Any) -> Any:
+    return study.store.arrays(study.id, SENSITIVITY)["interactions"]
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, batch: int) -> list[int]:
+    """Score until `batch`, which is never scored; returns the batches that are, from now on."""
+    score_batch = SensitivityScorer.score_batch
+    scored: list[int] = []
+
+    def killing(self: SensitivityScorer, index: int, loss: Any) -> Any:
+        if index == batch:
+            raise KilledError
+        scored.append(index)
+        return score_batch(self, index, loss)
+
+    monkeypatch.setattr(SensitivityScorer, "score_batch", killing)
+    return scored
+
+
+@pytest.mark.parametrize("state_bytes", [1 << 20, 1], ids=["every_batch", "now_and_then"])
+def test_sums_over_batches_survive_a_kill(
+    llama_folder: Path,
+    quick: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    state_bytes: int,
+) -> None:
+    from autoq.api import scoring
+
+    quick = {**quick, "batch_size": 1, "measure": False}
+    whole = autoq.search(llama_folder, **quick)
+    interrupted = {**quick, "store": f"sqlite:///{tmp_path / 'interrupted.db'}"}
+    if state_bytes == 1:  # a large state is written after every third batch
+        size = interactions(whole).nbytes + 8
+        monkeypatch.setattr(scoring, "STATE_BYTES_PER_BATCH", size // 3)
+    with monkeypatch.context() as patch:
+        kill_at(patch, 4)
+        with pytest.raises(KilledError):
+            autoq.search(llama_folder, **interrupted)
+    scored = kill_at(monkeypatch, 99)
+    resumed = autoq.search(llama_folder, **interrupted)
+    assert scored == ([4, 5] if state_bytes > 1 else [3, 4, 5])
+    assert np.array_equal(interactions(resumed), interactions(whole))
+    assert np.array_equal(resumed.sensitivity.contributions, whole.sensitivity.contributions)
+    states = [
+        array
+        for name, array in resumed.store.arrays(resumed.id, SENSITIVITY).items()
+        if name.startswith("state/")
+    ]
+    assert sum(array.nbytes for array in states) == 0  # not kept for ever
+
+
+@pytest.mark.parametrize("how", ["detached", "no_backward"])
+def test_a_model_without_gradients_is_measured_group_by_group(quick_on_ids: Any, how: str) -> None:
+    model: Any = make_tiny_model("llama", dtype=torch.float32)
+    operation = torch.Tensor.detach if how == "detached" else OneWay.apply
+    model.model.layers[1].self_attn.o_proj.register_forward_hook(
+        lambda _module, _inputs, output: operation(output)
+    )
+    model.model.layers[1].input_layernorm.register_forward_hook(
+        lambda _module, _inputs, output: operation(output)
+    )
+    model.model.layers[0].register_forward_hook(lambda _module, _inputs, output: operation(output))
+    notes = Notes()
+    study = autoq.search(model, **quick_on_ids, progress=notes)
+    assert study.sensitivity.estimator == "forward_only"
+    assert study.sensitivity.unit == "nats_per_token"
+    (note,) = [text for text in notes.texts if "no gradient" in text]
+    assert "no gradient reaches model.layers.1.self_attn.o_proj" in note
+    assert "forward passes alone (forward_only), on 16 sequences" in note
+    assert (study.sensitivity.scores() > 0).all()
+
+    again = autoq.search(model, **quick_on_ids, progress=notes)
+    assert again.id == study.id
+
+
+def test_a_killed_fallback_goes_on_as_fallback(
+    quick_on_ids: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = quick_on_ids
+
+    def model() -> Any:
+        made: Any = make_tiny_model("llama", dtype=torch.float32)
+        made.model.norm.register_forward_hook(lambda _m, _i, output: output.detach())
+        return made
+
+    whole = autoq.search(model(), **quick)
+    store = f"sqlite:///{tmp_path / 'killed.db'}"
+    put = StudyBatches.put
+
+    def dying(self: StudyBatches, index: int, scores: Any, seconds: float) -> None:
+        if index == 1:
+            raise KilledError
+        put(self, index, scores, seconds)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StudyBatches, "put", dying)
+        with pytest.raises(KilledError):
+            autoq.search(model(), **{**quick, "store": store})
+    refused = kill_at(monkeypatch, 0)  # no gradient is tried again
+    resumed = autoq.search(model(), **{**quick, "store": store})
+    assert not refused
+    assert resumed.sensitivity.estimator == "forward_only"
+    assert np.array_equal(resumed.sensitivity.contributions, whole.sensitivity.contributions)
+
+
+def stage_payload(study: Any) -> Any:
+    return study.store.stage(study.id, SENSITIVITY).payload
+
+
+def test_a_pass_ends_when_the_plan_is_sure_and_a_resumed_one_ends_there_too(
+    llama_folder: Path, quick: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stability, "FEWEST_SEQUENCES", 4)
+    monkeypatch.setattr(stability, "RELATIVE_SLACK", 10.0)  # anything will do
+    quick = {**quick, "calibration_sequences": 12, "measure": False, "confidence": 0.9}
+    study = autoq.search(llama_folder, **quick)
+    payload = stage_payload(study)
+    assert (payload["sequences"], payload["batches"]) == (4, 2)
+    assert payload["stability"]["reached"] >= 0.9
+    assert len(study.sensitivity.contributions) == 4
+    stored = {**quick, "store": f"sqlite:///{tmp_path / 'killed.db'}"}
+    with monkeypatch.context() as patch:
+        kill_at(patch, 1)
+        with pytest.raises(KilledError):
+            autoq.search(llama_folder, **stored)
+    scored = kill_at(monkeypatch, 99)
+    resumed = autoq.search(llama_folder, **stored)
+    assert scored == [1]
+    assert np.array_equal(resumed.sensitivity.contributions, study.sensitivity.contributions)
+    assert {**stage_payload(resumed), "peak_rss_bytes": 0} == {**payload, "peak_rss_bytes": 0}
+
+
+def test_data_too_small_for_the_confidence_is_said(llama_folder: Path, quick: Any) -> None:
+    notes = Notes()
+    study = autoq.search(llama_folder, **quick, measure=False, confidence=0.999999, progress=notes)
+    payload = stage_payload(study)
+    assert payload["sequences"] == 6
+    assert payload["stability"]["asked"] == 0.999999
+    reached = payload["stability"]["reached"]
+    said = [text for text in notes.texts if "too small for the confidence asked" in text]
+    assert bool(said) == (reached < 0.999999)
+    assert reached < 1.0
+    assert f"{reached:.0%} of the draws of its 6 sequences" in said[0]
+    assert f"about {payload['stability']['sequences_needed']} sequences would do" in said[0]
+    with pytest.raises(InputError, match=r"confidence must be in \(0, 1\), got 95; try 0\.95"):
+        autoq.search(llama_folder, **quick, confidence=95)
+
+
+def test_another_confidence_is_another_study(llama_folder: Path, quick: Any) -> None:
+    studies = [
+        autoq.search(llama_folder, **quick, measure=False, confidence=confidence)
+        for confidence in (None, 0.5)
+    ]
+    assert studies[0].id != studies[1].id
+    assert stage_payload(studies[0])["stability"] is None
+    with StudyStore.open(quick["store"]) as store:
+        assert len(store.list_studies()) == 2
