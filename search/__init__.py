@@ -27,6 +27,7 @@ from autoq.search.solver import (
     check_budget,
     plan_from_assignment,
     reachable_bits,
+    smallest,
     solve,
     uniform_plan,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "plan_from_assignment",
     "reachable_bits",
     "refusals",
+    "smallest",
     "solve",
     "stored_bits_per_weight",
     "stored_bytes",

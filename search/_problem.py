@@ -16,7 +16,7 @@ from autoq.models import Assignment
 from autoq.search import _knapsack, _relaxation, _resources
 from autoq.search import costs as cost_functions
 from autoq.search._checks import bits_between, check_between, check_tables, check_usable
-from autoq.search._types import Budget, CostTable, Least, Plan, Resource, SensitivityTable
+from autoq.search._types import Budget, CostTable, Plan, Resource, SensitivityTable
 
 _CONFIDENCE = 0.95
 
@@ -220,7 +220,6 @@ class Problem:
         columns: NDArray[np.int64],
         budgets: Sequence[Budget],
         unproved: float,
-        least: Least | None = None,
     ) -> Plan:
         """The plan of format columns; `unproved` is how much lower another's loss could be."""
         rows, costs = self._all_rows, self.costs
@@ -243,7 +242,6 @@ class Problem:
             gap=unproved / max(abs(loss), unproved) if unproved else 0.0,
             budgets=tuple(budgets),
             takes=takes,
-            least=least,
         )
 
     def value(self, resource: Resource, columns: NDArray[np.int64]) -> float:

@@ -140,9 +140,15 @@ def check_reachable(costs: CostTable, budget: Budget, usable: NDArray[np.bool_])
 
 def infeasible(budget: Budget, least: float, within: Sequence[Budget] = ()) -> Exception:
     """The refusal of a budget, with the least value that would do."""
-    others = " and ".join(spoken(other.resource, other.limit) for other in within)
     texts = spoken(budget.resource, budget.limit), spoken(budget.resource, least)
-    return ResourceInfeasibleError(budget.resource.value, budget.limit, least, texts, others)
+    return ResourceInfeasibleError(
+        budget.resource.value, budget.limit, least, texts, spoken_together(within)
+    )
+
+
+def spoken_together(budgets: Sequence[Budget]) -> str:
+    """Budgets as text."""
+    return " and ".join(spoken(budget.resource, budget.limit) for budget in budgets)
 
 
 def spoken(resource: Resource, amount: float) -> str:

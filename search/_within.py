@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from autoq.errors import InputError
 from autoq.search import _multiple, _resources
+from autoq.search import costs as cost_functions
 from autoq.search._cells import Cells, Limit
 from autoq.search._knapsack import EXACT, Answer, Tolerance
 from autoq.search._problem import Problem
@@ -22,37 +23,45 @@ def solve_within(
     *,
     time_limit_seconds: float,
     tolerance: Tolerance,
+    start: Choice | None = None,
 ) -> Plan:
     """The plan of least loss within all budgets, each of another resource.
+
+    `start` is a choice known to be within them, in the order of names.
 
     Raises:
         BudgetInfeasibleError: effective bits are below the floor or above the ceiling.
         ResourceInfeasibleError: another budget, or all together, cannot be met.
         InputError: the time ran out before any plan was found.
     """
+    limiting = limiting_budgets(problem, budgets)
+    found = _by_one_budget(problem, budgets, limiting, time_limit_seconds, tolerance)
+    if found is None:
+        scores = problem.scores[problem.rows] / problem.loss_unit
+        limits = [limit_of(problem, budget) for budget in limiting]
+        answer = ask(problem, scores, limits, time_limit_seconds, tolerance, start=start)
+        if not isinstance(answer, Answer):
+            raise _refusal(problem, limiting, time_limit_seconds)
+        columns = columns_in_table_order(problem, answer.choice)
+        found = problem.plan(columns, budgets, answer.unproved * problem.loss_unit)
+    if start is not None:
+        known = problem.plan(columns_in_table_order(problem, start), budgets, 0.0)
+        if known.predicted_loss < found.predicted_loss:  # the time ran out
+            unproved = known.predicted_loss - found.bound
+            found = problem.plan(columns_in_table_order(problem, start), budgets, unproved)
+    return found
+
+
+def limiting_budgets(problem: Problem, budgets: Sequence[Budget]) -> list[Budget]:
+    """The budgets that exclude some plan.
+
+    Raises:
+        BudgetInfeasibleError: effective bits are below the floor or above the ceiling.
+        ResourceInfeasibleError: another budget is below its floor.
+    """
     for budget in budgets:
         problem.check_reachable(budget)
-    limiting = [budget for budget in budgets if budget.limit < problem.reach(budget.resource)[1]]
-    single = _only_one_that_limits(problem, limiting)
-    if single is not None:
-        plan = problem.solve(
-            problem.capacity(single),
-            budgets,
-            resource=single.resource,
-            time_limit_seconds=time_limit_seconds,
-            tolerance=tolerance,
-        )
-        if all(
-            plan.takes[budget.resource] <= budget.limit
-            for budget in limiting
-            if budget is not single
-        ):
-            return plan
-    scores = problem.scores[problem.rows] / problem.loss_unit
-    limits = [limit_of(problem, budget) for budget in limiting]
-    answer = search(problem, scores, limits, limiting, time_limit_seconds, tolerance)
-    columns = columns_in_table_order(problem, answer.choice)
-    return problem.plan(columns, budgets, answer.unproved * problem.loss_unit)
+    return [budget for budget in budgets if budget.limit < problem.reach(budget.resource)[1]]
 
 
 def limit_of(problem: Problem, budget: Budget) -> Limit:
@@ -65,38 +74,37 @@ def limit_of(problem: Problem, budget: Budget) -> Limit:
     return Limit(amounts=np.asarray(amounts, dtype=np.float64), most=budget.limit, fixed=rest)
 
 
-def search(
-    problem: Problem,
-    objective: NDArray[np.float64],
-    limits: Sequence[Limit],
-    budgets: Sequence[Budget],
-    seconds: float,
-    tolerance: Tolerance,
-) -> Answer:
-    """The best choice for any objective [groups, formats], groups in the order of names.
-
-    `budgets` are what `limits` come from, or the first of them, in the same order.
-
-    Raises:
-        ResourceInfeasibleError: the budgets cannot be met together.
-        InputError: the time ran out before any choice was found.
-    """
-    found = _ask(problem, objective, limits, seconds, tolerance)
-    if isinstance(found, Answer):
-        return found
-    _refuse_conflict(problem, budgets, seconds)
-    spoken = " and ".join(_resources.spoken(budget.resource, budget.limit) for budget in budgets)
-    raise InputError(
-        f"no plan was found within {spoken} in {seconds:g} seconds, and none proved impossible; "
-        "allow more time or raise a budget"
-    )
-
-
 def columns_in_table_order(problem: Problem, choice: Choice) -> NDArray[np.int64]:
     """Format columns in the order of the cost table's groups."""
     columns = np.empty(len(choice), dtype=np.int64)
     columns[problem.rows] = choice
     return columns
+
+
+def choice_of(problem: Problem, plan: Plan) -> Choice:
+    """A plan's format columns, groups in the order of names."""
+    columns = cost_functions.assigned_columns(problem.costs, plan.assignment)
+    return np.array(columns, dtype=np.int64)[problem.rows]
+
+
+def _by_one_budget(
+    problem: Problem,
+    budgets: Sequence[Budget],
+    limiting: Sequence[Budget],
+    seconds: float,
+    tolerance: Tolerance,
+) -> Plan | None:
+    """The plan when one whole resource is all that limits, which the plan itself shows."""
+    single = _only_one_that_limits(problem, limiting)
+    if single is None:
+        return None
+    capacity = problem.capacity(single)
+    resource = single.resource
+    plan = problem.solve(
+        capacity, budgets, resource=resource, time_limit_seconds=seconds, tolerance=tolerance
+    )
+    others = [budget for budget in limiting if budget is not single]
+    return plan if all(plan.takes[other.resource] <= other.limit for other in others) else None
 
 
 def _only_one_that_limits(problem: Problem, limiting: Sequence[Budget]) -> Budget | None:
@@ -118,21 +126,24 @@ def _only_one_that_limits(problem: Problem, limiting: Sequence[Budget]) -> Budge
     return None
 
 
-def _ask(
+def ask(
     problem: Problem,
     objective: NDArray[np.float64],
     limits: Sequence[Limit],
     seconds: float,
     tolerance: Tolerance,
+    *,
+    start: Choice | None = None,
 ) -> Answer | _multiple.Unsolved:
+    """The best choice for any objective [groups, formats], groups in the order of names."""
     cells = Cells.of(objective, problem.usable[problem.rows], tuple(limits))
     if cells is None:
         return _multiple.Unsolved(infeasible=True)
-    return _multiple.solve(cells, time_limit_seconds=seconds, tolerance=tolerance)
+    return _multiple.solve(cells, time_limit_seconds=seconds, tolerance=tolerance, start=start)
 
 
-def _refuse_conflict(problem: Problem, budgets: Sequence[Budget], seconds: float) -> None:
-    """Name a budget that cannot be met together with others that can.
+def _refusal(problem: Problem, budgets: Sequence[Budget], seconds: float) -> Exception:
+    """Of a budget that cannot be met together with others that can, if one is proved to be.
 
     Budgets are added one by one; the first whose least value within those before it is above its
     limit is refused. Which of them conflict is narrowed down by leaving each out in turn.
@@ -148,7 +159,11 @@ def _refuse_conflict(problem: Problem, budgets: Sequence[Budget], seconds: float
             without = _least_value(problem, added, fewer, seconds) if fewer else None
             if without is not None and without > added.limit:
                 before, least = fewer, without
-        raise _resources.infeasible(added, least, before)
+        return _resources.infeasible(added, least, before)
+    return InputError(
+        f"no plan was found within {_resources.spoken_together(budgets)} in {seconds:g} seconds, "
+        "and none proved impossible; allow more time or raise a budget"
+    )
 
 
 def _least_value(
@@ -157,7 +172,7 @@ def _least_value(
     """The least that a plan within other budgets takes of a resource; None if not found."""
     amounts = limit_of(problem, budget).amounts
     limits = [limit_of(problem, other) for other in within]
-    found = _ask(problem, amounts / (amounts.max() or 1.0), limits, seconds, EXACT)
+    found = ask(problem, amounts / (amounts.max() or 1.0), limits, seconds, EXACT)
     if not isinstance(found, Answer):
         return None
     return problem.value(budget.resource, columns_in_table_order(problem, found.choice))

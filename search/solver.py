@@ -10,8 +10,9 @@ from autoq.models import Assignment
 from autoq.search._checks import bits_between, check_between, check_usable
 from autoq.search._knapsack import Tolerance
 from autoq.search._problem import Problem
-from autoq.search._resources import as_budgets, without_repeats
-from autoq.search._types import Budget, CostTable, Plan, SensitivityTable
+from autoq.search._resources import as_budgets, check_reachable, without_repeats
+from autoq.search._smallest import smallest_within
+from autoq.search._types import Budget, CostTable, Plan, Resource, SensitivityTable
 from autoq.search._within import solve_within
 from autoq.search.costs import effective_bits
 
@@ -52,6 +53,46 @@ def solve(
         without_repeats(as_budgets(budgets)),
         time_limit_seconds=time_limit_seconds,
         tolerance=Tolerance(relative=relative_gap),
+    )
+
+
+def smallest(
+    sensitivity: SensitivityTable,
+    costs: CostTable,
+    loss_limit: float,
+    *,
+    minimise: Resource = Resource.EFFECTIVE_BITS,
+    budgets: float | Budget | Sequence[Budget] = (),
+    time_limit_seconds: float = 60.0,
+    relative_gap: float = 0.0,
+) -> Plan:
+    """The assignment that takes least of a resource while its predicted loss stays within a limit.
+
+    Of several that take as little, the one of least predicted loss. The plan's `least` holds the
+    proof for the resource; its `bound` and `gap` are, as always, those of the loss, among plans
+    that take no more than this one. Its `budgets` are those given and what it takes itself.
+
+    Args:
+        sensitivity: scores, as for `solve`.
+        costs: costs, as for `solve`.
+        loss_limit: largest predicted loss, in the unit of the scores.
+        minimise: what to take least of.
+        budgets: limits that hold besides, as for `solve`, or none.
+        time_limit_seconds: for HiGHS alone, in each of the two searches.
+        relative_gap: what is proven to be within this fraction of the least is good enough.
+    Raises:
+        QualityInfeasibleError: no plan within the budgets has so low a loss; names the best.
+        BudgetInfeasibleError, ResourceInfeasibleError: the budgets cannot be met, as for `solve`.
+        InputError: the tables cannot be used, as for `solve`.
+    """
+    given = () if isinstance(budgets, Sequence) and not budgets else as_budgets(budgets)
+    return smallest_within(
+        Problem(sensitivity=sensitivity, costs=costs),
+        loss_limit,
+        minimise,
+        without_repeats(given),
+        time_limit_seconds=time_limit_seconds,
+        relative_gap=relative_gap,
     )
 
 
@@ -116,12 +157,20 @@ def reachable_bits(sensitivity: SensitivityTable, costs: CostTable) -> tuple[flo
     return Problem(sensitivity=sensitivity, costs=costs).reachable_bits
 
 
-def check_budget(costs: CostTable, budget_bits: float) -> None:
-    """Refuse a budget that no scores could make feasible, before any are measured.
+def check_budget(costs: CostTable, budgets: float | Budget | Sequence[Budget]) -> None:
+    """Refuse budgets that no scores could make feasible, before any are measured.
+
+    Each is looked at alone; whether all can be met together is for `solve`.
 
     Raises:
-        BudgetInfeasibleError: the budget is below the floor or above the ceiling.
-        InputError: there is no group, or one may take no format.
+        BudgetInfeasibleError: effective bits are below the floor or above the ceiling.
+        ResourceInfeasibleError: another budget is below its floor.
+        InputError: there is no group, one may take no format, or a budget limits what the table
+            has no costs of.
     """
     check_usable(costs, costs.allowed)
-    check_between(budget_bits, *bits_between(costs, costs.allowed))
+    for budget in without_repeats(as_budgets(budgets)):
+        if budget.resource is Resource.EFFECTIVE_BITS:
+            check_between(budget.limit, *bits_between(costs, costs.allowed))
+        else:
+            check_reachable(costs, budget, costs.allowed)
