@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from autoq.evaluators import (
 )
 from autoq.evaluators.prediction import FEWEST_FOR_CALIBRATION
 from autoq.progress import Progress, SilentProgress
-from autoq.search import Plan, reachable_bits, solve
+from autoq.search import Budget, CostTable, Plan, Resource, reachable_bits, solve
 from autoq.search.sampling import RELATIVE_GAP, neighbours, random_plans
 from autoq.studies import MeasurementRecord, PlanRecord
 
@@ -131,10 +131,11 @@ def _random(study: Study, count: int, seed: int) -> Iterator[_Candidate]:
 
 def _near(study: Study, count: int, seed: int) -> Iterator[_Candidate]:
     """The best plans for evenly spaced budgets, then those round the study's own plan."""
-    own = study.plan().to_plan()
+    costs = study.costs(study.rules)
+    own = _with_known_budgets(study.plan().to_plan(), costs)
     assignments: set[tuple[tuple[str, str], ...]] = set()
-    around = neighbours(study.sensitivity, study.costs(study.rules), own, seed=seed)
-    for plan in chain(_at_budgets(study, count - count // 2), [own], around):
+    around = neighbours(study.sensitivity, costs, own, seed=seed)
+    for plan in chain(_at_budgets(study, costs, count - count // 2), [own], around):
         if len(assignments) == count:
             return
         key = _key(plan.assignment)
@@ -143,9 +144,21 @@ def _near(study: Study, count: int, seed: int) -> Iterator[_Candidate]:
             yield _Candidate(NEAR, plan)
 
 
-def _at_budgets(study: Study, count: int) -> Iterator[Plan]:
+def _with_known_budgets(plan: Plan, costs: CostTable) -> Plan:
+    """The plan with those of its budgets that the table has costs of.
+
+    Latency is that of one GPU, which the study does not keep: a plan within a latency budget has
+    its own bits as budget instead.
+    """
+    always = (Resource.EFFECTIVE_BITS, Resource.STORED_BYTES)
+    kept = [item for item in plan.budgets if item.resource in {*always, *costs.additional}]
+    if len(kept) < len(plan.budgets):
+        kept.append(Budget(resource=Resource.EFFECTIVE_BITS, limit=plan.effective_bits))
+    return replace(plan, budgets=tuple(kept))
+
+
+def _at_budgets(study: Study, costs: CostTable, count: int) -> Iterator[Plan]:
     """From the smallest plan up; the largest one has next to no loss to predict."""
-    costs = study.costs(study.rules)
     floor, ceiling = reachable_bits(study.sensitivity, costs)
     for bits in np.linspace(floor, ceiling, count, endpoint=False):
         yield solve(study.sensitivity, costs, float(bits), relative_gap=RELATIVE_GAP)

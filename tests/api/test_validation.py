@@ -206,6 +206,22 @@ def test_rules_bind_validated_plans(llama_folder: Path, quick: Any) -> None:
         assert down == ["fp8"] * len(down) != []
 
 
+def test_neighbours_keep_to_the_study_s_budgets(llama_folder: Path, quick: Any) -> None:
+    study = autoq.search(llama_folder, **quick)
+    stored_gb = study.plan().takes["stored_bytes"] / 1e9
+    tight = autoq.search(
+        llama_folder, **{**quick, "effective_bits": None}, max_gb=stored_gb, max_latency_ms=1e3,
+        gpu="h100",
+    )  # fmt: skip
+    assert set(tight.plan().budgets) == {"stored_bytes", "latency_seconds"}
+    found = tight.validate(random=0, near=6, sequences=2)
+    around = found["plans"][4:]  # after those at evenly spaced budgets and the study's own
+    assert around
+    for row in around:
+        assert row["effective_bits"] <= tight.plan().effective_bits
+        assert tight.store.plan(row["plan_id"]).takes["stored_bytes"] <= stored_gb * 1e9
+
+
 def test_search_measures_the_noise_floor_once(
     llama_folder: Path, quick: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
