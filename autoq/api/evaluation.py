@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from autoq.api.config import ScoringConfig
+from autoq.api.measured import noise_floor_on, with_interval
 from autoq.api.measuring import advancing, held_out_tokens, measure_plan
 from autoq.api.opening import DEFAULT_STORE, open_study
+from autoq.api.study import Study
 from autoq.api.task import LoadedModel, load, load_data, output_properties, token_batches
 from autoq.data import TokenData
 from autoq.errors import InputError
@@ -53,7 +55,8 @@ def evaluate(
         sequence_length: tokens in each; None is 512, or what the study was searched with.
         trust_remote_code: run Python code that the original model's folder brings.
     Returns:
-        Metrics by name with value and 95 % interval, and what they were measured on.
+        Metrics by name with value and 95 % interval, and what they were measured on; of a study
+        also the noise floor on those tokens.
     Raises:
         InputError: something that was given breaks a rule.
     """
@@ -75,6 +78,7 @@ def evaluate(
             "reference": study.record.model_path,
             **_data(tokens),
             **_plain(fidelity),
+            "noise_floor": _floor(study, tokens),
         }
     if reference is None:
         raise InputError(
@@ -126,6 +130,11 @@ def _checkpoint_pairs(
     forward = partial(forward_logits, original.model)
     for ids in batches:
         yield ids, forward(ids), forward_logits(quantised, ids)
+
+
+def _floor(study: Study, tokens: TokenData) -> dict[str, float | None] | None:
+    found = noise_floor_on(study, tokens.sha256)
+    return None if found is None else with_interval(found)
 
 
 def _data(tokens: TokenData) -> dict[str, str]:

@@ -136,7 +136,8 @@ def _print_metrics(found: dict[str, Any]) -> None:
     from autoq.report.numbers import metric_text, metric_value_text
 
     typer.echo(f"{found['target']} against the original, on {found['data']}:")
-    for name, measured in found["metrics"].items():
+    metrics = {**found["metrics"], "noise_floor": found.get("noise_floor")}
+    for name, measured in metrics.items():
         if measured is None:
             continue
         entry = measured if isinstance(measured, dict) else {"value": measured}

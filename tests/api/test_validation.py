@@ -270,3 +270,8 @@ def test_plans_on_other_tokens_are_not_compared(study: Any) -> None:
     study.measure(study.uniform("fp8"), sequences=1)
     rows = {row["label"]: row for row in study.summary()["measurements"]}
     assert rows["uniform fp8"]["this_plan"] is None
+
+
+def test_evaluating_a_study_tells_the_noise_floor(study: Any, quick: Any) -> None:
+    found = autoq.evaluate(study.name, store=quick["store"], sequences=2)
+    assert found["noise_floor"] == study.summary()["noise_floor"]

@@ -145,5 +145,14 @@ def test_show_prints_floor_calibration_validation_and_ties(
     assert order[1] == order[0] + 1
 
 
+def test_eval_prints_the_floor_of_a_study(
+    api: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {**api.evaluate("llama-ab12", progress=None), "noise_floor": interval(0.002)}
+    monkeypatch.setattr(api, "evaluate", lambda *_, **__: found)
+    lines = run("eval", "llama-ab12").stdout.splitlines()
+    assert "  noise floor: 0.002000 (95 %: 0.001600 to 0.002400)" in lines
+
+
 def find(lines: list[str], name: str) -> str:
     return next(line for line in lines if line.startswith(name)).removeprefix(name).strip()

@@ -307,6 +307,19 @@ def test_measurement_of_a_plan_that_is_not_there_is_refused(study_id, store):
         store.add_measurement(study_id, label="x", metric="kl", value=1.0, plan_id=99)
 
 
+def test_details_of_one_metric_go_to_that_metric(study_id, store):
+    store.add_measurements(
+        study_id,
+        {"kl": (0.5, (0.25, 0.75)), "top1": (0.9, None)},
+        label="x",
+        details={"data": "a.txt"},
+        details_by_metric={"kl": {"per_sequence": [0.25, 0.75]}},
+    )
+    kl, top1 = store.measurements(study_id)
+    assert kl.details == {"data": "a.txt", "per_sequence": [0.25, 0.75]}
+    assert top1.details == {"data": "a.txt"}
+
+
 def test_export_round_trip(study_id, store):
     plan_id = store.add_plan(study_id, PLAN, label="4.8")
     begun = {"plan_id": plan_id, "container": "modelopt", "path": "out"}
