@@ -4,7 +4,8 @@
 
 Same tokenizer, data and optimiser as the bundled model; the architecture is Qwen3-MoE with eight
 experts a layer, of which a token takes two. A run is a fixed number of steps from a fixed seed, so
-that the same versions on the same machine write the same weights. It took 25 minutes on one core.
+that the same versions on the same machine write the same weights: ten minutes on one core, and a
+held-out perplexity of 5.48 (the bundled model: 4.87).
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def _arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=pathlib.Path, required=True)
-    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--steps", type=int, default=1400)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=8, help="sequences in one step")
