@@ -122,6 +122,8 @@ class Budgets:
         found: dict[str, Any] = {}
         if self.max_kl is not None:
             found["max_kl"] = self.max_kl
+            # The plan's own budgets hold what it was found to take at least, too.
+            found["asked"] = {budget.resource: budget.limit for budget in self.limits}
         if self.latency is not None:
             found["latency"] = {
                 "model": self.latency.name,

@@ -35,6 +35,9 @@ _MOST_SOLVES = 40
 _NARROW = 1.01
 """Predicted limits that differ by less than this factor hardly hold another plan between them."""
 
+_ABOVE_ROUNDING = 1.0 + 1e-9
+"""More than sums of losses differ by with the order of their terms."""
+
 _FACTOR = 4.0
 """How far a predicted limit moves at once while nothing is known of that side."""
 
@@ -122,7 +125,8 @@ class _Trials:
     def largest_loss(self) -> float:
         """More than any plan is predicted to lose."""
         scores = self.study.sensitivity.scores()
-        return float(np.where(np.isfinite(scores), scores, 0.0).max(axis=1).sum())
+        largest = np.where(np.isfinite(scores), scores, 0.0).max(axis=1).sum()
+        return float(largest) * _ABOVE_ROUNDING
 
     def run(self, measurer: PlanMeasurer, loss_limit: float) -> Trial | None:
         """The smallest plan that is predicted to keep a limit; None where there is none."""

@@ -18,7 +18,7 @@ from autoq.export import check_destination
 from autoq.formats import FormatName
 from autoq.layers.simulate import SimulatedModel, slot_formats_of
 from autoq.progress import Progress, SilentProgress
-from autoq.search import Plan, Resource, frontier, reachable_bits, solve, uniform_plan
+from autoq.search import Plan, Resource, frontier, reachable_bits, smallest, solve, uniform_plan
 from autoq.studies import PlanRecord, WorkStatus
 
 
@@ -74,11 +74,8 @@ class Study(StudyData):
         Raises:
             QualityInfeasibleError: no plan within the budgets is predicted to lose so little.
         """
-        from autoq.search.solver import smallest  # type: ignore[attr-defined]
-
         costs = self.costs(rules, budgets)
-        plan: Plan = smallest(self.sensitivity, costs, loss_limit, budgets=budgets.limits)
-        return plan
+        return smallest(self.sensitivity, costs, loss_limit, budgets=budgets.limits)
 
     def most_faithful(self, budgets: Budgets, rules: Sequence[str]) -> Plan:
         """The plan of least predicted loss within the budgets, whatever its size."""

@@ -56,7 +56,7 @@ def summarise(study: Study, plan: PlanRecord) -> dict[str, Any]:
 
 def plan_budgets(plan: PlanRecord) -> dict[str, float]:
     """Resource -> limit that the plan was solved for; "kl_divergence" for a limit on quality."""
-    budgets = dict(plan.budgets)
+    budgets = dict(plan.details.get("asked", plan.budgets))
     if "max_kl" in plan.details:
         budgets["kl_divergence"] = plan.details["max_kl"]
     return budgets
