@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from autoq.api.config import ScoringConfig
 from autoq.api.study import Study
 from autoq.api.task import LoadedModel
@@ -61,6 +64,26 @@ def refuse_useless_formats(
                 f"the {config.container.value} container can hold no layer of this model in {fmt}: "
                 f"{reasons[0]}"
             )
+
+
+def note_silent_groups(
+    model_map: ModelMap, contributions: NDArray[np.float64], progress: Progress
+) -> None:
+    """Say which groups have scores of exactly zero: it may be the estimator that is blind.
+
+    Args:
+        contributions: [sequences, groups, formats]; NaN where a group cannot take a format.
+    """
+    usable = ~np.isnan(contributions).all(axis=(0, 2))
+    silent = usable & ~np.nan_to_num(contributions).any(axis=(0, 2))
+    names = [model_map.groups[row].name for row in np.flatnonzero(silent)]
+    if names:
+        progress.note(
+            f"{len(names)} of {len(model_map.groups)} groups score exactly zero in every format; "
+            f"the first is {names[0]}: no token reaches it, or its output is not used, or an "
+            "operation behind it, such as rounding, has a gradient of zero everywhere; "
+            "--estimator forward_only measures it"
+        )
 
 
 def note_lost_groups(

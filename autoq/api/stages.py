@@ -12,6 +12,7 @@ from autoq.api.certainty import Certainty
 from autoq.api.costing import SIZES, sizes_of, sizes_to_plain
 from autoq.api.measuring import measure_plans
 from autoq.api.memory import peak_rss_bytes
+from autoq.api.remarks import note_silent_groups
 from autoq.api.scoring import ScoringPass
 from autoq.api.serialize import calibration_to_plain, model_map_to_json
 from autoq.api.study import Study
@@ -141,6 +142,7 @@ def run_sensitivity(
     }
     if certainty is not None:
         payload["stability"] = certainty.report(estimator, contributions, progress)
+    note_silent_groups(study.model_map, contributions, progress)
     table = study.sensitivity_from(payload)
     study.store.put_sensitivity(study.id, _sensitivity_cells(table))
     seconds = study.store.score_seconds(study.id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from torch import nn
@@ -36,6 +36,7 @@ class Offer:
 
     container: Container
     formats: tuple[FormatName, ...]
+    named: bool = True  # by the user; what is offered unasked may be left out again
 
 
 def offers(
@@ -65,7 +66,7 @@ def offers(
             raise InputError(_unreadable(target, chosen, readable))
         readable = (chosen,)
     if named is None:
-        return tuple(Offer(entry, _quantised(target, entry)) for entry in readable)
+        return tuple(Offer(entry, _quantised(target, entry), named=False) for entry in readable)
     fitting = [entry for entry in containers_for(target, named) if entry in readable]
     if not fitting:
         raise InputError(_infeasible(target, readable, named))
@@ -88,13 +89,16 @@ def best_offer(
             best = weights, offer, unusable
     if best is None:
         raise ValueError("offered must not be empty")
-    return best[1:]
+    return _without_useless(*best[1:], model_map)
 
 
 def note_target(target: Target, offer: Offer, progress: Progress) -> None:
     """Say where the target takes what is searched, and which formats it runs otherwise."""
     names = ", ".join(offer.formats)
     progress.note(f"for {target}: {names} in the {offer.container} container")
+    for name in _quantised(target, offer.container):
+        if not offer.named and name not in offer.formats:
+            progress.note(f"{target} would run {name}, and no layer of this model can take it")
     for name in offer.formats:
         found = support(target, offer.container, name)
         if found.verdict is Verdict.WEIGHT_ONLY:
@@ -112,6 +116,21 @@ def _unusable(
         for cell, reason in _misfits(offer, target, model_map).items():
             unusable.setdefault(cell, reason)
     return unusable
+
+
+def _without_useless(
+    offer: Offer, unusable: Unusable, model_map: ModelMap
+) -> tuple[Offer, Unusable]:
+    """Formats that nobody named and no group can take are left out, unless none would be left."""
+    useful = tuple(
+        name
+        for name in offer.formats
+        if any((group.name, name) not in unusable for group in model_map.groups)
+    )
+    if offer.named or not useful:
+        return offer, unusable
+    kept = {cell: reason for cell, reason in unusable.items() if cell[1] in useful}
+    return replace(offer, formats=useful), kept
 
 
 def _misfits(offer: Offer, target: Target, model_map: ModelMap) -> Unusable:

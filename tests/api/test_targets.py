@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import autoq
-from autoq.api.targeting import Offer, best_offer, offers
+from autoq.api.targeting import Offer, best_offer, note_target, offers
 from autoq.errors import InputError, UnknownNameError
 from autoq.formats import HARDWARE, Container, FormatName, parse_target
 from autoq.models.discovery import discover
@@ -20,8 +20,12 @@ MODELOPT, COMPRESSED = Container.MODELOPT, Container.COMPRESSED_TENSORS
 H200 = parse_target("vllm:h200")
 
 
-def offer_of(container: Container, *formats: str) -> Offer:
-    return Offer(container, tuple(map(FormatName, formats)))
+def offer_of(container: Container, *formats: str, named: bool = True) -> Offer:
+    return Offer(container, tuple(map(FormatName, formats)), named)
+
+
+def unasked(container: Container, *formats: str) -> Offer:
+    return offer_of(container, *formats, named=False)
 
 
 class Noting(SilentProgress):
@@ -45,16 +49,16 @@ def test_without_a_target_nothing_changes() -> None:
         (
             *("vllm:h200", None, None),
             (
-                offer_of(COMPRESSED, "fp8", "nvfp4", "w4a8_awq"),
-                offer_of(MODELOPT, "fp8", "nvfp4"),
+                unasked(COMPRESSED, "fp8", "nvfp4", "w4a8_awq"),
+                unasked(MODELOPT, "fp8", "nvfp4"),
             ),
         ),
-        ("vllm:h200", None, "modelopt", (offer_of(MODELOPT, "fp8", "nvfp4"),)),
+        ("vllm:h200", None, "modelopt", (unasked(MODELOPT, "fp8", "nvfp4"),)),
         ("vllm:h200", ["w4a8_awq", "none"], None, (offer_of(COMPRESSED, "w4a8_awq", "none"),)),
-        ("tensorrt-llm:h100", None, None, (offer_of(MODELOPT, "fp8", "w4a8_awq"),)),
+        ("tensorrt-llm:h100", None, None, (unasked(MODELOPT, "fp8", "w4a8_awq"),)),
         (
             *("transformers:cpu", None, None),
-            (offer_of(COMPRESSED, "fp8", "nvfp4", "w4a8_awq"),),
+            (unasked(COMPRESSED, "fp8", "nvfp4", "w4a8_awq"),),
         ),
     ],
 )
@@ -118,8 +122,35 @@ def test_fused_experts_go_where_they_can_be_held() -> None:
     offered = offers(H200, None, None)
     assert offered[0].container is COMPRESSED
     offer, unusable = best_offer(offered, H200, model, model_map)
-    assert offer == offer_of(MODELOPT, "fp8", "nvfp4")
+    assert offer == unasked(MODELOPT, "fp8", "nvfp4")
     assert unusable == {}
+
+
+def test_formats_that_nobody_named_and_no_layer_takes_are_left_out() -> None:
+    target = parse_target("transformers:cpu")
+    model = make_tiny_model("t5")
+    model_map = discover(model)
+    offer, unusable = best_offer(offers(target, None, None), target, model, model_map)
+    assert offer == unasked(COMPRESSED, "fp8")
+    assert unusable == {}
+    progress = Noting()
+    note_target(target, offer, progress)
+    assert [note for note in progress.notes if "would run nvfp4, and no layer" in note]
+    # What was named stays, and is refused by name later.
+    named = offers(target, ["fp8", "nvfp4"], None)
+    offer, unusable = best_offer(named, target, model, model_map)
+    assert offer == offer_of(COMPRESSED, "fp8", "nvfp4")
+    assert {fmt for _, fmt in unusable} == {"nvfp4"}
+
+
+def test_a_model_that_takes_nothing_keeps_all_formats_for_the_refusal() -> None:
+    target = parse_target("transformers:cpu")
+    model = make_tiny_model("gpt2")
+    model_map = discover(model)
+    offered = offers(target, None, None)
+    offer, unusable = best_offer(offered, target, model, model_map)
+    assert offer == offered[0]
+    assert len(unusable) == 3 * len(model_map.groups)
 
 
 def test_a_target_restricts_the_search_and_is_shown(llama_folder: Path, quick: Any) -> None:
