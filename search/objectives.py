@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+
+from autoq.models.forward import OutputKind
 
 
 def own_distribution_loss(logits: Tensor, generator: torch.Generator) -> Tensor:
@@ -55,3 +59,21 @@ def next_token_loss(logits: Tensor, ids: Tensor, *, shift: bool) -> Tensor:
     return nn.functional.cross_entropy(
         logits.flatten(0, -2).float(), ids.flatten(), reduction="sum"
     )
+
+
+def divergence_of(kind: OutputKind) -> Callable[[Tensor, Tensor], Tensor]:
+    """KL(original || changed) of two outputs, per token in nats, [...] of [..., features].
+
+    Outputs without a vocabulary are seen as means of unit Gaussians. Gradients flow to the changed
+    output, and double precision is not needed: nothing cancels but what is rounding anyway.
+    """
+    return _divergence_of_logits if kind == "logits" else _divergence_of_gaussians
+
+
+def _divergence_of_logits(original: Tensor, changed: Tensor) -> Tensor:
+    before, after = original.float().log_softmax(-1), changed.float().log_softmax(-1)
+    return (before.exp() * (before - after)).sum(dim=-1)
+
+
+def _divergence_of_gaussians(original: Tensor, changed: Tensor) -> Tensor:
+    return 0.5 * (original.float() - changed.float()).square().sum(dim=-1)

@@ -99,7 +99,8 @@ class SensitivityScorer(ABC):
         self._row_fraction = row_fraction
         self._seed = seed
         self._group_of = model_map.group_of()
-        self._leaders = _fusion_leaders(model_map)
+        self._group_index = {group.name: row for row, group in enumerate(model_map.groups)}
+        self._leaders = fusion_leaders(model_map)
         self._last_inputs: QuantizedInputs | None = None
         self.draws = self.default_draws if draws is None else draws
         self._check_draws()
@@ -108,6 +109,11 @@ class SensitivityScorer(ABC):
         self._failure: Exception | None = None
         self._has_gradient = False
         self._activations = ActivationBudget(KEPT_ACTIVATION_BYTES)
+
+    @property
+    def _columns(self) -> tuple[FormatName, ...]:
+        """What rows are projected for; an estimator may need more than the formats."""
+        return self.formats
 
     def score_batch(self, index: int, loss: Callable[[], BatchLoss]) -> NDArray[np.float64]:
         """Contributions of one batch.
@@ -125,14 +131,19 @@ class SensitivityScorer(ABC):
         with scoring_mode(self._model, self._map, self._scored_product, self._activations):
             batch = loss()
             check_loss(batch)
-            result = sum(self._draw(index, draw, batch) for draw in range(self.draws))
+            result = sum(
+                self._draw(index, draw, batch, keep_graph=draw + 1 < self.draws)
+                for draw in range(self.draws)
+            )
         return np.asarray(result / self.draws)
 
-    def _draw(self, index: int, draw: int, batch: BatchLoss) -> NDArray[np.float64]:
+    def _draw(
+        self, index: int, draw: int, batch: BatchLoss, *, keep_graph: bool
+    ) -> NDArray[np.float64]:
         """Contributions under one draw of labels."""
         self._projections = Projections(self._row_fraction, self._seed * 1_000_003 + index)
         self._projections.sequences = batch.sequences
-        self._backward(total_of_draw(batch, draw), keep_graph=draw + 1 < self.draws)
+        self._backward(total_of_draw(batch, draw), keep_graph=keep_graph)
         self._last_inputs = None
         self._check_observed(self._projections)
         check_not_constant(self._has_gradient)
@@ -181,7 +192,7 @@ class SensitivityScorer(ABC):
         self._project(
             call,
             projections.accumulator(
-                self._group_of[call.slot.name], total_rows, len(self.formats), inputs.device
+                self._group_of[call.slot.name], total_rows, len(self._columns), inputs.device
             ),
             positions,
             inputs[rows],
@@ -266,13 +277,12 @@ class SensitivityScorer(ABC):
         return names[-1] if names else next(iter(self._map.slots))
 
     def _contributions(self, projections: Projections, batch: BatchLoss) -> NDArray[np.float64]:
-        result = np.zeros((batch.sequences, len(self._map.groups), len(self.formats)))
-        index = {group.name: position for position, group in enumerate(self._map.groups)}
+        result = np.zeros((batch.sequences, len(self._map.groups), len(self._columns)))
         for (group, total_rows), accumulator in projections.sums.items():
             rows_per_sequence = total_rows / batch.sequences
-            sums = accumulator.double().reshape(len(self.formats), batch.sequences, -1)
+            sums = accumulator.double().reshape(len(self._columns), batch.sequences, -1)
             per_token = self._per_token(sums) * (rows_per_sequence / batch.tokens_per_sequence)
-            result[:, index[group]] += 0.5 * per_token.t().numpy(force=True)
+            result[:, self._group_index[group]] += 0.5 * per_token.t().numpy(force=True)
         self._check_finite(result)
         return result
 
@@ -317,7 +327,7 @@ class SensitivityScorer(ABC):
         return {}
 
 
-def _fusion_leaders(model_map: ModelMap) -> dict[SlotName, SlotName]:
+def fusion_leaders(model_map: ModelMap) -> dict[SlotName, SlotName]:
     """Member of a fusion set -> the set's first member."""
     return {
         name: names[0]

@@ -29,6 +29,7 @@ from autoq.layers import LayerCalibration
 from autoq.models import ModelMap, SlotName
 from autoq.search import CostTable, SensitivityTable
 from autoq.search.costs import StoredSizes
+from autoq.search.interactions import Interactions
 from autoq.studies import StudyRecord, StudyStore, WorkStatus
 
 DISCOVERY, CALIBRATION, SENSITIVITY = "discovery", "calibration", "sensitivity"
@@ -95,6 +96,15 @@ class StudyData:
     def sensitivity(self) -> SensitivityTable:
         """Groups x formats -> expected loss increase."""
         return self.sensitivity_from(self._finished(SENSITIVITY))
+
+    @cached_property
+    def interactions(self) -> Interactions | None:
+        """What every two cells do together; None where the estimator keeps no such terms."""
+        gram = self._store.arrays(self.id, SENSITIVITY).get("interactions")
+        if gram is None:
+            return None
+        table = self.sensitivity
+        return Interactions(groups=table.groups, formats=table.formats, gram=gram)
 
     def sensitivity_from(self, payload: Mapping[str, Any]) -> SensitivityTable:
         """The table of what scoring stored, before or after its stage is finished."""

@@ -117,12 +117,19 @@ def search(
         str, typer.Option(help="Of the model while searched: auto, float32, bfloat16, float16.")
     ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    calibration: Annotated[
+        str,
+        typer.Option(
+            metavar="best|max",
+            help="How scales are found: by the error that they leave, or from largest magnitudes.",
+        ),
+    ] = "best",
     estimator: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
             help="How to score: token_projection (the default), sequence_projection, diagonal, "
-            "forward_only.",
+            "factored, quantized_point, forward_only.",
         ),
     ] = None,
     draws: Annotated[
@@ -195,6 +202,7 @@ def search(
             target=target,
             dtype=dtype,
             device=device,
+            calibration=calibration,
             estimator=estimator,
             draws=draws,
             confidence=confidence,

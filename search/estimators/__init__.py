@@ -20,7 +20,9 @@ from autoq.registry import Registry
 from autoq.search._projections import Calibrations
 from autoq.search.estimators._base import Estimator
 from autoq.search.estimators.diagonal import Diagonal
+from autoq.search.estimators.factored import Factored
 from autoq.search.estimators.forward_only import ForwardOnly
+from autoq.search.estimators.quantized_point import QuantizedPoint
 from autoq.search.estimators.sequence_projection import SequenceProjection
 from autoq.search.estimators.token_projection import TokenProjection
 
@@ -29,7 +31,9 @@ __all__ = [
     "ESTIMATORS",
     "Diagonal",
     "Estimator",
+    "Factored",
     "ForwardOnly",
+    "QuantizedPoint",
     "SequenceProjection",
     "TokenProjection",
     "make_estimator",
@@ -38,7 +42,14 @@ __all__ = [
 ESTIMATORS: Registry[type[Estimator]] = Registry("estimator")
 """Name -> class; the name is stored with the results."""
 
-for _estimator in (TokenProjection, SequenceProjection, Diagonal, ForwardOnly):
+for _estimator in (
+    TokenProjection,
+    SequenceProjection,
+    Diagonal,
+    Factored,
+    QuantizedPoint,
+    ForwardOnly,
+):
     ESTIMATORS.register(_estimator.name, _estimator)
 
 DEFAULT_ESTIMATOR = TokenProjection.name

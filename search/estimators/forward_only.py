@@ -18,6 +18,7 @@ from autoq.layers.taps import MatrixCall, tapped
 from autoq.models import ModelMap, output_kind
 from autoq.search._batch_loss import BatchLoss, LabelSource, check_loss
 from autoq.search._projections import Calibrations, QuantizedInputs, WeightErrors
+from autoq.search.objectives import divergence_of
 
 
 class ForwardOnly:
@@ -68,7 +69,7 @@ class ForwardOnly:
         self._map = model_map
         self._calibration = calibration
         self._container = container
-        self._has_vocabulary = output_kind(model) == "logits"
+        self._divergence = divergence_of(output_kind(model))
         self._errors = WeightErrors(model, calibration, container, scale_dtype, torch.float32)
 
     def score_batch(self, index: int, loss: Callable[[], BatchLoss]) -> NDArray[np.float64]:
@@ -109,7 +110,8 @@ class ForwardOnly:
             return np.full(original.sequences, max(grown, 0.0) / tokens)
         return np.asarray(
             [
-                self._divergence(before, after)
+                # Rounding can take a divergence of next to nothing below zero.
+                max(float(self._divergence(before, after).double().mean()), 0.0)
                 for before, after in zip(original.output, changed.output, strict=True)
             ]
         )
@@ -123,17 +125,6 @@ class ForwardOnly:
         if call.bias is not None:
             output = output + call.bias
         return output.reshape(*inputs.shape[:-1], -1)
-
-    def _divergence(self, original: Tensor, changed: Tensor) -> float:
-        """Mean over the tokens of one sequence, in nats."""
-        if not self._has_vocabulary:
-            error = (original.float() - changed.float()).double().square()
-            return 0.5 * float(error.sum(dim=-1).mean())
-        before = original.float().log_softmax(-1)
-        after = changed.float().log_softmax(-1)
-        per_token = (before.exp() * (before - after)).sum(dim=-1)
-        # Rounding can take a divergence of next to nothing below zero.
-        return max(float(per_token.double().mean()), 0.0)
 
     def state(self) -> Mapping[str, NDArray[Any]]:
         """Nothing is summed up."""

@@ -49,11 +49,10 @@ class TokenProjection(SensitivityScorer):
             interactions: also sum up the cross terms of all cells, where there are few enough.
         """
         super().__init__(*args, **options)
-        index = {group.name: position for position, group in enumerate(self._map.groups)}
         kept = interactions and self.keeps_interactions
         self._gram = (
-            GramMatrix(index, len(self.formats))
-            if kept and GramMatrix.fits(len(index), len(self.formats))
+            GramMatrix(self._group_index, len(self.formats))
+            if kept and GramMatrix.fits(len(self._map.groups), len(self.formats))
             else None
         )
 

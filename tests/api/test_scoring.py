@@ -92,6 +92,10 @@ def test_sums_over_batches_survive_a_kill(
     assert scored == ([4, 5] if state_bytes > 1 else [3, 4, 5])
     assert np.array_equal(interactions(resumed), interactions(whole))
     assert np.array_equal(resumed.sensitivity.contributions, whole.sensitivity.contributions)
+    found = whole.interactions
+    assert found is not None
+    diagonal = found.gram.reshape(16, 16).diagonal().reshape(8, 2)
+    np.testing.assert_allclose(diagonal, 2 * whole.sensitivity.scores(), rtol=1e-5)
     states = [
         array
         for name, array in resumed.store.arrays(resumed.id, SENSITIVITY).items()

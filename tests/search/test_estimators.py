@@ -19,11 +19,15 @@ from autoq.search.estimators import (
     DEFAULT_ESTIMATOR,
     ESTIMATORS,
     Diagonal,
+    Factored,
     ForwardOnly,
+    QuantizedPoint,
     SequenceProjection,
     TokenProjection,
+    _factors,
     make_estimator,
 )
+from autoq.search.estimators.factored import score_new_format
 from autoq.search.objectives import next_token_loss, own_distribution_loss
 from autoq.search.sensitivity import BatchLoss
 from autoq.testing.tiny_models import make_tiny_model
@@ -356,3 +360,206 @@ def test_interactions_of_sampled_tokens_are_those_of_all_on_average(stack):
     error = np.std(samples, axis=0, ddof=1) / np.sqrt(len(samples))
     expected = whole.results()["interactions"]
     assert (abs(np.mean(samples, axis=0) - expected) <= 4.5 * error + 1e-12).all()
+
+
+def tokens_at_point(model, x, calibration, point, reference, labels):
+    """Brute force at an operating point: (h . dy, g . dy), float64 [layer][format or none][S, T].
+
+    h: gradient of the divergence from `reference`; g: of the loss with the given label direction.
+    """
+    layers = {"first": model.first, "second": model.second}
+
+    def seen(name, fmt, values):
+        weight = layers[name].weight.detach()
+        if fmt == "none":
+            return values, weight
+        scales = calibration[name, fmt]
+        matrix = fake_quantize_weight(weight, FORMATS[fmt], scales, scale_dtype=torch.bfloat16)
+        return fake_quantize_input(values, FORMATS[fmt], scales), matrix
+
+    with torch.no_grad():
+        changed, matrix = seen("first", point["first"], x)
+        before = changed @ matrix.t() + model.first.bias
+    before.requires_grad_(True)
+    hidden = torch.tanh(before)
+    changed, matrix = seen("second", point["second"], hidden.detach())
+    # Straight through: rounding changes values, and passes gradients.
+    output = (hidden + (changed - hidden).detach()) @ matrix.t() + model.second.bias
+    output.retain_grad()
+    found = []
+    for loss in (0.5 * (reference - output).square().sum(), (output * labels).sum()):
+        before.grad = output.grad = None
+        loss.backward(retain_graph=True)
+        rows = []
+        for name, values, gradient in (
+            ("first", x, before.grad),
+            ("second", hidden.detach(), output.grad),
+        ):
+            now, now_matrix = seen(name, point[name], values)
+            row = []
+            for fmt in (*FORMAT_NAMES, "none"):
+                then, then_matrix = seen(name, fmt, values)
+                change = then.double() @ then_matrix.double().t()
+                change -= now.double() @ now_matrix.double().t()
+                row.append((gradient.double() * change).sum(-1))
+            rows.append(row)
+        found.append(rows)
+    return found, 0.5 * (reference - output).double().square().sum(-1).mean(-1).detach()
+
+
+def at_point(model, x, direction):
+    output = model(x)
+    return BatchLoss((output * direction).sum(), SEQUENCES, TOKENS, output)
+
+
+@pytest.mark.parametrize(
+    "point", [None, {"first": "fp8", "second": "none"}], ids=["smallest", "given"]
+)
+def test_scores_at_a_quantised_point_are_those_of_brute_force(stack, point):
+    model, x, calibration = stack
+    direction = draw(5)
+    estimator = estimator_of(QuantizedPoint, model, calibration, point=point)
+    raw = estimator.score_batch(0, partial(at_point, model, x, direction))
+    assert raw.shape == (SEQUENCES, 2, 5)
+    # w4a8_awq stores 4.25 bits, nvfp4 4.5.
+    named = point or {"first": "w4a8_awq", "second": "w4a8_awq"}
+    with torch.no_grad():
+        reference = model(x)
+    (first, second), divergence = tokens_at_point(
+        model, x, calibration, named, reference, direction
+    )
+    np.testing.assert_allclose(raw[:, 0, -1], divergence.numpy(), rtol=1e-3, atol=1e-9)
+    linear = expected_of(first, lambda p: p.mean(-1))
+    quadratic = expected_of(second, lambda p: 0.5 * p.square().mean(-1))
+    expected = linear + quadratic
+    np.testing.assert_allclose(raw[..., :-1], expected, rtol=2e-3, atol=2e-3 * abs(expected).max())
+
+    final = estimator.finish(raw)
+    assert final.shape == (SEQUENCES, 2, 3)
+    scores = final.mean(axis=0)
+    assert (scores >= 0).all()
+    if point is None:
+        column = FORMAT_NAMES.index("w4a8_awq")
+        # What is predicted for the point is what was measured there.
+        np.testing.assert_allclose(scores[:, column].sum(), divergence.mean(), rtol=1e-3)
+        back = np.clip(-expected[..., -1].mean(axis=0), 0, None)
+        share = back / back.sum() * float(divergence.mean())
+        wanted = np.clip(expected[..., :-1].mean(axis=0) + share[:, None], 0, None)
+        np.testing.assert_allclose(scores, wanted, rtol=5e-3, atol=5e-3 * wanted.max())
+
+
+def test_a_point_must_be_usable_and_needs_an_output(stack):
+    model, x, calibration = stack
+    with pytest.raises(InputError, match="must give first a format that it can take, got mxfp8"):
+        estimator_of(QuantizedPoint, model, calibration, point={"first": "mxfp8"})
+    with pytest.raises(InputError, match="draws labels once, so draws must be 1, got 2"):
+        estimator_of(QuantizedPoint, model, calibration, draws=2)
+    own = estimator_of(QuantizedPoint, model, calibration)
+    with pytest.raises(InputError, match="compares outputs, and a loss of your own shows none"):
+        own.score_batch(0, lambda: BatchLoss(model(x).sum(), SEQUENCES, TOKENS))
+
+
+def moments_by_hand(model, x, direction):
+    """(inputs, output gradients) of both layers, float64 [rows, features]."""
+    model = copy.deepcopy(model)
+    first = model.first(x)
+    second = model.second(torch.tanh(first))
+    gradients = torch.autograd.grad((second * direction).sum(), [first, second])
+    inputs = [x, torch.tanh(first).detach()]
+    return [
+        (a.flatten(0, 1).double(), g.flatten(0, 1).double())
+        for a, g in zip(inputs, gradients, strict=True)
+    ]
+
+
+def test_factored_scores_are_traces_of_second_moments(stack, monkeypatch):
+    model, _, calibration = stack
+    data = [draw(1), draw(7)]
+    directions = [draw(2), draw(3)]
+    rows = SEQUENCES * TOKENS * 2
+    estimator = estimator_of(Factored, model, calibration)
+    raw = [
+        estimator.score_batch(index, partial(loss_along, model, data[index], directions[index]))
+        for index in range(2)
+    ]
+    final = estimator.finish(np.concatenate(raw))
+    by_batch = [moments_by_hand(model, *pair) for pair in zip(data, directions, strict=True)]
+    for layer, name in enumerate(("first", "second")):
+        inputs = torch.cat([batch[layer][0] for batch in by_batch])
+        gradients = torch.cat([batch[layer][1] for batch in by_batch])
+        weight = getattr(model, name).weight.detach()
+        for column, fmt in enumerate(FORMAT_NAMES):
+            scales = calibration[name, fmt]
+            matrix = fake_quantize_weight(weight, FORMATS[fmt], scales, scale_dtype=torch.bfloat16)
+            error = (matrix - weight).double()
+            second = inputs.t() @ inputs / rows
+            curvature = gradients.t() @ gradients / rows
+            trace = torch.trace(curvature @ error @ second @ error.t())
+            change = fake_quantize_input(inputs.float(), FORMATS[fmt], scales).double() - inputs
+            moved = (change * (gradients @ weight.double())).sum(1).square().mean()
+            expected = 0.5 * float(trace + moved)
+            np.testing.assert_allclose(final.mean(axis=0)[layer, column], expected, rtol=2e-3)
+    assert (final.std(axis=0) > 0).all()
+
+    # Going on from the state of the first batch gives the same bits.
+    early, late = (estimator_of(Factored, model, calibration) for _ in range(2))
+    early.score_batch(0, partial(loss_along, model, data[0], directions[0]))
+    late.load_state({name: array.copy() for name, array in early.state().items()})
+    late.score_batch(1, partial(loss_along, model, data[1], directions[1]))
+    assert np.array_equal(late.finish(np.concatenate(raw)), final)
+
+    # Diagonals where memory does not suffice for whole matrices.
+    monkeypatch.setattr(_factors, "FACTOR_BYTES", 0)
+    small = estimator_of(Factored, model, calibration)
+    raw_small = [
+        small.score_batch(index, partial(loss_along, model, data[index], directions[index]))
+        for index in range(2)
+    ]
+    assert (
+        sum(a.nbytes for a in small.state().values() if a.ndim == 2 and a.shape[0] == a.shape[1])
+        == 0
+    )
+    inputs = torch.cat([batch[0][0] for batch in by_batch]).square().sum(0) / rows
+    gradients = torch.cat([batch[0][1] for batch in by_batch]).square().sum(0) / rows
+    matrix = fake_quantize_weight(
+        model.first.weight.detach(),
+        FORMATS["nvfp4"],
+        calibration["first", "nvfp4"],
+        scale_dtype=torch.bfloat16,
+    )
+    error = (matrix - model.first.weight.detach()).double()
+    diagonal = 0.5 * float((gradients[:, None] * error.square() * inputs).sum())
+    part = small.finish(np.concatenate(raw_small)) - np.concatenate(raw_small)
+    np.testing.assert_allclose(part.mean(axis=0)[0, 1], diagonal, rtol=2e-3)
+
+
+def test_a_new_format_is_scored_from_the_stored_factors_alone(stack):
+    model, _, calibration = stack
+    data, direction = draw(1), draw(2)
+    known = {key: scales for key, scales in calibration.items() if key[1] == "fp8"}
+    estimator = Factored(
+        model,
+        discover(model),
+        ("fp8",),
+        known,
+        container=Container.MODELOPT,
+        scale_dtype=torch.bfloat16,
+        dtype=torch.float32,
+    )
+    estimator.score_batch(0, partial(loss_along, model, data, direction))
+    everything = estimator_of(Factored, model, calibration)
+    whole = everything.finish(
+        everything.score_batch(0, partial(loss_along, model, data, direction))
+    )
+    for column, name in enumerate(FORMAT_NAMES):
+        found = score_new_format(
+            name,
+            estimator.results(),
+            model,
+            discover(model),
+            calibration,
+            container=Container.MODELOPT,
+            scale_dtype=torch.bfloat16,
+        )
+        # All ten rows of the batch are among the sampled ones.
+        np.testing.assert_allclose(found, whole.mean(axis=0)[:, column], rtol=1e-4)
