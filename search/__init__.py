@@ -21,7 +21,9 @@ from autoq.search.costs import (
     stored_bits_per_weight,
     stored_bytes,
 )
+from autoq.search.diverse import diverse_plans
 from autoq.search.frontier import frontier
+from autoq.search.interactions import Interactions, improve, quadratic_loss
 from autoq.search.rules import Rule, apply_rules, parse_rule
 from autoq.search.solver import (
     check_budget,
@@ -35,6 +37,7 @@ from autoq.search.solver import (
 __all__ = [
     "Budget",
     "CostTable",
+    "Interactions",
     "Least",
     "Plan",
     "Resource",
@@ -43,11 +46,14 @@ __all__ = [
     "apply_rules",
     "build_cost_table",
     "check_budget",
+    "diverse_plans",
     "effective_bits",
     "frontier",
+    "improve",
     "parse_rule",
     "peer_effective_bits",
     "plan_from_assignment",
+    "quadratic_loss",
     "reachable_bits",
     "refusals",
     "smallest",
