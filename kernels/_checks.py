@@ -96,6 +96,12 @@ def require_scales(name: str, scale: Tensor, shape: tuple[int, ...]) -> None:
         raise InputError(f"{name} must be at least 2**-100, got {lowest}; compute it from amax")
 
 
+def require_importance(importance: Tensor, matrix: Tensor) -> None:
+    """Refuse weights of errors that are not float32, one per column of `matrix`."""
+    require_dtype("importance", importance, torch.float32)
+    require_shape("importance", importance, tuple(matrix.shape[-1:]))
+
+
 def require_bias(bias: Tensor | None, out_features: int) -> None:
     """Refuse a bias that is not a floating vector of one number per output."""
     if bias is not None:

@@ -24,6 +24,7 @@ from autoq.kernels._checks import (
     require_bias,
     require_dtype,
     require_float,
+    require_importance,
     require_matrix,
     require_multiple,
     require_record,
@@ -41,6 +42,7 @@ from autoq.kernels._int4_containers import (
     unpack_rows,
 )
 from autoq.kernels._packed import PackedTensor
+from autoq.kernels._torch import chosen_scales
 from autoq.kernels._torch import int4 as _torch
 from autoq.kernels.dispatch import triton_target
 from autoq.kernels.targets import Target
@@ -48,6 +50,7 @@ from autoq.kernels.targets import Target
 __all__ = [
     "GROUP_SIZE",
     "INT4Tensor",
+    "choose_group_scale",
     "dequantize",
     "fake_quantize",
     "group_scale",
@@ -112,6 +115,40 @@ def group_scale(
     """
     _require_ungrouped(weight, group_size, storage_dtype)
     return _torch.group_scale(weight, group_size, storage_dtype)
+
+
+def choose_group_scale(
+    weight: Tensor,
+    importance: Tensor,
+    group_size: int = GROUP_SIZE,
+    *,
+    storage_dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Group scales that leave less error than amax / 7 does.
+
+    For every group the sum over its columns of importance * (quantised - exact)**2 is computed
+    under amax / 7 and under 0.95, 0.9, ... 0.5 of it; the smallest wins, and of equals the larger
+    scale. With E[x_j^2] of a layer's inputs as importance that is the squared error of the outputs,
+    correlations between inputs left out.
+    Source: the search for clipping in Lin et al., "AWQ" (2023), section 3.
+
+    Args:
+        weight: float32, bfloat16 or float16 [N, K], K a multiple of `group_size`.
+        importance: float32 [K], not negative.
+        group_size: columns that share a scale; even.
+        storage_dtype: float32, bfloat16 or float16; scales are rounded to it before they are tried.
+
+    Returns:
+        float32 [N, K / group_size], exact in `storage_dtype`, the same bits on every device.
+
+    Raises:
+        InputError: a dtype or shape is not as above.
+    """
+    _require_ungrouped(weight, group_size, storage_dtype)
+    require_importance(importance, weight)
+    return chosen_scales.int4_group_scale(
+        weight.detach(), group_size, storage_dtype, importance.detach().to(weight.device)
+    )
 
 
 def quantize(

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from autoq.errors import InputError
-from autoq.formats import FORMATS, NONE, FormatName, portable_formats
+from autoq.formats import FORMATS, NONE, CalibrationMethod, FormatName, portable_formats
 from autoq.layers.quantize import Container
 from autoq.search.estimators import DEFAULT_ESTIMATOR, ESTIMATORS
 
@@ -29,6 +29,7 @@ class ScoringConfig:
     sequence_length: int = 512  # tokens
     batch_size: int = 4  # sequences
     container: Container = Container.MODELOPT
+    calibration: CalibrationMethod = CalibrationMethod.BEST
     dtype: str = "auto"  # of the model while it is searched
     device: str = "auto"
     row_fraction: float = 1.0  # share of the tokens whose projections are computed
@@ -69,6 +70,8 @@ class ScoringConfig:
     def from_json(cls, data: Mapping[str, Any]) -> ScoringConfig:
         """The value that `to_json` came from; unknown keys are refused.
 
+        Configurations of before there was a choice of calibration mean plain calibration.
+
         Raises:
             InputError: a key is unknown.
         """
@@ -80,6 +83,7 @@ class ScoringConfig:
             k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
         }
         values["container"] = parse_container(values.get("container", Container.MODELOPT))
+        values["calibration"] = parse_calibration(values.get("calibration", CalibrationMethod.MAX))
         return cls(**values)
 
 
@@ -94,3 +98,16 @@ def parse_container(name: str) -> Container:
     except ValueError:
         known = ", ".join(container.value for container in Container)
         raise InputError(f"no container named {name!r}; known: {known}") from None
+
+
+def parse_calibration(name: str) -> CalibrationMethod:
+    """The way to calibrate called `name`.
+
+    Raises:
+        InputError: nothing has that name.
+    """
+    try:
+        return CalibrationMethod(name)
+    except ValueError:
+        known = ", ".join(method.value for method in CalibrationMethod)
+        raise InputError(f"no calibration named {name!r}; known: {known}") from None

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from autoq.api.budgets import Budgets, budgets_or_default, gpu_of
-from autoq.api.config import ScoringConfig
+from autoq.api.config import ScoringConfig, parse_calibration
 from autoq.api.costing import SIZES, check_reachable, constrained_costs, latency_note
 from autoq.api.exporting import export_plan
 from autoq.api.measuring import held_out_tokens
@@ -81,6 +81,7 @@ def search(
     dtype: str = "auto",
     device: str = "auto",
     row_fraction: float = 1.0,
+    calibration: str = "best",
     estimator: str | None = None,
     draws: int | None = None,
     confidence: float | None = None,
@@ -127,6 +128,8 @@ def search(
         target: "ENGINE:HARDWARE" where the checkpoint is to run, for example "vllm:h200"; None
             asks nothing of formats and container.
         row_fraction: share of the tokens that are scored, in (0, 1].
+        calibration: "best", or "max" for scales from largest magnitudes only, as other tools have
+            them (input scales of w4a8_awq are searched all the same).
         estimator: name of the way to score, one of `autoq.search.estimators.ESTIMATORS`; None is
             the one that wins the benchmark.
         draws: of labels for every sequence; None is what the estimator likes.
@@ -170,6 +173,7 @@ def search(
         dtype=dtype,
         device=device,
         row_fraction=row_fraction,
+        calibration=parse_calibration(calibration),
         estimator=estimator or DEFAULT_ESTIMATOR,
         draws=draws,
         confidence=confidence,

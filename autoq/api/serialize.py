@@ -53,13 +53,21 @@ def _group_from_json(data: Mapping[str, Any]) -> DecisionGroup:
 def calibration_to_plain(
     table: CalibrationTable,
 ) -> tuple[list[dict[str, Any]], dict[str, NDArray[Any]]]:
-    """(one JSON record per slot and format, the input scales by name)."""
+    """(one JSON record per slot and format, the input scales and importances by name).
+
+    Slots that share one importance in memory share it in the store.
+    """
     records = []
     arrays: dict[str, NDArray[Any]] = {}
+    names_of_importances: dict[int, str] = {}
     for (slot, fmt), calibration in table.items():
-        scale = calibration.pre_quant_scale
+        scale, importance = calibration.pre_quant_scale, calibration.importance
         if scale is not None:
             arrays[_scale_name(slot, fmt)] = scale.numpy(force=True)
+        name = None
+        if importance is not None:
+            name = names_of_importances.setdefault(id(importance), f"importance|{slot}|{fmt}")
+            arrays.setdefault(name, importance.numpy(force=True))
         records.append(
             {
                 "slot": slot,
@@ -68,6 +76,7 @@ def calibration_to_plain(
                 "input_amax": calibration.input_amax,
                 "has_input_scale": scale is not None,
                 "folds_into": calibration.folds_into,
+                "importance": name,
                 "input_rows": calibration.input_rows,
             }
         )
@@ -77,19 +86,21 @@ def calibration_to_plain(
 def calibration_from_plain(
     records: list[dict[str, Any]], arrays: Mapping[str, NDArray[Any]]
 ) -> dict[tuple[SlotName, FormatName], LayerCalibration]:
-    """The table that `calibration_to_plain` was given."""
+    """The table that `calibration_to_plain` was given; records of older stores name no importance."""
     table = {}
+    tensors = {
+        name: torch.from_numpy(np.array(array, dtype=np.float32)) for name, array in arrays.items()
+    }
     for record in records:
         slot, fmt = SlotName(record["slot"]), FormatName(record["format"])
-        scale = None
-        if record["has_input_scale"]:
-            scale = torch.from_numpy(np.array(arrays[_scale_name(slot, fmt)], dtype=np.float32))
+        importance = record.get("importance")
         table[slot, fmt] = LayerCalibration(
             weight_amax=record["weight_amax"],
             input_amax=record["input_amax"],
-            pre_quant_scale=scale,
+            pre_quant_scale=tensors[_scale_name(slot, fmt)] if record["has_input_scale"] else None,
             folds_into=record["folds_into"],
-            input_rows=record.get("input_rows"),  # records of earlier versions have none
+            importance=None if importance is None else tensors[importance],
+            input_rows=record.get("input_rows"),
         )
     return table
 

@@ -78,6 +78,7 @@ def run_calibration(
             run_small=task.run_small,
             container=study.config.container,
             scale_dtype=loaded.storage_dtype,
+            method=study.config.calibration,
             after_batch=after_batch,
             after_group=after_group,
         )

@@ -9,11 +9,12 @@ exact, and what is searched is bit for bit what is exported.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from autoq.calibration.scales import scaled_input_amax, scaled_weight_amax
+from autoq.calibration.scales import scaled_importance, scaled_input_amax, scaled_weight_amax
 from autoq.calibration.statistics import InputStatistics
 from autoq.formats import QuantFormat
 from autoq.layers import LayerCalibration
@@ -37,12 +38,18 @@ def search_input_scale(
     *,
     scale_dtype: torch.dtype,
     container: Container,
+    importance: Tensor | None = None,
 ) -> Tensor | None:
     """The input scale with the smallest output error, or None if none beats plain rounding.
+
+    The candidates are compared with block scales of the largest magnitudes, which are quick to
+    find. With an importance the best of them has to beat plain rounding once more, both with block
+    scales chosen by it, as the layer will have them.
 
     Args:
         weights: matrices [out_features, in_features] that share one input.
         statistics: of that input, with kept rows.
+        importance: float32 [in_features], mean squares of the input's channels.
     Returns:
         float32 [in_features] of powers of two, to multiply the input by.
     """
@@ -50,29 +57,53 @@ def search_input_scale(
     if not rows.numel():
         return None
     floats = [weight.float() for weight in weights]
-    expected = [rows @ weight.t() for weight in floats]
-
-    def output_error(scale: Tensor | None) -> float:
-        calibration = LayerCalibration(
-            weight_amax=scaled_weight_amax(floats, scale, fmt, scale_dtype),
-            input_amax=scaled_input_amax(statistics, scale),
-            pre_quant_scale=scale,
-        )
-        inputs = fake_quantize_input(rows, fmt, calibration, container=container)
-        error = 0.0
-        for weight, target in zip(floats, expected, strict=True):
-            quantized = fake_quantize_weight(
-                weight, fmt, calibration, scale_dtype=scale_dtype, container=container
-            )
-            error += float((inputs @ quantized.t() - target).square().sum())
-        return error
-
-    best, best_error = None, output_error(None)
+    error = partial(
+        _output_error,
+        floats,
+        [rows @ weight.t() for weight in floats],
+        rows,
+        statistics,
+        fmt,
+        scale_dtype,
+        container,
+    )
+    best, best_error = None, error(None, None)
     for scale in _candidates(floats, statistics):
-        error = output_error(scale)
-        if error < best_error:
-            best, best_error = scale, error
-    return best
+        found = error(scale, None)
+        if found < best_error:
+            best, best_error = scale, found
+    if best is None or importance is None:
+        return best
+    final = error(best, scaled_importance(importance, best))
+    return best if final < error(None, importance) else None
+
+
+def _output_error(
+    weights: Sequence[Tensor],
+    expected: Sequence[Tensor],
+    rows: Tensor,
+    statistics: InputStatistics,
+    fmt: QuantFormat,
+    scale_dtype: torch.dtype,
+    container: Container,
+    scale: Tensor | None,
+    importance: Tensor | None,
+) -> float:
+    """Squared error of the outputs of `rows`, both weight and input quantised."""
+    calibration = LayerCalibration(
+        weight_amax=scaled_weight_amax(weights, scale, fmt, scale_dtype, importance),
+        input_amax=scaled_input_amax(statistics, scale),
+        pre_quant_scale=scale,
+        importance=importance,
+    )
+    inputs = fake_quantize_input(rows, fmt, calibration, container=container)
+    error = 0.0
+    for weight, target in zip(weights, expected, strict=True):
+        quantized = fake_quantize_weight(
+            weight, fmt, calibration, scale_dtype=scale_dtype, container=container
+        )
+        error += float((inputs @ quantized.t() - target).square().sum())
+    return error
 
 
 def _candidates(weights: Sequence[Tensor], statistics: InputStatistics) -> Iterator[Tensor]:

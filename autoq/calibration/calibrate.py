@@ -11,9 +11,15 @@ from torch import Tensor, nn
 
 from autoq.calibration.awq import search_input_scale
 from autoq.calibration.folding import find_folds
-from autoq.calibration.scales import scaled_input_amax, scaled_weight_amax, sharing_sets
+from autoq.calibration.scales import (
+    mean_square,
+    scaled_importance,
+    scaled_input_amax,
+    scaled_weight_amax,
+    sharing_sets,
+)
 from autoq.calibration.statistics import InputStatistics, collect_statistics
-from autoq.formats import FORMATS, NONE, CalibrationAlgorithm, FormatName, QuantFormat
+from autoq.formats import FORMATS, NONE, CalibrationMethod, FormatName, QuantFormat
 from autoq.layers import LayerCalibration
 from autoq.layers.quantize import Container
 from autoq.models import DecisionGroup, ModelMap, SlotKind, SlotName
@@ -32,6 +38,7 @@ def calibrate(
     run_small: Callable[[], Tensor],
     container: Container,
     scale_dtype: torch.dtype,
+    method: CalibrationMethod = CalibrationMethod.BEST,
     after_batch: Callable[[], None] = lambda: None,
     after_group: Callable[[], None] = lambda: None,
 ) -> dict[tuple[SlotName, FormatName], LayerCalibration]:
@@ -44,13 +51,14 @@ def calibrate(
             where an input scale folds exactly.
         container: input scales that do not fold are searched only where it can store them.
         scale_dtype: the dtype in which the checkpoint stores INT4 group scales.
+        method: which of each format's algorithms is meant.
         after_batch: called after every batch, for progress.
         after_group: called when a group is calibrated in one format, for progress.
     Raises:
         ModelError: an input holds NaN or Inf on calibration data; names the layer.
     """
     quantised = [FORMATS[name] for name in formats if name != NONE]
-    searches_scales = any(fmt.calibration is CalibrationAlgorithm.AWQ_LITE for fmt in quantised)
+    searches_scales = any(fmt.algorithm(method).searches_input_scales for fmt in quantised)
     statistics = collect_statistics(
         model,
         model_map,
@@ -61,7 +69,7 @@ def calibrate(
         after_batch=after_batch,
     )
     folds = find_folds(model, model_map, run_small) if searches_scales else {}
-    calibrator = _Calibrator(model, model_map, statistics, folds, container, scale_dtype)
+    calibrator = _Calibrator(model, model_map, statistics, folds, container, scale_dtype, method)
     table: dict[tuple[SlotName, FormatName], LayerCalibration] = {}
     with torch.no_grad():
         for fmt in quantised:
@@ -81,6 +89,7 @@ class _Calibrator:
     folds: Mapping[SlotName, str]
     container: Container
     scale_dtype: torch.dtype
+    method: CalibrationMethod
 
     def calibrate_group(
         self, group: DecisionGroup, fmt: QuantFormat
@@ -88,11 +97,14 @@ class _Calibrator:
         slots = [self.model_map.slots[name] for name in group.slots]
         if any(fmt.refusal(slot.out_features, slot.in_features) for slot in slots):
             return
-        searches = fmt.calibration is CalibrationAlgorithm.AWQ_LITE and self._scalable(group)
+        algorithm = fmt.algorithm(self.method)
+        searches = algorithm.searches_input_scales and self._scalable(group)
         shared_amax = self._shared_input_amax(group)
+        importance = self._importance(group) if algorithm.weighs_errors else {}
         for members in sharing_sets(group):
-            scale = self._input_scale(members, fmt) if searches else None
-            calibration = self._calibrate_set(members, fmt, scale, shared_amax)
+            own = importance.get(members[0])
+            scale = self._input_scale(members, fmt, own) if searches else None
+            calibration = self._calibrate_set(members, fmt, scale, shared_amax, own)
             for name in members:
                 yield (name, fmt.name), calibration
 
@@ -102,18 +114,36 @@ class _Calibrator:
         fmt: QuantFormat,
         scale: Tensor | None,
         shared_amax: Mapping[SlotName, float],
+        importance: Tensor | None,
     ) -> LayerCalibration:
         first = members[0]  # the members share their statistics
         input_amax = shared_amax.get(first)
         if input_amax is None:
             input_amax = scaled_input_amax(self.statistics[first], scale)
+        importance = scaled_importance(importance, scale)
+        weights = self._weights(members)
         return LayerCalibration(
-            weight_amax=scaled_weight_amax(self._weights(members), scale, fmt, self.scale_dtype),
+            weight_amax=scaled_weight_amax(weights, scale, fmt, self.scale_dtype, importance),
             input_amax=input_amax,
             pre_quant_scale=scale,
             folds_into=self.folds.get(first) if scale is not None else None,
+            importance=importance,
             input_rows=self.statistics[first].row_count,
         )
+
+    def _importance(self, group: DecisionGroup) -> dict[SlotName, Tensor]:
+        """Mean squares of the input's channels by slot, over each input set for all its members.
+
+        One expert sees few tokens, so experts that read the same tensor pool theirs.
+        """
+        squares: dict[SlotName, Tensor] = {}
+        for members in sharing_sets(group):  # which share their statistics
+            own = mean_square([self.statistics[members[0]]])
+            squares.update(dict.fromkeys(members, own))
+        for names in group.input_sets:
+            pooled = mean_square([self.statistics[name] for name in names])
+            squares.update(dict.fromkeys(names, pooled))
+        return squares
 
     def _weights(self, members: Sequence[SlotName]) -> list[Tensor]:
         return [slot_weight(self.model, self.model_map.slots[name]) for name in members]
@@ -135,8 +165,11 @@ class _Calibrator:
             shared.update(dict.fromkeys(names, amax))
         return shared
 
-    def _input_scale(self, members: Sequence[SlotName], fmt: QuantFormat) -> Tensor | None:
-        if self.container is Container.COMPRESSED_TENSORS and members[0] not in self.folds:
+    def _input_scale(
+        self, members: Sequence[SlotName], fmt: QuantFormat, importance: Tensor | None
+    ) -> Tensor | None:
+        is_stored = fmt.stores_input_scale and self.container is not Container.COMPRESSED_TENSORS
+        if not is_stored and members[0] not in self.folds:
             return None
         return search_input_scale(
             self._weights(members),
@@ -144,4 +177,5 @@ class _Calibrator:
             fmt,
             scale_dtype=self.scale_dtype,
             container=self.container,
+            importance=importance,
         )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import nn
 
-from autoq.calibration.scales import scaled_weight_amax
+from autoq.calibration.scales import scaled_importance, scaled_weight_amax
 from autoq.formats import FORMATS, NONE, FormatName
 from autoq.layers import LayerCalibration
 from autoq.models import ModelMap, SlotName
@@ -40,9 +41,10 @@ def without_unfolded_scales(
             continue
         members = fusion_set_of.get(name, (name,))
         weights = [slot_weight(model, model_map.slots[member]) for member in members]
-        plain[name, fmt] = LayerCalibration(
-            weight_amax=scaled_weight_amax(weights, None, FORMATS[fmt], scale_dtype),
-            input_amax=entry.input_amax,
+        importance = scaled_importance(entry.importance, entry.pre_quant_scale.reciprocal())
+        amax = scaled_weight_amax(weights, None, FORMATS[fmt], scale_dtype, importance)
+        plain[name, fmt] = replace(
+            entry, weight_amax=amax, pre_quant_scale=None, importance=importance
         )
         changed.append(name)
     return plain, changed

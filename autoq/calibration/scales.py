@@ -10,6 +10,7 @@ from torch import Tensor
 from autoq.calibration.statistics import InputStatistics
 from autoq.formats import QuantFormat, WeightElement
 from autoq.kernels import int4
+from autoq.layers.quantize import int4_group_scale
 from autoq.models import DecisionGroup, SlotName
 
 
@@ -25,8 +26,28 @@ def scaled_input_amax(statistics: InputStatistics, scale: Tensor | None) -> floa
     return float(amax.max())
 
 
+def mean_square(statistics: Sequence[InputStatistics]) -> Tensor:
+    """Mean square of every channel over the inputs of several slots, float32 [in_features].
+
+    Zeros where no row came, as to an expert that no token was routed to.
+    """
+    total = torch.stack([entry.channel_square_sum for entry in statistics]).sum(0)
+    return (total / max(sum(entry.row_count for entry in statistics), 1)).float()
+
+
+def scaled_importance(importance: Tensor | None, scale: Tensor | None) -> Tensor | None:
+    """Mean squares of the channels of x * scale, from those of x."""
+    if importance is None or scale is None:
+        return importance
+    return importance * scale.to(importance.device).square()
+
+
 def scaled_weight_amax(
-    weights: Sequence[Tensor], scale: Tensor | None, fmt: QuantFormat, scale_dtype: torch.dtype
+    weights: Sequence[Tensor],
+    scale: Tensor | None,
+    fmt: QuantFormat,
+    scale_dtype: torch.dtype,
+    importance: Tensor | None = None,
 ) -> float:
     """Largest magnitude that the format's top-level weight scale must reach.
 
@@ -34,15 +55,17 @@ def scaled_weight_amax(
         weights: matrices [out_features, in_features] that share the top-level scale.
         scale: the input scale, float32 [in_features]; the weights are divided by it.
         scale_dtype: dtype in which INT4 group scales are stored.
+        importance: as `LayerCalibration.importance`, of the scaled input.
     """
-    return max(_amax(w if scale is None else w / scale, fmt, scale_dtype) for w in weights)
+    smoothed = (w if scale is None else w / scale for w in weights)
+    return max(_amax(w, fmt, scale_dtype, importance) for w in smoothed)
 
 
-def _amax(weight: Tensor, fmt: QuantFormat, scale_dtype: torch.dtype) -> float:
+def _amax(
+    weight: Tensor, fmt: QuantFormat, scale_dtype: torch.dtype, importance: Tensor | None
+) -> float:
     """Of INT4 weights the largest value after rounding: the second level scales those."""
     if fmt.weight_element is WeightElement.INT4 and fmt.weight_block_size:
-        group_scale = int4.group_scale(
-            weight, group_size=fmt.weight_block_size, storage_dtype=scale_dtype
-        )
+        group_scale = int4_group_scale(weight, fmt, scale_dtype, importance)
         return float(int4.fake_quantize(weight.float(), group_scale).abs().max())
     return float(weight.abs().max())

@@ -27,6 +27,7 @@ class InputStatistics:
 
     channel_amax: Tensor  # float32 [in_features]
     channel_absolute_sum: Tensor  # float64 [in_features]
+    channel_square_sum: Tensor  # float64 [in_features]
     row_storage: Tensor  # [rows that may be kept, in_features], in the inputs' dtype
     row_count: int = 0
     kept_count: int = 0
@@ -43,6 +44,7 @@ class InputStatistics:
         return cls(
             channel_amax=torch.zeros(in_features, device=device),
             channel_absolute_sum=torch.zeros(in_features, dtype=torch.float64, device=device),
+            channel_square_sum=torch.zeros(in_features, dtype=torch.float64, device=device),
             row_storage=torch.zeros(keep, in_features, dtype=dtype, device=device),
         )
 
@@ -62,6 +64,8 @@ class InputStatistics:
         amax, absolute_sum = input_statistics(rows)
         torch.maximum(self.channel_amax, amax, out=self.channel_amax)
         self.channel_absolute_sum += absolute_sum
+        norms = torch.linalg.vector_norm(rows, dim=0, dtype=torch.float32)
+        self.channel_square_sum += norms.double().square()
         self.row_count += rows.shape[0]
         keep = min(keep, self.row_storage.shape[0] - self.kept_count)
         if keep:

@@ -173,6 +173,7 @@ def formats(as_json: Json = False) -> None:
             "effective_bits": entry.weight_bits + _block_bits(entry.name),
             "peer_bits": entry.peer_bits,
             "block_size": entry.weight_block_size,
+            "calibration": entry.calibration.value,
             "portable": entry.portable,
             "loads_in": entry.loads_in,
         }
@@ -202,7 +203,7 @@ def _print_formats(entries: list[dict[str, Any]]) -> None:
             f"{entry['peer_bits']:g}",
             str(entry["block_size"] or "-"),
             "yes" if entry["portable"] else "when named",
-            f"{entry['summary']}; loads in {entry['loads_in']}"
+            f"{entry['summary']}; calibrated by {entry['calibration']}; loads in {entry['loads_in']}"
             if entry["name"] != "none"
             else entry["summary"],
         )

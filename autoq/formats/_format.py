@@ -34,8 +34,36 @@ class CalibrationAlgorithm(StrEnum):
     """How a format's scales are found."""
 
     NONE = "none"
+    """There are none."""
     MAX = "max"
+    """From largest magnitudes."""
     AWQ_LITE = "awq_lite"
+    """From largest magnitudes, after input scales that are searched per layer by the output error
+    (Lin et al., "AWQ", 2023)."""
+    AWQ_MSE = "awq_mse"
+    """Input scales as AWQ_LITE; the weight's block scales are those that leave the least squared
+    error, weighted by the mean square of the input channel (AWQ's search for clipping, upwards as
+    well as downwards)."""
+
+    @property
+    def searches_input_scales(self) -> bool:
+        """Whether inputs are scaled per channel."""
+        return self in (CalibrationAlgorithm.AWQ_LITE, CalibrationAlgorithm.AWQ_MSE)
+
+    @property
+    def weighs_errors(self) -> bool:
+        """Whether block scales are chosen by the error that they leave."""
+        return self is CalibrationAlgorithm.AWQ_MSE
+
+
+class CalibrationMethod(StrEnum):
+    """Which of a format's algorithms calibrates it."""
+
+    BEST = "best"
+    """`QuantFormat.calibration`: what gives the smallest loss."""
+    MAX = "max"
+    """`QuantFormat.plain_calibration`: scales from largest magnitudes, which other tools have, too;
+    to compare allocations under one and the same quantiser."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +101,15 @@ class QuantFormat:
     tensor_scale_bits: int  # bits of all per-tensor scalars of one matrix
     activation: ActivationScheme
     calibration: CalibrationAlgorithm
+    plain_calibration: CalibrationAlgorithm  # under `CalibrationMethod.MAX`
     peer_bits: float  # what ModelOpt's auto_quantize charges per weight
     portable: bool  # loads in every engine: part of the default set
     loads_in: str  # one sentence: which engines load its export, on which hardware
+    stores_input_scale: bool = False  # engines take an input scale that no norm absorbs
+
+    def algorithm(self, method: CalibrationMethod) -> CalibrationAlgorithm:
+        """How the format's scales are found under a method."""
+        return self.calibration if method is CalibrationMethod.BEST else self.plain_calibration
 
     def storage_bits(self, out_features: int, in_features: int) -> StorageBits:
         """Bits of one [out_features, in_features] matrix in this format.

@@ -62,7 +62,15 @@ def _quantize_e2m1(
     weight: Tensor, _: QuantFormat, calibration: LayerCalibration, __: torch.dtype
 ) -> _Tensors:
     scale = nvfp4.global_scale(calibration.weight_amax)
-    return nvfp4.quantize(weight, scale).tensors()
+    return nvfp4.quantize(weight, scale, _e2m1_block_scale(weight, scale, calibration)).tensors()
+
+
+def _e2m1_block_scale(
+    weight: Tensor, scale: Tensor, calibration: LayerCalibration
+) -> Tensor | None:
+    if calibration.importance is None:
+        return None
+    return nvfp4.choose_block_scale(weight, scale, calibration.importance)
 
 
 def _pack_e2m1(tensors: _Tensors, container: Container) -> nvfp4.NVFP4Tensor:
@@ -81,7 +89,8 @@ def _fake_quantize_e2m1(
 ) -> Tensor:
     scale = nvfp4.global_scale(calibration.weight_amax)
     if torch.equal(_read_global_scale(scale, container), scale):
-        return nvfp4.fake_quantize(weight, scale)
+        block_scale = _e2m1_block_scale(weight, scale, calibration)
+        return nvfp4.fake_quantize(weight, scale, block_scale)
     tensors = _quantize_e2m1(weight, fmt, calibration, scale_dtype)
     return nvfp4.dequantize(_pack_e2m1(tensors, container), weight.dtype)
 
@@ -99,7 +108,7 @@ def _read_global_scale(scale: Tensor, container: Container) -> Tensor:
 def _quantize_int4(
     weight: Tensor, fmt: QuantFormat, calibration: LayerCalibration, scale_dtype: torch.dtype
 ) -> _Tensors:
-    group_scale = _int4_group_scale(weight, fmt, scale_dtype)
+    group_scale = int4_group_scale(weight, fmt, scale_dtype, calibration.importance)
     tensor_scale = fp8.tensor_scale(calibration.weight_amax)
     return {
         "codes": int4.unpack(int4.quantize(weight, group_scale)),
@@ -124,16 +133,21 @@ def _fake_quantize_int4(
     scale_dtype: torch.dtype,
     container: Container,
 ) -> Tensor:
-    group_scale = _int4_group_scale(weight, fmt, scale_dtype)
+    group_scale = int4_group_scale(weight, fmt, scale_dtype, calibration.importance)
     if container is Container.COMPRESSED_TENSORS:
         return int4.fake_quantize(weight, group_scale)
     tensor_scale = fp8.tensor_scale(calibration.weight_amax)
     return w4a8.fake_quantize(weight, group_scale, tensor_scale)
 
 
-def _int4_group_scale(weight: Tensor, fmt: QuantFormat, scale_dtype: torch.dtype) -> Tensor:
+def int4_group_scale(
+    weight: Tensor, fmt: QuantFormat, scale_dtype: torch.dtype, importance: Tensor | None
+) -> Tensor:
+    """Scales of the groups of W / p, rounded to `scale_dtype`; see `LayerCalibration.importance`."""
     group_size = fmt.weight_block_size or weight.shape[-1]
-    return int4.group_scale(weight, group_size, storage_dtype=scale_dtype)
+    if importance is None:
+        return int4.group_scale(weight, group_size, storage_dtype=scale_dtype)
+    return int4.choose_group_scale(weight, importance, group_size, storage_dtype=scale_dtype)
 
 
 def _keep_input(x: Tensor, _: float) -> Tensor:
@@ -156,7 +170,8 @@ def _e2m1_scheme(
     calibration: LayerCalibration, container: Container
 ) -> tuple[Scheme, Tensor] | None:
     scale = nvfp4.global_scale(calibration.weight_amax)
-    if not torch.equal(_read_global_scale(scale, container), scale):
+    chooses_scales = calibration.importance is not None
+    if chooses_scales or not torch.equal(_read_global_scale(scale, container), scale):
         return None
     return Scheme.NVFP4, scale
 

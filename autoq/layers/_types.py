@@ -29,6 +29,9 @@ class LayerCalibration:
     input_amax: float  # shared over the fusion or input set
     pre_quant_scale: Tensor | None = None  # float32 [in_features], powers of two; None: all ones
     folds_into: str | None = None  # path of the norm that can absorb pre_quant_scale exactly
+    importance: Tensor | None = None  # float32 [in_features], mean squares of x * p's channels
+    """Block scales of W / p are those that leave the least error weighted by it; None: those of the
+    largest magnitudes. Codes and scales follow from the weight and this, bit for bit, anywhere."""
     input_rows: int | None = None  # input rows that calibration saw: an expert's are routed to it
 
 

@@ -22,6 +22,7 @@ from autoq.layers._codecs import (
     WEIGHT_CODECS,
     WEIGHT_SCHEMES,
     WeightCodec,
+    int4_group_scale,
 )
 from autoq.layers._types import Container, LayerCalibration, QuantizedWeight
 
@@ -31,6 +32,7 @@ __all__ = [
     "fake_quantize_input",
     "fake_quantize_weight",
     "input_scale",
+    "int4_group_scale",
     "packed_weight",
     "quantize_weight",
     "weight_scheme",

@@ -27,9 +27,7 @@ def amax(x: Tensor) -> Tensor:
 def quantize(x: Tensor, global_scale: Tensor) -> tuple[Tensor, Tensor]:
     """Packed codes and block scales."""
     blocks = x.float().reshape(-1, BLOCK)
-    amax = blocks.abs().amax(-1, keepdim=True)
-    scale = _block_scale(amax, global_scale)
-    scale.masked_fill_(amax / (_LARGEST_ELEMENT * global_scale) == 0, 1.0)
+    scale = block_scale(blocks, global_scale)
     values = blocks / (scale * global_scale)
     packed = e2m1.pack(e2m1.encode(values))
     *leading, columns = x.shape
@@ -37,6 +35,32 @@ def quantize(x: Tensor, global_scale: Tensor) -> tuple[Tensor, Tensor]:
         packed.reshape(*leading, columns // 2),
         scale.to(torch.float8_e4m3fn).reshape(*leading, columns // BLOCK),
     )
+
+
+def block_scale(blocks: Tensor, global_scale: Tensor) -> Tensor:
+    """Scales of float32 blocks [..., 16] by their largest magnitudes, float32 numbers [..., 1]."""
+    amax = blocks.abs().amax(-1, keepdim=True)
+    scale = _block_scale(amax, global_scale)
+    return scale.masked_fill_(amax / (_LARGEST_ELEMENT * global_scale) == 0, 1.0)
+
+
+def codes_under(x: Tensor, global_scale: Tensor, block_scale: Tensor) -> Tensor:
+    """Packed codes under given block scales."""
+    step = block_scale.float() * global_scale
+    values = x.float().reshape(*step.shape, BLOCK) / step[..., None]
+    return e2m1.pack(e2m1.encode(values)).flatten(-2)
+
+
+def fake_quantize_under(x: Tensor, global_scale: Tensor, block_scale: Tensor) -> Tensor:
+    """Quantise and dequantise under given block scales without storing codes."""
+    scales = block_scale.reshape(-1, 1)
+
+    def body(source: Tensor, values: Tensor, scratch: Tensor, rows: slice) -> None:
+        step = scales[rows].float() * global_scale
+        torch.div(source, step, out=values)
+        e2m1.round_(values, scratch).mul_(step)
+
+    return map_rows(x, BLOCK, body)
 
 
 def dequantize(

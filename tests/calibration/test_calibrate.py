@@ -9,7 +9,7 @@ from torch import nn
 from autoq.bundled.outliers import add_activation_outliers
 from autoq.calibration import calibrate
 from autoq.errors import ModelError
-from autoq.formats import FORMATS
+from autoq.formats import FORMATS, CalibrationMethod
 from autoq.layers import Container, dequantize_weight, quantize_weight
 from autoq.models import SlotKind, discover, forward_logits, slot_weight
 from autoq.testing.tiny_models import TINY_ARCHITECTURES, make_tiny_model
@@ -86,13 +86,15 @@ def test_amax_is_the_largest_of_the_set(fmt):
     for ids in batches():
         forward_logits(model, ids)
     hook.remove()
-    found = calibrated(model)["model.layers.0.self_attn.q_proj", fmt]
+    table = calibrated(model, method=CalibrationMethod.MAX)
+    found = table["model.layers.0.self_attn.q_proj", fmt]
     weights = [getattr(attention, f"{name}_proj").weight for name in "qkv"]
     assert found.weight_amax == max(float(w.abs().max()) for w in weights)
     assert len({float(w.abs().max()) for w in weights}) == 3
     assert found.input_amax == float(torch.cat(seen).abs().max())
     assert found.pre_quant_scale is None
     assert found.folds_into is None
+    assert found.importance is None
 
 
 def test_int4_amax_is_that_of_the_rounded_weights():
@@ -140,8 +142,10 @@ def test_input_amax_is_that_of_the_scaled_input():
 
 def test_scales_are_searched_where_the_container_can_hold_them():
     model = hard_llama()
-    modelopt = calibrated(model)
-    compressed = calibrated(model, container=Container.COMPRESSED_TENSORS)
+    # Chosen group scales leave some layers no use for an input scale.
+    plain = CalibrationMethod.MAX
+    modelopt = calibrated(model, method=plain)
+    compressed = calibrated(model, method=plain, container=Container.COMPRESSED_TENSORS)
     folding = {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"}
     scaled = {Container.MODELOPT: set(), Container.COMPRESSED_TENSORS: set()}
     for container, table in (
@@ -152,8 +156,8 @@ def test_scales_are_searched_where_the_container_can_hold_them():
             if calibration.pre_quant_scale is None:
                 assert calibration.folds_into is None
                 continue
-            assert fmt == "w4a8_awq"
             projection = slot.rpartition(".")[2]
+            assert fmt == "w4a8_awq"
             scaled[container].add(projection)
             norm = "input" if projection in {"q_proj", "k_proj", "v_proj"} else "post_attention"
             layer = slot.split(".")[2]
@@ -195,6 +199,78 @@ def test_experts_without_tokens_get_the_input_scale_of_their_set():
             weight = getattr(model.model.layers[0].mlp.experts, parameter)[expert].detach()
             found = table[f"{experts}.{expert}.{parameter}", "fp8"]
             assert found.weight_amax == float(weight.abs().max())
+
+
+def test_nvfp4_scales_fold_into_norms_or_are_not_there():
+    model = hard_llama()
+    for container in Container:
+        table = calibrated(model, ("nvfp4",), container=container)
+        scaled = {name for (name, _), entry in table.items() if entry.pre_quant_scale is not None}
+        assert scaled
+        assert all(table[name, "nvfp4"].folds_into for name in scaled)
+        assert not any("o_proj" in name or "down_proj" in name for name in scaled)
+
+
+def test_norms_of_one_plus_weight_take_no_scale_but_blocks_are_chosen():
+    model = make_tiny_model("gemma3", dtype=torch.float32)
+    table = calibrated(model, ("nvfp4",))
+    assert all(entry.pre_quant_scale is None for entry in table.values())
+    assert all(entry.importance is not None for entry in table.values())
+
+
+def test_plain_calibration_has_neither_scales_of_nvfp4_nor_importance():
+    table = calibrated(hard_llama(), method=CalibrationMethod.MAX)
+    assert all(entry.importance is None for entry in table.values())
+    scaled = {fmt for (_, fmt), entry in table.items() if entry.pre_quant_scale is not None}
+    assert scaled == {"w4a8_awq"}
+
+
+@torch.no_grad()
+def test_importance_is_the_mean_square_of_the_scaled_input():
+    model = hard_llama()
+    seen = []
+    gate = model.model.layers[1].mlp.gate_proj
+    hook = gate.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, -2)))
+    for ids in batches():
+        forward_logits(model, ids)
+    hook.remove()
+    found = calibrated(model)["model.layers.1.mlp.gate_proj", "nvfp4"]
+    expected = (torch.cat(seen).double() * found.pre_quant_scale).square().mean(0)
+    # float32 norms of a few rows
+    torch.testing.assert_close(found.importance.double(), expected, rtol=1e-5, atol=0)
+
+
+def test_experts_of_an_input_set_pool_their_importance():
+    model = make_tiny_model("mixtral", dtype=torch.float32)
+    token = batches(count=1, sequences=1, tokens=1)  # reaches two of four experts
+    table = calibrated(model, ("nvfp4",), data=token)
+    seen = []
+    hook = model.model.layers[0].mlp.experts.register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].detach().flatten())
+    )
+    forward_logits(model, token[0])
+    hook.remove()
+    for expert in range(4):
+        found = table[f"model.layers.0.mlp.experts.{expert}.gate_up_proj", "nvfp4"]
+        torch.testing.assert_close(found.importance, seen[0].square(), rtol=1e-5, atol=0)
+
+
+@torch.no_grad()
+def test_folded_into_the_norm_the_model_computes_the_same():
+    model = hard_llama()
+    expected = forward_logits(model, batches()[0])
+    slots = discover(model).slots
+    folded = set()
+    for (name, _), entry in calibrated(model, ("nvfp4",)).items():
+        if entry.pre_quant_scale is None:
+            continue
+        slot_weight(model, slots[name]).div_(entry.pre_quant_scale)
+        if entry.folds_into not in folded:
+            model.get_submodule(entry.folds_into).weight.mul_(entry.pre_quant_scale)
+            folded.add(entry.folds_into)
+    assert len(folded) == 4
+    # Powers of two are exact; the order of sums inside a norm's kernel is all that may change.
+    torch.testing.assert_close(forward_logits(model, batches()[0]), expected, rtol=1e-5, atol=1e-5)
 
 
 def calibrated_layers(model, width, formats=QUANTIZED):

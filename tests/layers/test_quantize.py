@@ -84,8 +84,12 @@ def test_quantized_tensors_have_the_documented_names_dtypes_and_shapes(name):
 @every_container
 @every_dtype
 @pytest.mark.parametrize("smoothed", [False, True], ids=["plain", "smoothed"])
-def test_fake_weight_is_the_stored_weight_bit_for_bit(name, container, dtype, smoothed):
-    calibration = _calibration(pre_quant_scale=_powers() if smoothed else None)
+@pytest.mark.parametrize("weighed", [False, True], ids=["amax", "weighed"])
+def test_fake_weight_is_the_stored_weight_bit_for_bit(name, container, dtype, smoothed, weighed):
+    calibration = _calibration(
+        pre_quant_scale=_powers() if smoothed else None,
+        importance=_powers().square() if weighed else None,
+    )
     weight, fmt = _weight(dtype), FORMATS[name]
     fake = fake_quantize_weight(
         weight, fmt, calibration, scale_dtype=torch.bfloat16, container=container
@@ -105,6 +109,28 @@ def test_error_is_bounded_by_the_format(name, error, container):
     values = dequantize_weight(quantized, container=container)
     assert (values - weight).abs().max() <= error * weight.abs().max()
     assert not torch.equal(values, weight)
+
+
+@pytest.mark.parametrize("name", ["nvfp4", "w4a8_awq"])
+@pytest.mark.parametrize("smoothed", [False, True], ids=["plain", "smoothed"])
+def test_with_an_importance_the_weighted_error_is_smaller(name, smoothed):
+    weight, scale = _weight(torch.float32), _powers() if smoothed else None
+    importance = torch.rand(256, generator=torch.Generator().manual_seed(5)) ** 4
+    smooth = weight if scale is None else weight / scale
+
+    def errors(calibration):
+        stored = quantize_weight(weight, FORMATS[name], calibration, scale_dtype=torch.bfloat16)
+        values = dequantize_weight(stored, container=Container.COMPRESSED_TENSORS)
+        return ((values - smooth).square() * importance).sum()
+
+    plain = _calibration(weight_amax=float(smooth.abs().max()), pre_quant_scale=scale)
+    assert errors(dataclasses.replace(plain, importance=importance)) < 0.9 * errors(plain)
+
+
+def test_with_an_importance_no_scheme_says_how_a_weight_is_rounded():
+    weighed = _calibration(importance=torch.ones(256))
+    assert weight_scheme(FORMATS["nvfp4"], weighed) is None
+    assert weight_scheme(FORMATS["nvfp4"], _calibration()) is not None
 
 
 @every_format
