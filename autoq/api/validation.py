@@ -23,6 +23,7 @@ from autoq.evaluators import (
 from autoq.evaluators.prediction import FEWEST_FOR_CALIBRATION
 from autoq.progress import Progress, SilentProgress
 from autoq.search import Budget, CostTable, Plan, Resource, reachable_bits, solve
+from autoq.search.diverse import diverse_plans
 from autoq.search.sampling import RELATIVE_GAP, neighbours, random_plans
 from autoq.studies import MeasurementRecord, PlanRecord
 
@@ -51,8 +52,9 @@ def validate(
     """Measure random and near-optimal plans on held-out tokens, and judge the prediction by them.
 
     Random plans have their bits spread over the whole range. Half of the near-optimal ones are the
-    best for evenly spaced budgets, half the best within the study's own budget that differ from
-    its plan somewhere. Equal assignments are measured once, and never again on the same tokens:
+    best for evenly spaced budgets. The others are within the study's own budgets: its plan, plans
+    that are as good by the scores (`diverse_plans`), and the best that give one group another
+    format. Equal assignments are measured once, and never again on the same tokens:
     a validation that was interrupted continues, and one for more plans measures the new ones.
 
     Args:
@@ -134,14 +136,22 @@ def _near(study: Study, count: int, seed: int) -> Iterator[_Candidate]:
     costs = study.costs(study.rules)
     own = _with_known_budgets(study.plan().to_plan(), costs)
     assignments: set[tuple[tuple[str, str], ...]] = set()
-    around = neighbours(study.sensitivity, costs, own, seed=seed)
-    for plan in chain(_at_budgets(study, costs, count - count // 2), [own], around):
+    at_budgets = _at_budgets(study, costs, count - count // 2)
+    for plan in chain(at_budgets, [own], _round(study, costs, own, count // 4, seed)):
         if len(assignments) == count:
             return
         key = _key(plan.assignment)
         if key not in assignments:
             assignments.add(key)
             yield _Candidate(NEAR, plan)
+
+
+def _round(study: Study, costs: CostTable, own: Plan, diverse: int, seed: int) -> Iterator[Plan]:
+    """Plans as good by the scores, then the best with one group elsewhere, as many as are asked."""
+    if diverse:
+        budgets = own.budgets or own.budget_bits
+        yield from diverse_plans(study.sensitivity, costs, budgets, count=diverse, seed=seed)
+    yield from neighbours(study.sensitivity, costs, own, seed=seed)
 
 
 def _with_known_budgets(plan: Plan, costs: CostTable) -> Plan:
