@@ -11,9 +11,10 @@ Models: the bundled one, the same with activation outliers, and a mixture of exp
   because it counts W4A8 as 4.0 instead of 4.25 bits, autoq gets what the peer took.
 - **product**: each tool's own final model, quantised and calibrated by itself.
 
-The peer runs as shipped, and with its scores rescaled, which its solver needs; NVFP4 runs as
-NVFP4_DEFAULT_CFG and as NVFP4_AWQ_LITE_CFG, and in the second table the better one counts. Every
-run leaves one JSON file in the cache, and only missing ones are run: delete what is out of date.
+The peer runs as shipped with small batches, which are its best case, and with large ones; and with
+its scores rescaled, which its solver needs. NVFP4 runs as NVFP4_DEFAULT_CFG and as
+NVFP4_AWQ_LITE_CFG, and in the second table the better one counts. Every run leaves one JSON file in
+the cache, and only missing ones are run: delete what is out of date.
 """
 
 from __future__ import annotations

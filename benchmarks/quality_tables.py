@@ -15,10 +15,11 @@ ALLOCATION = {
     "rescaled, equal bits": ("rescaled", False),
     "as shipped, equal bits": ("as_shipped", False),
     "as shipped, equal budget": ("as_shipped", True),
+    "as shipped, batches of 32, equal budget": ("large_batches", True),
 }
 """Comparison -> the peer's solver, and whether autoq gets the budget instead of the peer's bits."""
 
-PRODUCT = ALLOCATION
+PRODUCT = ("rescaled, equal bits", "as shipped, equal bits", "as shipped, equal budget")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +77,8 @@ def product_rows(
         for plan in peer["plans"]
     }
     rows: list[Row] = []
-    for comparison, (solver, _) in PRODUCT.items():
+    for comparison in PRODUCT:
+        solver, _ = ALLOCATION[comparison]
         best: dict[float, Row] = {}
         for plan in own["peer_plans"]:
             if plan["solver"] != solver:

@@ -23,7 +23,7 @@ from run_autoq import ROUNDING, SEED, effective_bits_of
 if TYPE_CHECKING:
     from autoq.api import Study
 
-AS_SHIPPED = "as_shipped"
+RESCALED = "rescaled"
 
 
 def main() -> None:
@@ -194,7 +194,7 @@ def _limits(peer: list[dict[str, Any]], budgets: list[float]) -> list[float]:
     overrun = {
         max(plan["budget_bits"], plan["effective_bits"])
         for plan in peer
-        if plan["solver"] == AS_SHIPPED
+        if plan["solver"] != RESCALED
     }
     return sorted({plan["effective_bits"] for plan in peer} | overrun | set(budgets))
 
