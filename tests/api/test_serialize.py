@@ -1,0 +1,76 @@
+"""What the store keeps of calibration comes back to the bit; what older versions kept is read."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from autoq.api.config import ScoringConfig
+from autoq.api.serialize import calibration_from_plain, calibration_to_plain
+from autoq.errors import InputError
+from autoq.formats import CalibrationMethod
+from autoq.layers import LayerCalibration
+
+
+def same(left, right):
+    return (left is None and right is None) or torch.equal(left, right)
+
+
+def test_calibrations_come_back_to_the_bit_and_shared_importances_are_stored_once():
+    importance = torch.rand(16, generator=torch.Generator().manual_seed(0))
+    scale = torch.exp2(torch.arange(16) % 5 - 2.0)
+    shared = LayerCalibration(
+        weight_amax=1.5,
+        input_amax=0.1,
+        pre_quant_scale=scale,
+        folds_into="norm",
+        importance=importance,
+        input_rows=7,
+    )
+    table = {
+        ("q", "nvfp4"): shared,
+        ("k", "nvfp4"): shared,
+        ("o", "nvfp4"): LayerCalibration(weight_amax=2.0, input_amax=3.0, importance=scale),
+        ("q", "fp8"): LayerCalibration(weight_amax=1.25, input_amax=0.5),
+    }
+    records, arrays = calibration_to_plain(table)
+    assert len([name for name in arrays if name.startswith("importance")]) == 2
+    found = calibration_from_plain(json.loads(json.dumps(records)), arrays)
+    assert set(found) == set(table)
+    for key, entry in table.items():
+        assert same(found[key].pre_quant_scale, entry.pre_quant_scale)
+        assert same(found[key].importance, entry.importance)
+        assert found[key].folds_into == entry.folds_into
+        assert found[key].input_rows == entry.input_rows
+        assert found[key].weight_amax == entry.weight_amax
+        assert found[key].input_amax == entry.input_amax
+
+
+def test_records_of_before_importances_are_read():
+    record = {
+        "slot": "q",
+        "format": "w4a8_awq",
+        "weight_amax": 1.0,
+        "input_amax": 2.0,
+        "has_input_scale": True,
+        "folds_into": None,
+    }
+    arrays = {"input_scale|q|w4a8_awq": np.array([0.5, 2.0], dtype=np.float32)}
+    found = calibration_from_plain([record], arrays)["q", "w4a8_awq"]
+    assert found.importance is None
+    assert found.pre_quant_scale.tolist() == [0.5, 2.0]
+
+
+def test_configurations_of_before_the_choice_mean_plain_calibration():
+    stored = ScoringConfig().to_json()
+    assert stored["calibration"] == "best"
+    assert ScoringConfig.from_json(json.loads(json.dumps(stored))) == ScoringConfig()
+    del stored["calibration"]
+    assert ScoringConfig.from_json(stored).calibration is CalibrationMethod.MAX
+
+
+def test_an_unknown_calibration_is_refused_with_the_known_ones():
+    stored = {**ScoringConfig().to_json(), "calibration": "gptq"}
+    with pytest.raises(InputError, match="no calibration named 'gptq'; known: best, max"):
+        ScoringConfig.from_json(stored)
