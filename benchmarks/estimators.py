@@ -51,6 +51,9 @@ SEQUENCE_LENGTH = 256
 
 CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "token_projection": ("token_projection", {}),
+    "fisher_projection": ("fisher_projection", {}),
+    "fisher_projection, half the tokens": ("fisher_projection", {"row_fraction": 0.5}),
+    "fisher_projection, a quarter of the tokens": ("fisher_projection", {"row_fraction": 0.25}),
     "token_projection, 4 draws": ("token_projection", {"draws": 4}),
     "token_projection, half the tokens": ("token_projection", {"row_fraction": 0.5}),
     "token_projection, a quarter of the tokens": ("token_projection", {"row_fraction": 0.25}),

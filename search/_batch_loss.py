@@ -12,8 +12,9 @@ from torch import Tensor
 from autoq.errors import InputError, ModelError
 from autoq.models import SlotName
 
-LabelSource: TypeAlias = Literal["model", "data"]
-"""Whether labels are drawn from the model's own distribution or taken from the data."""
+LabelSource: TypeAlias = Literal["model", "noise", "data"]
+"""Whether labels are drawn from the model's own distribution, stand for it as noise (see
+`fisher_noise_loss`), or are taken from the data."""
 
 
 @dataclass(frozen=True, slots=True)

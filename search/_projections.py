@@ -57,7 +57,6 @@ class Projections:
     def __init__(self, row_fraction: float, seed: int) -> None:
         self.sequences = 1
         self.sums: dict[tuple[GroupName, int], Tensor] = {}
-        self.observed: set[SlotName] = set()
         self._row_fraction = row_fraction
         self._seed = seed
         self._samples: dict[int, Tensor] = {}

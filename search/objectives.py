@@ -32,6 +32,33 @@ def own_distribution_loss(logits: Tensor, generator: torch.Generator) -> Tensor:
     return nn.functional.cross_entropy(flat, labels, reduction="sum")
 
 
+def fisher_noise_loss(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """A linear function of the logits, whose gradients average to the Fisher matrix, too.
+
+    With p the model's distribution at a token and e random signs, the gradient is
+
+        u = sqrt(p) e - p sum(sqrt(p) e),    E[u u^T] = diag(p) - p p^T,
+
+    as that of the loss with labels drawn from p. But where the model is sure of the next token, a
+    drawn label gives nearly nothing nearly always, and very much now and then. Squares of
+    projections on u have a variance below twice their squared mean whatever p is, so far fewer
+    tokens say the same.
+
+    Args:
+        logits: [..., vocabulary].
+        generator: on the device of the logits; makes the signs repeatable.
+    Returns:
+        scalar; of no meaning but for its gradient.
+    """
+    flat = logits.flatten(0, -2).float()
+    with torch.no_grad():
+        root = flat.softmax(dim=-1).sqrt_()
+        direction = torch.empty_like(root).bernoulli_(0.5, generator=generator)
+        direction.mul_(2.0).sub_(1.0).mul_(root)
+        direction.sub_(root.square_().mul_(direction.sum(dim=-1, keepdim=True)))
+    return (flat * direction).sum()
+
+
 def own_output_loss(hidden: Tensor, generator: torch.Generator) -> Tensor:
     """The same for models without a vocabulary: outputs seen as the mean of a unit Gaussian.
 

@@ -22,14 +22,13 @@ from autoq.formats import NONE, FormatName
 from autoq.layers import LayerCalibration
 from autoq.layers.quantize import Container
 from autoq.layers.taps import MatrixCall
-from autoq.models import ModelMap, SlotKind, SlotName, WeightSlot
+from autoq.models import ModelMap, SlotName, WeightSlot
 from autoq.models.checkpointing import ActivationBudget
 from autoq.search._batch_loss import (
     BatchLoss,
     LabelSource,
     NoGradientError,
     check_loss,
-    check_not_constant,
     total_of_draw,
 )
 from autoq.search._projections import (
@@ -40,6 +39,7 @@ from autoq.search._projections import (
     WeightErrors,
     projection_dtype,
 )
+from autoq.search._reach import GradientReach
 from autoq.search._scored_product import ScoredProduct, scoring_mode
 
 __all__ = ["ROW_FRACTION", "BatchLoss", "NoGradientError", "SensitivityScorer"]
@@ -105,9 +105,7 @@ class SensitivityScorer(ABC):
         self.draws = self.default_draws if draws is None else draws
         self._check_draws()
         self._projections = Projections(row_fraction, seed)
-        self._called: dict[SlotName, None] = {}
-        self._failure: Exception | None = None
-        self._has_gradient = False
+        self._reach = GradientReach(model_map)
         self._activations = ActivationBudget(KEPT_ACTIVATION_BYTES)
 
     @property
@@ -124,10 +122,11 @@ class SensitivityScorer(ABC):
         Returns:
             float64 [sequences, groups, formats]; NaN where a group cannot take a format.
         Raises:
-            ModelError: the loss or a gradient is not finite, the loss is constant, no gradient reaches a layer, or a
-                layer's input rows are not the tokens of the sequences.
+            NoGradientError: no gradient reaches a layer.
+            ModelError: the loss or a gradient is not finite, the loss is constant, or a layer's
+                input rows are not the tokens of the sequences.
         """
-        self._called.clear()
+        self._reach.begin()
         with scoring_mode(self._model, self._map, self._scored_product, self._activations):
             batch = loss()
             check_loss(batch)
@@ -143,29 +142,12 @@ class SensitivityScorer(ABC):
         """Contributions under one draw of labels."""
         self._projections = Projections(self._row_fraction, self._seed * 1_000_003 + index)
         self._projections.sequences = batch.sequences
-        self._backward(total_of_draw(batch, draw), keep_graph=keep_graph)
+        self._reach.backward(total_of_draw(batch, draw), keep_graph=keep_graph)
         self._last_inputs = None
-        self._check_observed(self._projections)
-        check_not_constant(self._has_gradient)
         return self._contributions(self._projections, batch)
 
-    def _backward(self, total: Tensor, *, keep_graph: bool) -> None:
-        if not total.requires_grad:
-            raise NoGradientError(self._last_unobserved(), "the loss has no graph")
-        self._failure = None
-        try:
-            total.backward(retain_graph=keep_graph)  # type: ignore[no-untyped-call]
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, NotImplementedError) as error:
-            if self._failure is not None:  # ours, not the model's
-                raise
-            cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise NoGradientError(self._last_unobserved(), f"backward says: {cause}") from error
-
     def _scored_product(self, call: MatrixCall, inputs: Tensor) -> Tensor:
-        if inputs.shape[0]:  # an expert may be called with no token
-            self._called[call.slot.name] = None
+        self._reach.ran(call.slot.name, inputs.shape[0])
         if not inputs.requires_grad:
             # Parameters are frozen: what has no layer before it starts a graph of its own.
             inputs = inputs.detach().requires_grad_(True)
@@ -177,16 +159,12 @@ class SensitivityScorer(ABC):
     def _observe(
         self, call: MatrixCall, inputs: Tensor, output_gradient: Tensor, input_gradient: Tensor
     ) -> None:
-        try:
+        with self._reach.observing(call.slot.name, output_gradient):
             self._observe_rows(call, inputs, output_gradient, input_gradient)
-        except Exception as error:
-            self._failure = error
-            raise
 
     def _observe_rows(
         self, call: MatrixCall, inputs: Tensor, output_gradient: Tensor, input_gradient: Tensor
     ) -> None:
-        self._has_gradient = self._has_gradient or bool(output_gradient.any())
         projections = self._projections
         total_rows, rows, positions = projections.sampled(call, inputs)
         self._project(
@@ -199,7 +177,6 @@ class SensitivityScorer(ABC):
             output_gradient[rows],
             input_gradient[rows],
         )
-        projections.observed.add(call.slot.name)
 
     def _project(
         self,
@@ -258,23 +235,6 @@ class SensitivityScorer(ABC):
             last = QuantizedInputs(leader, inputs, self._container)
             self._last_inputs = last
         return last
-
-    def _check_observed(self, projections: Projections) -> None:
-        if self._called.keys() - projections.observed:
-            raise NoGradientError(self._last_unobserved())
-        for slot in self._map.slots.values():
-            # An expert that no token was routed to has no gradient, rightly.
-            if slot.name not in projections.observed and slot.kind is not SlotKind.EXPERT:
-                raise ModelError(
-                    f"{slot.name} takes no part in the loss, so its sensitivity is unknown; "
-                    f"exclude it with --exclude '{slot.name}'"
-                )
-
-    def _last_unobserved(self) -> SlotName:
-        """Of the layers without a gradient the one that the model ran last: there it stops."""
-        seen = self._projections.observed
-        names = [name for name in self._called if name not in seen]
-        return names[-1] if names else next(iter(self._map.slots))
 
     def _contributions(self, projections: Projections, batch: BatchLoss) -> NDArray[np.float64]:
         result = np.zeros((batch.sequences, len(self._map.groups), len(self._columns)))

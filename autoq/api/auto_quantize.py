@@ -31,7 +31,7 @@ from autoq.models.forward import forward_logits
 from autoq.models.loading import use_eager_experts
 from autoq.models.weights import check_finite
 from autoq.search import Plan, SensitivityTable, check_budget, solve
-from autoq.search.estimators import DEFAULT_ESTIMATOR, make_estimator
+from autoq.search.estimators import DEFAULT_ESTIMATOR, ESTIMATORS, make_estimator
 from autoq.search.sensitivity import BatchLoss
 
 PEER_FORMAT_NAMES = {
@@ -294,7 +294,7 @@ def _batch_loss(
         sequences, tokens = _batch_shape(batch)
         return BatchLoss(loss_func(output, batch), sequences, tokens)
     tensor = _output_tensor(output)
-    return sampled_loss(model, tensor, index)
+    return sampled_loss(model, tensor, index, ESTIMATORS[DEFAULT_ESTIMATOR].labels)
 
 
 def _batch_shape(batch: Any) -> tuple[int, int]:

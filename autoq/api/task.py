@@ -20,8 +20,14 @@ from autoq.models.folder import storage_dtype
 from autoq.models.forward import forward_logits, is_causal, output_kind
 from autoq.models.loading import load_model, load_tokenizer, model_fingerprint, use_eager_experts
 from autoq.models.weights import fingerprint_of_module
+from autoq.search._batch_loss import LabelSource
 from autoq.search.estimators import ESTIMATORS
-from autoq.search.objectives import next_token_loss, own_distribution_loss, own_output_loss
+from autoq.search.objectives import (
+    fisher_noise_loss,
+    next_token_loss,
+    own_distribution_loss,
+    own_output_loss,
+)
 from autoq.search.sensitivity import BatchLoss
 
 ID_SUFFIXES = (".npy", ".pt")
@@ -156,7 +162,7 @@ def scoring_task(loaded: LoadedModel, data: TokenData, config: ScoringConfig) ->
     Raises:
         InputError: the estimator wants labels, and the model predicts no tokens.
     """
-    if ESTIMATORS[config.estimator].labels == "model":
+    if ESTIMATORS[config.estimator].labels != "data":
         return own_distribution_task(loaded, data, config)
     if output_kind(loaded.model) != "logits":
         raise InputError(
@@ -172,11 +178,13 @@ def own_distribution_task(
 ) -> ScoringTask:
     """Score against the model's own output distribution: no labels needed."""
     batches = token_batches(data, config.batch_size, loaded.device)
+    wanted = ESTIMATORS[config.estimator].labels
+    labels: LabelSource = "noise" if wanted == "noise" else "model"
     return ScoringTask(
         batches=batches,
         run=partial(forward_logits, loaded.model),
         run_small=partial(forward_logits, loaded.model, batches[0][:1, :PROBE_TOKENS]),
-        loss=partial(_own_distribution_batch, loaded.model, batches, config.seed),
+        loss=partial(_own_distribution_batch, loaded.model, batches, config.seed, labels),
     )
 
 
@@ -186,23 +194,34 @@ def token_batches(data: TokenData, batch_size: int, device: torch.device) -> lis
 
 
 def _own_distribution_batch(
-    model: nn.Module, batches: Sequence[Tensor], seed: int, index: int
+    model: nn.Module,
+    batches: Sequence[Tensor],
+    seed: int,
+    labels: LabelSource,
+    index: int,
 ) -> BatchLoss:
     ids = batches[index]
-    return sampled_loss(model, forward_logits(model, ids), seed * 1_000_003 + index)
+    return sampled_loss(model, forward_logits(model, ids), seed * 1_000_003 + index, labels)
 
 
-def sampled_loss(model: nn.Module, output: Tensor, seed: int) -> BatchLoss:
-    """The loss of an output under labels drawn from the model itself.
+def sampled_loss(
+    model: nn.Module, output: Tensor, seed: int, labels: LabelSource = "model"
+) -> BatchLoss:
+    """The loss of an output against the model's own distribution.
 
     Args:
         output: [sequences, tokens, vocabulary or features].
-        seed: of the first draw of labels; further ones are made from it.
+        seed: of the first draw of labels or noise; further ones are made from it.
+        labels: "model" or "noise"; outputs without a vocabulary know noise only.
     """
-    loss = own_distribution_loss if output_kind(model) == "logits" else own_output_loss
+    loss: Callable[[Tensor, torch.Generator], Tensor] = own_output_loss
+    if output_kind(model) == "logits":
+        loss = fisher_noise_loss if labels == "noise" else own_distribution_loss
+    device = output.device if loss is fisher_noise_loss else torch.device("cpu")
 
     def total(draw: int) -> Tensor:
-        return loss(output, torch.Generator().manual_seed(seed + draw * _DRAW_STRIDE))
+        generator = torch.Generator(device=device)
+        return loss(output, generator.manual_seed(seed + draw * _DRAW_STRIDE))
 
     sequences, tokens = output.shape[:2]
     return BatchLoss(total(0), sequences, tokens, output=output, redraw=total)

@@ -128,8 +128,8 @@ def search(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="How to score: token_projection (the default), sequence_projection, diagonal, "
-            "factored, quantized_point, forward_only.",
+            help="How to score: token_projection (the default), fisher_projection, "
+            "sequence_projection, diagonal, factored, quantized_point, forward_only.",
         ),
     ] = None,
     draws: Annotated[

@@ -21,6 +21,7 @@ from autoq.search._projections import Calibrations
 from autoq.search.estimators._base import Estimator
 from autoq.search.estimators.diagonal import Diagonal
 from autoq.search.estimators.factored import Factored
+from autoq.search.estimators.fisher_projection import FisherProjection
 from autoq.search.estimators.forward_only import ForwardOnly
 from autoq.search.estimators.quantized_point import QuantizedPoint
 from autoq.search.estimators.sequence_projection import SequenceProjection
@@ -32,6 +33,7 @@ __all__ = [
     "Diagonal",
     "Estimator",
     "Factored",
+    "FisherProjection",
     "ForwardOnly",
     "QuantizedPoint",
     "SequenceProjection",
@@ -44,6 +46,7 @@ ESTIMATORS: Registry[type[Estimator]] = Registry("estimator")
 
 for _estimator in (
     TokenProjection,
+    FisherProjection,
     SequenceProjection,
     Diagonal,
     Factored,

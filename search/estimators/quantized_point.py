@@ -110,7 +110,7 @@ class QuantizedPoint(SensitivityScorer):
         """
         with torch.no_grad():
             original = self._output(loss())
-        self._called.clear()
+        self._reach.begin()
         with scoring_mode(self._model, self._map, self._scored_product, self._activations):
             batch = loss()
             check_loss(batch)
@@ -133,8 +133,7 @@ class QuantizedPoint(SensitivityScorer):
     def _scored_product(self, call: MatrixCall, inputs: Tensor) -> Tensor:
         if self._current(call.slot) == NONE:
             return super()._scored_product(call, inputs)
-        if inputs.shape[0]:
-            self._called[call.slot.name] = None
+        self._reach.ran(call.slot.name, inputs.shape[0])
         if not inputs.requires_grad:
             inputs = inputs.detach().requires_grad_(True)
         at_point = _ProductAtPoint(call, self._weight_at_point, self._inputs_at_point)

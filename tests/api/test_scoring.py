@@ -11,11 +11,17 @@ import torch
 
 import autoq
 from autoq.api._study_batches import StudyBatches
+from autoq.api.config import ScoringConfig
 from autoq.api.study_data import SENSITIVITY
+from autoq.api.task import load, load_data, scoring_task
 from autoq.errors import InputError
+from autoq.formats import FormatName
+from autoq.models import forward_logits
 from autoq.progress import SilentProgress
 from autoq.search import stability
-from autoq.search.sensitivity import SensitivityScorer
+from autoq.search.estimators import ESTIMATORS
+from autoq.search.objectives import fisher_noise_loss, next_token_loss, own_distribution_loss
+from autoq.search.sensitivity import BatchLoss, SensitivityScorer
 from autoq.studies import StudyStore
 from autoq.testing.tiny_models import make_tiny_model
 
@@ -210,3 +216,55 @@ def test_another_confidence_is_another_study(llama_folder: Path, quick: Any) -> 
     assert stage_payload(studies[0])["stability"] is None
     with StudyStore.open(quick["store"]) as store:
         assert len(store.list_studies()) == 2
+
+
+def test_every_estimator_gets_the_loss_it_wants(quick_on_ids: Any) -> None:
+    model = make_tiny_model("llama", dtype=torch.float32)
+    formats = (FormatName("fp8"),)
+
+    def loss(estimator: str) -> BatchLoss:
+        config = ScoringConfig(formats=formats, estimator=estimator, batch_size=2, seed=3)
+        loaded = load(config, model)
+        data = load_data(
+            loaded,
+            quick_on_ids["calibration_data"],
+            sequences=4,
+            sequence_length=32,
+            split="calibration",
+            seed=0,
+        )
+        ids.append(torch.from_numpy(data.ids)[2:4])
+        with torch.no_grad():
+            return scoring_task(loaded, data, config).loss(1)
+
+    ids: list[torch.Tensor] = []
+    found = {name: loss(name) for name in ESTIMATORS}
+    with torch.no_grad():
+        output = forward_logits(model, ids[0])
+    seed = 3 * 1_000_003 + 1
+    drawn = own_distribution_loss(output, torch.Generator().manual_seed(seed))
+    noise = fisher_noise_loss(output, torch.Generator().manual_seed(seed))
+    for name, batch in found.items():
+        labels = ESTIMATORS[name].labels
+        expected = {
+            "model": drawn,
+            "noise": noise,
+            "data": next_token_loss(output, ids[0], shift=True),
+        }[labels]
+        torch.testing.assert_close(batch.total, expected)
+        assert batch.output is not None
+        assert (batch.sequences, batch.tokens_per_sequence) == (2, 31 if labels == "data" else 32)
+        if labels != "data":
+            assert batch.redraw is not None
+            assert batch.redraw(0) == batch.total != batch.redraw(1)
+
+
+def test_labels_need_a_model_that_predicts_tokens() -> None:
+    from transformers import BertConfig, BertModel
+
+    config = ScoringConfig(formats=(FormatName("fp8"),), estimator="diagonal")
+    settings = {"vocab_size": 288, "hidden_size": 64, "num_hidden_layers": 1}
+    model = BertModel(BertConfig(**settings, num_attention_heads=2, intermediate_size=64))
+    loaded = load(config, model)
+    with pytest.raises(InputError, match="diagonal needs a model that predicts tokens, and Bert"):
+        scoring_task(loaded, None, config)  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from autoq.search.objectives import own_distribution_loss, own_output_loss
+from autoq.search.objectives import fisher_noise_loss, own_distribution_loss, own_output_loss
 
 LOGITS = torch.tensor([1.5, 0.0, -0.5, 0.7, -2.0])
 
@@ -87,3 +87,25 @@ def test_the_output_loss_estimates_half_the_squared_error():
     )
     expected = 0.5 * error.square().sum()
     assert float(0.5 * slopes.square().mean()) == pytest.approx(float(expected), rel=0.1)
+
+
+@pytest.mark.parametrize("scale", [0.5, 6.0], ids=["unsure", "sure"])
+def test_noise_has_the_covariance_of_drawn_labels_and_a_bounded_variance(scale):
+    draws = 40_000
+    logits = (scale * LOGITS).repeat(draws, 1)
+    gradients = gradient_of(fisher_noise_loss, logits).double()
+    p = logits[0].double().softmax(-1)
+    fisher = torch.diag(p) - torch.outer(p, p)
+    error = gradients.T @ gradients / draws - fisher
+    assert error.abs().max() < 0.02 * fisher.abs().max()
+    direction = torch.linspace(-1, 1, p.numel(), dtype=torch.float64)
+    squares = (gradients @ direction).square()
+    mean = float(direction @ fisher @ direction)
+    # With a_i = sqrt(p_i) (d_i - sum_j p_j d_j): 2 (sum a^2)^2 - 2 sum a^4.
+    a = p.sqrt() * (direction - (p * direction).sum())
+    variance = 2 * float(a.square().sum() ** 2 - a.pow(4).sum())
+    assert float(squares.mean()) == pytest.approx(mean, rel=0.05)
+    assert float(squares.var()) == pytest.approx(variance, rel=0.1, abs=1e-3 * mean**2)
+    drawn = gradient_of(own_distribution_loss, logits).double() @ direction
+    if scale > 1:
+        assert float(drawn.square().var()) > 3 * variance
