@@ -77,6 +77,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--held-out-sequences", type=int, default=256)
     parser.add_argument("--batch", type=int, default=4, help="sequences per batch")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--estimator", help="of autoq's scores; its default if left out")
     parser.add_argument("--out", type=Path, help="JSON file for the tables' figures")
     return parser.parse_args()
 
@@ -158,6 +159,8 @@ class Case:
         program += ["--peer-plans", *map(self._path, peers)]
         program += ["--sequences", arguments.sequences]
         program += ["--sequence-length", arguments.sequence_length]
+        if arguments.estimator:
+            program += ["--estimator", arguments.estimator]
         if variant == PLAIN_SCALES:
             program += ["--peer-assignments", "--calibration", PLAIN_SCALES]
         return self._cached(self._label("autoq", variant), program)

@@ -7,7 +7,6 @@ autoq's quantiser too, so that nothing but the choice of formats differs.
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import tempfile
 import time
@@ -65,6 +64,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--formats", type=lambda text: text.split(","), required=True)
     parser.add_argument("--bits", type=lambda text: [float(b) for b in text.split(",")])
     parser.add_argument("--calibration", help="as in autoq.search; its default if left out")
+    parser.add_argument("--estimator", help="as in autoq.search; its default if left out")
     parser.add_argument("--sequences", type=int, required=True)
     parser.add_argument("--sequence-length", type=int, required=True, help="tokens")
     parser.add_argument("--batch", type=int, default=4, help="sequences per batch")
@@ -77,9 +77,11 @@ def _arguments() -> argparse.Namespace:
 def _searched(arguments: argparse.Namespace) -> Iterator[Study]:
     from autoq.api import search
 
-    options: dict[str, Any] = {}
-    if arguments.calibration and "calibration" in inspect.signature(search).parameters:
-        options["calibration"] = arguments.calibration
+    options: dict[str, Any] = {
+        name: getattr(arguments, name)
+        for name in ("calibration", "estimator")
+        if getattr(arguments, name)
+    }
     with tempfile.TemporaryDirectory() as folder:
         yield search(
             arguments.model,
