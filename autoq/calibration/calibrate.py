@@ -58,17 +58,21 @@ def calibrate(
         ModelError: an input holds NaN or Inf on calibration data; names the layer.
     """
     quantised = [FORMATS[name] for name in formats if name != NONE]
-    searches_scales = any(fmt.algorithm(method).searches_input_scales for fmt in quantised)
+    scaling = [fmt for fmt in quantised if fmt.algorithm(method).searches_input_scales]
+    folds = find_folds(model, model_map, run_small) if scaling else {}
     statistics = collect_statistics(
         model,
         model_map,
         batches,
         run,
         batch_count=len(batches),
-        keep_rows=searches_scales,
+        keep_rows_of={
+            name
+            for name in model_map.slots
+            if any(_has_place_for_scale(name, fmt, container, folds) for fmt in scaling)
+        },
         after_batch=after_batch,
     )
-    folds = find_folds(model, model_map, run_small) if searches_scales else {}
     calibrator = _Calibrator(model, model_map, statistics, folds, container, scale_dtype, method)
     table: dict[tuple[SlotName, FormatName], LayerCalibration] = {}
     with torch.no_grad():
@@ -77,6 +81,14 @@ def calibrate(
                 table.update(calibrator.calibrate_group(group, fmt))
                 after_group()
     return table
+
+
+def _has_place_for_scale(
+    name: SlotName, fmt: QuantFormat, container: Container, folds: Mapping[SlotName, str]
+) -> bool:
+    """Whether an input scale of the slot can be written: into a norm, or beside the weight."""
+    is_stored = fmt.stores_input_scale and container is not Container.COMPRESSED_TENSORS
+    return is_stored or name in folds
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +180,7 @@ class _Calibrator:
     def _input_scale(
         self, members: Sequence[SlotName], fmt: QuantFormat, importance: Tensor | None
     ) -> Tensor | None:
-        is_stored = fmt.stores_input_scale and self.container is not Container.COMPRESSED_TENSORS
-        if not is_stored and members[0] not in self.folds:
+        if not _has_place_for_scale(members[0], fmt, self.container, self.folds):
             return None
         return search_input_scale(
             self._weights(members),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,6 +19,8 @@ Batch = TypeVar("Batch")
 
 KEPT_ROWS = 256
 """Input rows kept per layer for searches that need real inputs (AWQ)."""
+
+_GOLDEN_RATIO = 0.6180339887498949
 
 
 @dataclass(slots=True)
@@ -58,7 +60,7 @@ class InputStatistics:
         return (self.channel_absolute_sum / max(self.row_count, 1)).float()
 
     def record(self, rows: Tensor, keep: int) -> None:
-        """Add inputs [rows, in_features]; keep up to `keep` of them, evenly spaced."""
+        """Add inputs [rows, in_features]; keep up to `keep` of them, one of every stretch."""
         if not rows.shape[0]:
             return
         amax, absolute_sum = input_statistics(rows)
@@ -69,9 +71,21 @@ class InputStatistics:
         self.row_count += rows.shape[0]
         keep = min(keep, self.row_storage.shape[0] - self.kept_count)
         if keep:
-            taken = rows[:: max(1, rows.shape[0] // keep)][:keep]
+            taken = rows[_spread(rows.shape[0], keep).to(rows.device)]
             self.row_storage[self.kept_count : self.kept_count + len(taken)] = taken
             self.kept_count += len(taken)
+
+
+def _spread(total: int, count: int) -> Tensor:
+    """Up to `count` of `total` row numbers, one of every stretch, ascending.
+
+    Not the first of each: rows come sequence by sequence, and the length of a stretch often divides
+    that of a sequence. The same few positions would be taken of all, the first among them, which
+    has activations like no other. Multiples of the golden ratio spread evenly over a stretch.
+    """
+    stretch = max(1, total // count)
+    index = torch.arange(min(count, total // stretch), dtype=torch.float64)
+    return (index * stretch + (index * _GOLDEN_RATIO % 1 * stretch).floor()).long()
 
 
 def collect_statistics(
@@ -81,7 +95,7 @@ def collect_statistics(
     run: Callable[[Batch], Any],
     *,
     batch_count: int,
-    keep_rows: bool,
+    keep_rows_of: Collection[SlotName] = (),
     after_batch: Callable[[], None] = lambda: None,
 ) -> dict[SlotName, InputStatistics]:
     """Run the model over `batches` and gather the input statistics of every slot.
@@ -91,14 +105,15 @@ def collect_statistics(
     Args:
         run: runs the model on one batch; its result is ignored.
         batch_count: how many batches will come; sets how many rows of each are kept.
-        keep_rows: keep up to `KEPT_ROWS` input rows per layer for a search on real inputs; none of
-            experts, which are many and never searched for.
+        keep_rows_of: slots of which up to `KEPT_ROWS` input rows are kept for a search on real
+            inputs; none of experts, which are many and never searched for.
         after_batch: called after every batch, for progress.
 
     Raises:
         ModelError: an input holds NaN or Inf; names the layer.
     """
-    collector = _Collector(model_map, -(-KEPT_ROWS // max(batch_count, 1)) if keep_rows else 0)
+    rows_per_batch = -(-KEPT_ROWS // max(batch_count, 1))
+    collector = _Collector(model_map, rows_per_batch, keep_rows_of)
     with torch.no_grad(), tapped(model, model_map.slots.values(), collector):
         for batch in batches:
             run(batch)
@@ -111,12 +126,13 @@ def collect_statistics(
 class _Collector:
     """The handler that records inputs, once for slots that receive the same tensor."""
 
-    def __init__(self, model_map: ModelMap, keep: int) -> None:
+    def __init__(self, model_map: ModelMap, keep: int, keep_of: Collection[SlotName]) -> None:
         self._slots = model_map.slots
         self._leader = _leaders(model_map)
         self._statistics: dict[SlotName, InputStatistics] = {}
         self._last_input: dict[SlotName, weakref.ref[Tensor]] = {}
         self._keep = keep
+        self._keep_of = keep_of
 
     def __call__(self, call: MatrixCall, inputs: Tensor) -> Tensor:
         leader = self._leader[call.slot.name]
@@ -131,7 +147,7 @@ class _Collector:
     def _entry(self, leader: SlotName, dtype: torch.dtype, device: torch.device) -> InputStatistics:
         if leader not in self._statistics:
             slot = self._slots[leader]
-            keeps = self._keep > 0 and slot.kind is not SlotKind.EXPERT
+            keeps = leader in self._keep_of and slot.kind is not SlotKind.EXPERT
             self._statistics[leader] = InputStatistics.empty(
                 slot.in_features, keep=KEPT_ROWS if keeps else 0, dtype=dtype, device=device
             )
