@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoq.api.scoring import Scores
+from autoq.errors import UnknownNameError
 from autoq.studies import StudyStore
 
 FINAL = "contributions"
@@ -34,7 +35,7 @@ class StudyBatches:
 
     def estimator(self) -> str | None:
         """See `BatchStore`."""
-        named = self._arrays().get(_SWITCHED)
+        named = stored_array(self._store, self._study_id, self._stage, _SWITCHED)
         return None if named is None else named.tobytes().decode()
 
     def switch_to(self, estimator: str) -> None:
@@ -55,8 +56,9 @@ class StudyBatches:
     def state(self, batches: int) -> tuple[int, Mapping[str, NDArray[Any]]]:
         """See `BatchStore`."""
         arrays = self._arrays()
-        self._state_after = _states(arrays)
-        usable = {n: place for place, n in self._state_after.items() if 0 < n <= batches}
+        # A state after a batch that never came counts as none: it is the first to be overwritten.
+        self._state_after = {p: n if n <= batches else 0 for p, n in _states(arrays).items()}
+        usable = {n: place for place, n in self._state_after.items() if n}
         if not usable:
             return 0, {}
         prefix = f"{_STATE}{usable[max(usable)]}/"
@@ -79,13 +81,17 @@ class StudyBatches:
         self._state_after[older] = batches
 
     def finish(self, scores: Scores, results: Mapping[str, NDArray[Any]]) -> None:
-        """Keep what the pass gave, and drop the states."""
-        states = [name for name in self._arrays() if name.startswith(_STATE)]
-        kept = {name: np.zeros(0) for name in states} | dict(results)
+        """Keep what the pass gave; until the states are dropped, a killed search ends it again."""
+        kept = dict(results)
         if not self._are_the_batches(scores):
             kept[FINAL] = scores
         if kept:
             self._store.put_arrays(self._study_id, self._stage, kept)
+
+    def drop_states(self) -> None:
+        """Free what the states take: nobody goes on with the pass any more."""
+        states = [name for name in self._arrays() if name.startswith(_STATE)]
+        self._store.put_arrays(self._study_id, self._stage, dict.fromkeys(states, np.zeros(0)))
 
     def _are_the_batches(self, scores: Scores) -> bool:
         batches = self.batches()
@@ -96,9 +102,17 @@ class StudyBatches:
         return self._store.arrays(self._study_id, self._stage)
 
 
+def stored_array(store: StudyStore, study_id: int, stage: str, name: str) -> NDArray[Any] | None:
+    """One array of a stage, None where there is none; the others may be large, and are not read."""
+    try:
+        return store.get_array(study_id, stage, name)
+    except UnknownNameError:
+        return None
+
+
 def stored_contributions(store: StudyStore, study_id: int, stage: str) -> Scores:
     """What a scoring pass gave, [sequences, groups, formats]."""
-    final = store.arrays(study_id, stage).get(FINAL)
+    final = stored_array(store, study_id, stage, FINAL)
     if final is not None:
         return final
     batches = store.score_batches(study_id)
@@ -107,5 +121,5 @@ def stored_contributions(store: StudyStore, study_id: int, stage: str) -> Scores
 
 def _states(arrays: Mapping[str, NDArray[Any]]) -> dict[int, int]:
     """Place of a state -> after how many batches it is; 0 where there is none."""
-    none = np.zeros(())
-    return {place: int(arrays.get(f"{_STATE}{place}/{_AFTER}", none)) for place in (0, 1)}
+    after = {place: arrays.get(f"{_STATE}{place}/{_AFTER}") for place in (0, 1)}
+    return {place: int(n) if n is not None and n.size else 0 for place, n in after.items()}

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from autoq.api._study_batches import stored_contributions
+from autoq.api._study_batches import stored_array, stored_contributions
 from autoq.api.budgets import Budgets
 from autoq.api.config import ScoringConfig
 from autoq.api.costing import (
@@ -100,7 +100,7 @@ class StudyData:
     @cached_property
     def interactions(self) -> Interactions | None:
         """What every two cells do together; None where the estimator keeps no such terms."""
-        gram = self._store.arrays(self.id, SENSITIVITY).get("interactions")
+        gram = stored_array(self._store, self.id, SENSITIVITY, "interactions")
         if gram is None:
             return None
         table = self.sensitivity

@@ -13,7 +13,7 @@ from torch import Tensor
 from autoq.layers.taps import MatrixCall
 from autoq.models import ModelMap, SlotName, WeightSlot
 
-FACTOR_BYTES = 1 << 30
+FACTOR_BYTES = 3 << 28
 """Memory for second moments; the largest ones are kept as diagonals to stay within it."""
 
 SAMPLED_ROWS = 256
