@@ -146,6 +146,7 @@ def run_sensitivity(
     note_silent_groups(study.model_map, contributions, progress)
     table = study.sensitivity_from(payload)
     study.store.put_sensitivity(study.id, _sensitivity_cells(table))
+    batches.drop_states()
     seconds = study.store.score_seconds(study.id)
     study.store.finish_stage(study.id, SENSITIVITY, seconds, payload)
 
@@ -189,11 +190,18 @@ def run_solve(
     *,
     target: Target | None = None,
 ) -> PlanRecord:
-    """Choose a plan, and remember it as the study's choice, and where it is to run."""
-    with study.repeated_stage(SOLVE) as payload:
-        plan = choose()
-        payload.update(plan_id=plan.id, label=plan.label, rules=list(rules))
-        payload["target"] = None if target is None else str(target)
+    """Choose a plan, and remember it as the study's choice, and where it is to run.
+
+    Where there is none, or the process dies looking for it, the choice before stays.
+    """
+    started = time.perf_counter()
+    plan = choose()
+    seconds = time.perf_counter() - started
+    place = None if target is None else str(target)
+    payload = {"plan_id": plan.id, "label": plan.label, "rules": list(rules), "target": place}
+    study.store.reset_stage(study.id, SOLVE)
+    study.store.begin_stage(study.id, SOLVE)
+    study.store.finish_stage(study.id, SOLVE, seconds, payload)
     return plan
 
 

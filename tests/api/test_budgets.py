@@ -160,6 +160,18 @@ def test_divergence_that_no_plan_reaches_names_the_best(llama_folder: Path, unli
         autoq.search(llama_folder, **unlimited, max_kl=1e-9, rules=("*=fp8,nvfp4",), measure=False)
 
 
+def test_a_search_without_a_plan_leaves_the_one_before(
+    llama_folder: Path, unlimited: Any, tmp_path: Path
+) -> None:
+    unlimited = {**unlimited, "store": f"sqlite:///{tmp_path / 'own.db'}", "measure": False}
+    rules = ("*=fp8,nvfp4",)
+    first = autoq.search(llama_folder, **unlimited, effective_bits=6.0, rules=rules)
+    with pytest.raises(QualityInfeasibleError):
+        autoq.search(llama_folder, **unlimited, max_kl=1e-9, rules=rules)
+    reopened = autoq.open_study(store=unlimited["store"])
+    assert reopened.plan().id == first.plan().id and reopened.rules == rules
+
+
 def test_a_divergence_can_be_limited_within_a_size(llama_folder: Path, unlimited: Any) -> None:
     study = autoq.search(llama_folder, **unlimited, max_kl=0.05, max_gb=0.0006, measure=False)
     plan = study.plan()

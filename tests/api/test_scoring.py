@@ -110,6 +110,47 @@ def test_sums_over_batches_survive_a_kill(
     assert sum(array.nbytes for array in states) == 0  # not kept for ever
 
 
+def test_a_state_survives_kills_before_the_same_batch_is_put(
+    llama_folder: Path, quick: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = {**quick, "batch_size": 1, "measure": False}
+    put = StudyBatches.put
+
+    def killing_put(self: Any, index: int, *rest: Any) -> None:
+        if index == 3:
+            raise KilledError
+        put(self, index, *rest)
+
+    for _ in range(2):
+        with monkeypatch.context() as patch, pytest.raises(KilledError):
+            patch.setattr(StudyBatches, "put", killing_put)
+            autoq.search(llama_folder, **quick)
+    scored = kill_at(monkeypatch, 99)
+    autoq.search(llama_folder, **quick)
+    assert scored == [3, 4, 5]
+
+
+def test_a_search_killed_after_its_last_batch_goes_on(
+    llama_folder: Path, quick: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = {**quick, "measure": False}
+    whole = autoq.search(llama_folder, **quick)
+    quick["store"] = f"sqlite:///{tmp_path / 'killed.db'}"
+
+    def kill(*_arguments: Any) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StudyStore, "put_sensitivity", kill)
+        with pytest.raises(KilledError):
+            autoq.search(llama_folder, **quick)
+    scored = kill_at(monkeypatch, 99)
+    resumed = autoq.search(llama_folder, **quick)
+    assert scored == []
+    assert np.array_equal(interactions(resumed), interactions(whole))
+    assert np.array_equal(resumed.sensitivity.contributions, whole.sensitivity.contributions)
+
+
 @pytest.mark.parametrize("how", ["detached", "no_backward"])
 def test_a_model_without_gradients_is_measured_group_by_group(quick_on_ids: Any, how: str) -> None:
     model: Any = make_tiny_model("llama", dtype=torch.float32)
