@@ -13,6 +13,8 @@ from autoq.search._relaxation import Choice
 _ROUNDING = 1e-12
 """Differences of amounts are this exact, beside the limit: what oversteps by less may stay."""
 
+_LAST_PLACES = 8 * np.finfo(np.float64).eps
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
@@ -34,9 +36,10 @@ class Cells:
     """What may be chosen, group by group, normalised.
 
     Losses and shares have the smallest of the options of their group taken off. A limit's shares
-    are in units of its room, what is left of the limit when every group takes its least: what fits
-    has shares that sum up to at most one, and but for rounding the reverse is true. Options that cannot be in any choice that fits, and those that
-    another beats or equals in everything, have loss inf and share 0.
+    are in units of its room, what is left of the limit when every group takes its least: but for
+    rounding, what fits has shares that sum up to at most one, and the reverse. Options that cannot
+    be in any choice that fits, and those that another beats or equals in everything, have loss inf
+    and share 0.
     """
 
     losses: NDArray[np.float64]  # [groups, options]
@@ -69,7 +72,7 @@ class Cells:
             excess, room = _over_least(limit, usable)
             if room < 0:
                 return None
-            unit = room if limit.whole else max(room, _ROUNDING * abs(limit.most))
+            unit = room if limit.whole else _unit(limit, usable, room)
             usable = usable & (excess <= unit)
             share[:] = excess / (unit or 1.0)
         kept = usable & ~_dominated(np.where(usable, losses, np.inf), shares)
@@ -86,6 +89,13 @@ def _over_least(limit: Limit, usable: NDArray[np.bool_]) -> tuple[NDArray[np.flo
     least = np.where(usable, limit.amounts, np.inf).min(axis=1)
     spent = math.fsum([*least.tolist(), limit.fixed])
     return np.where(usable, limit.amounts - least[:, None], 0.0), limit.most - spent
+
+
+def _unit(limit: Limit, usable: NDArray[np.bool_], room: float) -> float:
+    """The room, and what rounding may have made an option that just fits exceed it by."""
+    largest = float(np.abs(limit.amounts[usable]).max())
+    rounding = _LAST_PLACES * max(largest, abs(limit.most), abs(limit.most - room))
+    return max(room + rounding, _ROUNDING * abs(limit.most))
 
 
 def _dominated(losses: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,14 +15,14 @@ _ROUNDING = 1e-12
 """Gains below this fraction of the scores' sum, and room below it of a limit, are rounding."""
 
 _CHUNK = 256
-"""Rows of the table of pairs that are looked at together, so that it never exists as a whole."""
+"""Rows of the table of changes that are looked at together: it never exists as a whole."""
 
 
 class LocalSearch:
     """Steepest descent on `sum of scores + sum over pairs`, within limits.
 
-    Cells are numbered; `_field[c]` is what cell c adds together with the cells that all other
-    groups take. A change updates it by two columns of the pair table.
+    Cells are numbered. The field of a cell is what it adds together with the cells that all other
+    groups take; a change updates it by two columns of the pair table.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class LocalSearch:
             [
                 limit.most
                 - limit.total(choice)
-                - (0.0 if limit.whole else _ROUNDING * abs(limit.most))
+                - (0.0 if limit.whole or math.isinf(limit.most) else _ROUNDING * abs(limit.most))
                 for limit in self._limits
             ]
         )
@@ -96,12 +97,12 @@ class LocalSearch:
         now = taken[self._groups]
         best: tuple[int, int] | None = None
         lowest = -self._least_gain
-        # What the pair changes beyond the sum of both: its own terms, old and new.
-        to_taken = self._pairs - self._pairs[:, now]
         for start in range(0, len(change), _CHUNK):
             rows = slice(start, start + _CHUNK)
             both = change[rows, None] + change[None, :]
-            both += to_taken[rows] - to_taken[now[rows]]
+            # What the pair changes beyond the sum of both: its own terms, old and new.
+            terms = self._pairs[rows] - self._pairs[now[rows]]
+            both += terms - terms[:, now]
             fits = self._groups[rows, None] != self._groups[None, :]
             for more, left in zip(extra, room, strict=True):
                 fits &= more[rows, None] + more[None, :] <= left

@@ -155,7 +155,9 @@ class Problem:
                 f"group {group!r} cannot take {assignment[group]} (its shape or a rule forbids it, "
                 f"or it has no score); take one of {', '.join(self._usable_names(int(refused[0])))}"
             )
-        room = math.floor(min(budget_bits, self.reachable_bits[1]) * self.weights)
+        limit = min(budget_bits, self.reachable_bits[1])
+        budget = Budget(resource=Resource.EFFECTIVE_BITS, limit=limit)
+        room = _resources.capacity(self.costs, budget)
         capacity = max(room, int(self.costs.effective_bits[rows, columns].sum()))
         line = self.line(Resource.EFFECTIVE_BITS)
         bound = _relaxation.relax(line.options, line.steps, capacity).bound()

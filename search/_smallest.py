@@ -105,10 +105,10 @@ def _least(
     # With a choice to start from there is always an answer.
     found = cast("Answer", found)
     unproved = found.unproved * unit
-    unproved = (
-        unproved / _resources.cells_per_unit(problem.costs, minimise) if unproved >= step else 0
-    )
-    return Answer(choice=found.choice, unproved=unproved)
+    if unproved <= _WHOLE_STEP * step:
+        unproved = 0.0
+    per_unit = _resources.cells_per_unit(problem.costs, minimise)
+    return Answer(choice=found.choice, unproved=unproved / per_unit)
 
 
 def _least_loss(

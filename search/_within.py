@@ -47,7 +47,7 @@ def solve_within(
     if start is not None:
         known = problem.plan(columns_in_table_order(problem, start), budgets, 0.0)
         if known.predicted_loss < found.predicted_loss:  # the time ran out
-            unproved = known.predicted_loss - found.bound
+            unproved = max(known.predicted_loss - found.bound, 0.0)
             found = problem.plan(columns_in_table_order(problem, start), budgets, unproved)
     return found
 

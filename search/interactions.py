@@ -27,7 +27,7 @@ from autoq.search._knapsack import Tolerance
 from autoq.search._local import LocalSearch
 from autoq.search._problem import Problem
 from autoq.search._resources import as_budgets, without_repeats
-from autoq.search._types import Budget, CostTable, Plan, SensitivityTable
+from autoq.search._types import Budget, CostTable, Least, Plan, SensitivityTable
 from autoq.search._within import (
     choice_of,
     columns_in_table_order,
@@ -122,7 +122,8 @@ def improve(
     optimum: no change of one or two groups within the budgets is better by more than rounding. It
     is the given plan itself where that is one already. `predicted_loss` stays the sum of scores,
     which is no lower than the linear optimum's, and `bound` and `gap` refer to it;
-    `quadratic_loss` gives the objective. A limit on the loss that the plan was made for is kept.
+    `quadratic_loss` gives the objective. A limit on the loss that the plan was made for is kept;
+    its proof, `least`, is of the plan's own budgets and left out for others.
 
     Args:
         plan: within the budgets.
@@ -166,7 +167,20 @@ def improve(
         quadratic_loss(sensitivity, interactions, each.assignment, weight=weight)
         for each in (plan, better)
     )
-    return replace(better, least=plan.least) if after < before else plan
+    if not after < before:
+        return plan
+    return (
+        better if set(given) != set(plan.budgets) else replace(better, least=_least(plan, better))
+    )
+
+
+def _least(plan: Plan, better: Plan) -> Least | None:
+    """The proof of the plan that was improved, which may have taken more than the better one."""
+    if plan.least is None:
+        return None
+    value = min(better.takes[plan.least.resource], plan.least.value)
+    unproved = max(value - plan.least.bound, 0.0)
+    return replace(plan.least, value=value, gap=unproved / value if unproved else 0.0)
 
 
 def _check(interactions: Interactions, sensitivity: SensitivityTable, weight: float) -> None:

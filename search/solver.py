@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from autoq.errors import InputError
 from autoq.formats import FormatName
 from autoq.models import Assignment
-from autoq.search._checks import bits_between, check_between, check_usable
 from autoq.search._knapsack import Tolerance
 from autoq.search._problem import Problem
-from autoq.search._resources import as_budgets, check_reachable, without_repeats
+from autoq.search._resources import as_budgets, without_repeats
 from autoq.search._smallest import smallest_within
 from autoq.search._types import Budget, CostTable, Plan, Resource, SensitivityTable
 from autoq.search._within import solve_within
-from autoq.search.costs import effective_bits
+from autoq.search.costs import check_budgets, effective_bits
 
 
 def solve(
@@ -117,7 +116,7 @@ def plan_from_assignment(
     problem = Problem(sensitivity=sensitivity, costs=costs)
     taken = effective_bits(costs, assignment)
     budget = taken if budget_bits is None else budget_bits
-    if taken > budget:
+    if not taken <= budget:
         raise InputError(
             f"an assignment must stay within its budget, got {taken:.4f} effective bits for a "
             f"budget of {budget:g}; raise the budget or take smaller formats"
@@ -168,9 +167,4 @@ def check_budget(costs: CostTable, budgets: float | Budget | Sequence[Budget]) -
         InputError: there is no group, one may take no format, or a budget limits what the table
             has no costs of.
     """
-    check_usable(costs, costs.allowed)
-    for budget in without_repeats(as_budgets(budgets)):
-        if budget.resource is Resource.EFFECTIVE_BITS:
-            check_between(budget.limit, *bits_between(costs, costs.allowed))
-        else:
-            check_reachable(costs, budget, costs.allowed)
+    check_budgets(costs, without_repeats(as_budgets(budgets)))

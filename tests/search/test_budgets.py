@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from autoq.errors import BudgetInfeasibleError, InputError, ResourceInfeasibleError
-from autoq.search import Budget, Resource, _highs, solve
+from autoq.search import Budget, Resource, _highs, frontier, plan_from_assignment, solve
 from tests.search.tables import (
     ACTIVE,
     BITS_RESOURCE,
@@ -148,6 +148,33 @@ def test_asking_for_exactly_what_a_plan_takes_finds_it(resource):
         again = solve(sensitivity, costs, Budget(resource=resource, limit=plan.takes[resource]))
         assert again.predicted_loss == plan.predicted_loss
         assert again.takes[resource] <= plan.takes[resource]
+
+
+@pytest.mark.parametrize("resource", [ACTIVE, LATENCY])
+def test_an_option_that_takes_all_that_is_left_is_not_rounded_away(resource):
+    for seed in range(150):
+        sensitivity, costs = several_tables(seed, 3)
+        least = {group: FORMATS[row.argmin()] for group, row in named(costs, resource)}
+        wanted = {**least, costs.groups[seed % 3]: "fp8"}
+        takes = plan_from_assignment(sensitivity, costs, wanted)
+        plan = solve(sensitivity, costs, Budget(resource=resource, limit=takes.takes[resource]))
+        assert plan.predicted_loss <= takes.predicted_loss
+        assert plan.bound <= takes.predicted_loss
+        assert plan.takes[resource] <= takes.takes[resource]
+
+
+def named(costs, resource):
+    """Each group's amounts of a resource."""
+    return zip(costs.groups, amounts(costs, resource), strict=True)
+
+
+def test_bounds_of_given_assignments_use_every_bit_of_the_budget():
+    for seed in range(20):
+        sensitivity, costs = several_tables(seed, 12)
+        smallest = dict.fromkeys(costs.groups, "w4a8_awq")
+        for best in frontier(sensitivity, costs, points=20):
+            plan = plan_from_assignment(sensitivity, costs, smallest, best.effective_bits)
+            assert plan.bound <= best.predicted_loss + 1e-13 * plan.predicted_loss
 
 
 @pytest.mark.parametrize("resource", ALL)

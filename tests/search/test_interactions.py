@@ -183,6 +183,37 @@ def test_a_limit_on_the_loss_is_kept():
     assert plan.predicted_loss <= limit
     assert plan.effective_bits <= start.effective_bits
     assert plan.least == start.least
+    loose = (Budget(resource=BITS_RESOURCE, limit=10.0),)
+    wasteful = replace(start, budgets=loose, least=replace(start.least, value=16.0, gap=0.5))
+    plan = improve(
+        wasteful, interactions_of(sensitivity, projections), sensitivity, costs, weight=1.0
+    )
+    assert plan is not wasteful
+    assert plan.least.value == plan.effective_bits
+    assert plan.least.gap == pytest.approx(1 - plan.least.bound / plan.effective_bits)
+
+
+def test_a_proof_of_the_least_is_not_carried_over_to_other_budgets():
+    sensitivity, costs, projections = tables_from_projections(5, 20)
+    limit = solve(sensitivity, costs, 5.0).predicted_loss
+    start = smallest(sensitivity, costs, limit)
+    found = interactions_of(sensitivity, projections)
+    plan = improve(start, found, sensitivity, costs, 10.0, weight=1.0)
+
+    assert plan.effective_bits > start.least.value
+    assert plan.least is None
+    assert plan.predicted_loss <= limit
+
+
+def test_no_limit_on_the_loss_limits_nothing():
+    sensitivity, costs, projections = tables_from_projections(5, 20)
+    least = smallest(sensitivity, costs, float("inf"))
+    start = replace(least, budgets=(between(costs, BITS_RESOURCE, 0.3),))
+    found = interactions_of(sensitivity, projections)
+    plan = improve(start, found, sensitivity, costs, weight=1.0)
+    free = improve(replace(start, least=None), found, sensitivity, costs, weight=1.0)
+
+    assert plan.assignment == free.assignment != start.assignment
 
 
 def test_another_budget_than_the_plans_own_has_its_own_bound():

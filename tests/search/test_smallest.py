@@ -10,6 +10,7 @@ import pytest
 
 from autoq.errors import InputError, QualityInfeasibleError, ResourceInfeasibleError
 from autoq.search import Budget, Resource, smallest, solve
+from autoq.search._knapsack import Answer
 from tests.search.tables import (
     ACTIVE,
     BITS_RESOURCE,
@@ -174,3 +175,18 @@ def test_costs_that_are_missing_cannot_be_minimised():
     sensitivity, costs = several_tables(6, 8)
     with pytest.raises(InputError, match=r"holds \(effective_bits, stored_bytes\), got latency"):
         smallest(sensitivity, replace(costs, additional={}), 1.0, minimise=Resource.LATENCY)
+
+
+@pytest.mark.parametrize(("share_of_step", "proved"), [(0.99, True), (0.9999, False), (1.0, False)])
+def test_only_a_bound_well_within_a_step_proves_whole_totals(monkeypatch, share_of_step, proved):
+    sensitivity, costs = several_tables(0, 6)
+    limit = limit_between(sensitivity, costs, 0.4)
+    known = smallest(sensitivity, costs, limit)
+    extra = costs.effective_bits - costs.effective_bits.min(axis=1, keepdims=True)
+    step = share_of_step * np.gcd.reduce(extra, axis=None) / costs.effective_bits.max()
+    choice = np.array([costs.formats.index(known.assignment[group]) for group in costs.groups])
+    answer = Answer(choice=choice, unproved=float(step))
+    monkeypatch.setattr("autoq.search._smallest.ask", lambda *_args, **_options: answer)
+
+    least = smallest(sensitivity, costs, limit).least
+    assert (least.gap == 0.0) is proved

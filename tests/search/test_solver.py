@@ -433,6 +433,8 @@ def test_assignments_that_cannot_be_are_refused():
         InputError, match=r"stay within its budget, got 16.0000 effective bits for a budget of 5;"
     ):
         plan_from_assignment(*tables, {"g000": "none", "g001": "none"}, 5)
+    with pytest.raises(InputError, match=r"stay within its budget, got 16.0000 .* of nan;"):
+        plan_from_assignment(*tables, {"g000": "none", "g001": "none"}, float("nan"))
     with pytest.raises(
         InputError, match=r"group 'g000' cannot take w4a8_awq .*; take one of fp8, nvfp4, none"
     ):
