@@ -34,8 +34,8 @@ class Stability:
     relative_slack: float
 
     def reaches(self, confidence: float) -> bool:
-        """Whether the plan is as sure as asked."""
-        return self.confidence >= confidence
+        """Whether the plan is as sure as asked, by sequences enough to tell."""
+        return self.sequences >= FEWEST_SEQUENCES and self.confidence >= confidence
 
 
 def plan_stability(
@@ -73,7 +73,7 @@ def plan_stability(
     reached = float((excess <= slack).mean())
     # What choosing on noisy scores loses is quadratic in their errors, so it shrinks as 1 / n.
     worst = float(np.quantile(excess, confidence))
-    needed = max(sequences, math.ceil(sequences * worst / slack))
+    needed = max(sequences, FEWEST_SEQUENCES, math.ceil(sequences * worst / slack))
     return Stability(reached, sequences, needed, slack)
 
 
