@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from autoq.calibration.awq import search_input_scale
+from autoq.calibration.scales import mean_square
 from autoq.calibration.statistics import InputStatistics
 from autoq.formats import FORMATS
 from autoq.layers import (
@@ -149,3 +150,28 @@ def test_the_search_repeats_itself_and_changes_nothing():
     before = weight.clone()
     assert torch.equal(search([weight], rows.bfloat16()), search([weight], rows.bfloat16()))
     assert torch.equal(weight, before)
+
+
+def weighed_search(weights, rows):
+    statistics = statistics_of(rows)
+    return search_input_scale(
+        weights,
+        statistics,
+        FORMATS["nvfp4"],
+        scale_dtype=torch.bfloat16,
+        container=Container.MODELOPT,
+        importance=mean_square([statistics]),
+    )
+
+
+def test_with_chosen_block_scales_outliers_still_want_an_input_scale():
+    factors = outliers(128)
+    scale = weighed_search([normal(16, 128, seed=1) / factors], normal(64, 128) * factors)
+    assert scale is not None
+    assert scale[factors > 1].max() < scale[factors == 1].median()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_with_chosen_block_scales_even_inputs_have_none(seed):
+    # Nothing distinguishes the channels, so whatever wins, wins by luck.
+    assert weighed_search([normal(64, 128, seed=seed)], normal(256, 128, seed=seed + 10)) is None
