@@ -48,7 +48,20 @@ def test_answers_over_a_budget_or_none_have_no_loss(benchmark: ModuleType) -> No
 def test_tables_are_markdown(
     benchmark: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = ["--groups", "6", "--scales", "1", "--repeats", "1", "--large", "50", "--frontier", "12", "--several", "6"]
+    small = [
+        "--groups",
+        "6",
+        "--scales",
+        "1",
+        "--repeats",
+        "1",
+        "--large",
+        "50",
+        "--frontier",
+        "12",
+        "--several",
+        "6",
+    ]
     monkeypatch.setattr(sys, "argv", ["solver.py", *small])
     benchmark.main()
 
