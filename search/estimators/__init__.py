@@ -56,7 +56,7 @@ for _estimator in (
     ESTIMATORS.register(_estimator.name, _estimator)
 
 DEFAULT_ESTIMATOR = TokenProjection.name
-"""The one that wins benchmarks/estimators.py."""
+"""Compared with others in docs/method.md."""
 
 
 def make_estimator(
