@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -213,6 +214,7 @@ def run(folder: str, arguments: argparse.Namespace) -> dict[str, Any]:
             "divergence": [bench.divergence(plan) for plan in plans],
             "cpu_seconds": seconds,
         }
+        print(f"{folder}: {case} is through", file=sys.stderr, flush=True)
 
     for case in arguments.case or CASES:
         name, options = CASES[case]
