@@ -3,6 +3,13 @@
 from autoq.evaluators.comparison import Comparison, compare
 from autoq.evaluators.fidelity import Estimate, Fidelity, measure_fidelity
 from autoq.evaluators.noise import NOISE_FLOOR, rounded_again, rounding_noise
+from autoq.evaluators.objective import (
+    Constraint,
+    Objective,
+    canonical_name,
+    parse_constraint,
+    parse_objective,
+)
 from autoq.evaluators.prediction import (
     PredictionCalibration,
     PredictionQuality,
@@ -15,15 +22,20 @@ from autoq.evaluators.reference import ReferenceOutputs
 __all__ = [
     "NOISE_FLOOR",
     "Comparison",
+    "Constraint",
     "Estimate",
     "Fidelity",
+    "Objective",
     "PredictionCalibration",
     "PredictionQuality",
     "ReferenceOutputs",
     "calibrate_prediction",
     "calibrated_coverage",
+    "canonical_name",
     "compare",
     "measure_fidelity",
+    "parse_constraint",
+    "parse_objective",
     "prediction_quality",
     "rounded_again",
     "rounding_noise",
