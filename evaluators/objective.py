@@ -10,6 +10,7 @@ import ast
 import math
 import operator
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -195,7 +196,7 @@ def _names(node: ast.expr, text: str) -> list[str]:
     if name is not None:
         return [name]
     match node:
-        case ast.Constant(value=value) if type(value) in (int, float) and math.isfinite(value):
+        case ast.Constant(value=int() | float() as value) if _is_number(value):
             return []
         case ast.UnaryOp(op=sign, operand=operand) if type(sign) in _UNARY:
             return _names(operand, text)
@@ -207,6 +208,10 @@ def _names(node: ast.expr, text: str) -> list[str]:
         f"an objective may hold names of metrics, numbers, + - * / ( ) and log(), and {text!r} "
         f"holds {ast.unparse(node)!r}; leave that out"
     )
+
+
+def _is_number(value: float) -> bool:
+    return not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _name(node: ast.expr) -> str | None:
@@ -225,8 +230,8 @@ def _value(node: ast.expr, metrics: Mapping[str, float]) -> float:
     if name is not None:
         return float(metrics[name])
     match node:
-        case ast.Constant(value=value):
-            return float(value)  # type: ignore[arg-type]  # _names let only numbers in
+        case ast.Constant(value=int() | float() as value):
+            return float(value)
         case ast.UnaryOp(op=sign, operand=operand):
             return _UNARY[type(sign)](_value(operand, metrics))
         case ast.BinOp(left=left, op=operation, right=right):

@@ -50,6 +50,7 @@ def test_an_objective_has_the_value_that_its_arithmetic_says(text, names, value)
         "kl * True",
         "kl * 1j",
         "kl * 1e999",
+        "kl * 1" + 400 * "0",
         "(lambda: kl)()",
         "kl\n+ ppl = 3",
         "kl\x00",
