@@ -11,6 +11,7 @@
     │   ├── ResourceInfeasibleError  the same for bytes, latency, or several budgets at once
     │   ├── QualityInfeasibleError  no plan loses as little as asked for
     │   └── ExportError            the container cannot express it, or the output cannot be written
+    ├── EvaluationError            this model has no such number: fails one trial, not the others
     ├── StudyLockedError           another process works on the study
     ├── StoreError                 the study store cannot be opened, read or written
     └── VerificationError          what was written does not read back as what was searched
@@ -131,6 +132,10 @@ class QualityInfeasibleError(InputError):
 
 class ExportError(InputError):
     """The container cannot express the plan, or the output cannot be written."""
+
+
+class EvaluationError(AutoqError):
+    """A model has no value of a metric, for example because its output is NaN."""
 
 
 class StudyLockedError(AutoqError):

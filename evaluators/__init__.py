@@ -17,18 +17,25 @@ from autoq.evaluators.prediction import (
     calibrated_coverage,
     prediction_quality,
 )
+from autoq.evaluators.protocol import EVALUATORS, Evaluator, Metric, Need, Reference, Subject
 from autoq.evaluators.reference import ReferenceOutputs
 
 __all__ = [
+    "EVALUATORS",
     "NOISE_FLOOR",
     "Comparison",
     "Constraint",
     "Estimate",
+    "Evaluator",
     "Fidelity",
+    "Metric",
+    "Need",
     "Objective",
     "PredictionCalibration",
     "PredictionQuality",
+    "Reference",
     "ReferenceOutputs",
+    "Subject",
     "calibrate_prediction",
     "calibrated_coverage",
     "canonical_name",

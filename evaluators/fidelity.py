@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autoq.errors import AutoqError
+from autoq.errors import AutoqError, EvaluationError
 
 BOOTSTRAP_DRAWS = 1000
 CONFIDENCE = 0.95
@@ -24,6 +24,7 @@ class Estimate:
     value: float
     low: float
     high: float
+    per_sequence: tuple[float, ...] = field(default=(), repr=False)  # where each has a value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,15 +66,13 @@ def measure_fidelity(
         causal: position t predicts token t + 1, so perplexity is defined.
 
     Raises:
-        AutoqError: there is nothing to compare, or an output holds NaN or Inf.
+        AutoqError: there is nothing to compare.
+        EvaluationError: an output holds NaN or Inf.
     """
     totals = _Totals()
     for ids, reference, quantised in pairs:
         for whose, output in (("original", reference), ("quantised", quantised)):
-            if not bool(torch.isfinite(output).all()):
-                raise AutoqError(
-                    f"the {whose} model's output holds NaN or Inf; measure with --dtype float32"
-                )
+            check_finite(output, whose)
         for row in range(ids.shape[0]):
             _add_sequence(
                 totals, ids[row], reference[row].float(), quantised[row].float(), has_vocabulary
@@ -89,6 +88,18 @@ def measure_fidelity(
         tokens=totals.tokens,
         kl_per_sequence=tuple(totals.divergence),
     )
+
+
+def check_finite(output: Tensor, whose: str) -> None:
+    """Refuse an output that holds NaN or Inf.
+
+    Raises:
+        EvaluationError: names whose output it is.
+    """
+    if not bool(torch.isfinite(output).all()):
+        raise EvaluationError(
+            f"the {whose} model's output holds NaN or Inf; measure with --dtype float32"
+        )
 
 
 @dataclass(slots=True)
@@ -111,8 +122,7 @@ def _add_sequence(
         totals.divergence.append(0.5 * float(error.mean()))
         return
     log_reference, log_quantised = reference.log_softmax(-1), quantised.log_softmax(-1)
-    per_token = (log_reference.exp() * (log_reference - log_quantised)).sum(-1)
-    totals.divergence.append(float(per_token.double().mean()))
+    totals.divergence.append(float(token_divergence(log_reference, log_quantised).mean()))
     same = log_reference.argmax(-1) == log_quantised.argmax(-1)
     totals.agreement.append(float(same.double().mean()))
     if ids.shape[0] < 2:
@@ -122,9 +132,18 @@ def _add_sequence(
     totals.nll.append(-float(log_quantised[:-1].gather(-1, targets).double().mean()))
 
 
+def token_divergence(log_reference: Tensor, log_quantised: Tensor) -> Tensor:
+    """KL(original || quantised) of every token, float64 [tokens], in nats.
+
+    Args:
+        log_reference: log-probabilities, float32 [tokens, vocabulary]; the other likewise.
+    """
+    return (log_reference.exp() * (log_reference - log_quantised)).sum(-1).double()
+
+
 def _estimate(per_sequence: Sequence[float]) -> Estimate:
     values = np.asarray(per_sequence)
-    return Estimate(float(values.mean()), *bootstrap_interval(values))
+    return Estimate(float(values.mean()), *bootstrap_interval(values), tuple(per_sequence))
 
 
 def bootstrap_interval(values: NDArray[np.float64]) -> tuple[float, float]:
