@@ -2,12 +2,16 @@
 
     OMP_NUM_THREADS=1 python benchmarks/estimators.py [--model DIR ...] [--out FILE.json]
 
-For every model (the bundled one if none is given) and every estimator:
+For every model (the bundled one if none is given) and every estimator, with labels drawn from several
+seeds:
 
 - **rank correlation** (Spearman) of the scores with the measured KL divergence of quantising each
-  group alone, over all groups and formats;
+  group alone, over all groups and formats; and of predicted with measured loss over random plans;
+- **calibration**: slope of log measured on log predicted loss over the random plans, and the geometric
+  mean of measured / predicted, where the estimator predicts nats;
 - **KL divergence** from the original, in nats per token on held-out sequences, of the plan that the
-  scores lead to at each budget, all plans under one and the same calibration;
+  scores lead to at each budget, all plans under one and the same calibration, and its ratio to the
+  first estimator's with an interval that is paired by sequence;
 - **CPU seconds** of the scoring pass, and their ratio to the first estimator's.
 
 `measured` solves on the measured divergences themselves, `interactions` improves the first
@@ -20,14 +24,14 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from estimator_tables import Row, judged, markdown, summary
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from torch import Tensor
@@ -37,17 +41,19 @@ from autoq.api.scoring import BatchesInMemory, ScoringPass
 from autoq.api.task import load, load_data, scoring_task, token_batches
 from autoq.bundled import model_path
 from autoq.calibration import calibrate
+from autoq.evaluators.prediction import prediction_quality
 from autoq.formats import NONE, FormatName
 from autoq.layers.quantize import Container
 from autoq.layers.simulate import SimulatedModel, slot_formats_of
 from autoq.models import Assignment, discover, forward_logits, output_kind
 from autoq.search import CostTable, SensitivityTable, build_cost_table, solve
-from autoq.search.estimators import Estimator, make_estimator
+from autoq.search.estimators import ESTIMATORS, Estimator, make_estimator
 from autoq.search.interactions import Interactions, improve
 from autoq.search.objectives import divergence_of
+from autoq.search.sampling import random_plans
 
 FORMATS = tuple(FormatName(name) for name in ("nvfp4", "fp8", "w4a8_awq"))
-BUDGETS = (4.3, 4.5, 5.0, 5.5, 6.0, 7.0)
+BUDGETS = (4.5, 5.0, 6.0)
 SEQUENCE_LENGTH = 256
 
 CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
@@ -78,7 +84,7 @@ class Bench:
     sequences: int
     held_out: int
     single_sequences: int
-    measured: dict[tuple[FormatName, ...], float] = field(default_factory=dict)
+    measured: dict[tuple[FormatName, ...], NDArray[np.float64]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.config = ScoringConfig(formats=FORMATS, calibration_sequences=self.sequences)
@@ -125,8 +131,14 @@ class Bench:
             self.reference = [forward_logits(self.model, ids) for ids in self.batches]
         self.costs: CostTable = build_cost_table(self.model_map, (*FORMATS, NONE))
 
-    def score(self, name: str, options: Mapping[str, Any]) -> tuple[SensitivityTable, Any, float]:
-        """(scores, arrays beside them, CPU seconds) of one estimator's pass."""
+    def score(
+        self, name: str, options: Mapping[str, Any], seed: int
+    ) -> tuple[SensitivityTable, Any, float]:
+        """(scores, arrays beside them, CPU seconds) of one estimator's pass.
+
+        Args:
+            seed: of the labels.
+        """
 
         def make(chosen: str) -> Estimator:
             return make_estimator(
@@ -137,10 +149,11 @@ class Bench:
                 self.calibration,
                 container=Container.MODELOPT,
                 scale_dtype=self.loaded.storage_dtype,
+                seed=seed,
                 **options,
             )
 
-        config = ScoringConfig(formats=FORMATS, estimator=name)
+        config = ScoringConfig(formats=FORMATS, estimator=name, seed=seed)
         task = scoring_task(self.loaded, self.data, config)
         started = time.process_time()
         estimator, contributions = ScoringPass(
@@ -172,27 +185,27 @@ class Bench:
             for column, name in enumerate(FORMATS):
                 if all((slot, name) in self.calibration for slot in group.slots):
                     self.simulated.apply(dict.fromkeys(group.slots, name))
-                    found[row, column] = self._divergence(batches)
+                    found[row, column] = self._divergences(batches).mean()
         self.simulated.restore()
         return found
 
-    def divergence(self, assignment: Assignment) -> float:
-        """Measured divergence of a plan on all held-out sequences; measured once."""
+    def divergences(self, assignment: Assignment) -> NDArray[np.float64]:
+        """Measured divergence of a plan on each held-out sequence; measured once."""
         key = tuple(assignment[group.name] for group in self.model_map.groups)
         if key not in self.measured:
             self.simulated.apply(slot_formats_of(self.model_map, assignment))
-            self.measured[key] = self._divergence(len(self.batches))
+            self.measured[key] = self._divergences(len(self.batches))
             self.simulated.restore()
         return self.measured[key]
 
     @torch.no_grad()
-    def _divergence(self, batches: int) -> float:
+    def _divergences(self, batches: int) -> NDArray[np.float64]:
         divergence: Callable[[Tensor, Tensor], Tensor] = divergence_of(output_kind(self.model))
-        totals = [
-            float(divergence(before, forward_logits(self.model, ids)).double().mean(dim=1).sum())
+        found = [
+            divergence(before, forward_logits(self.model, ids)).double().mean(dim=1).numpy()
             for before, ids in zip(self.reference[:batches], self.batches[:batches], strict=True)
         ]
-        return sum(totals) / sum(len(ids) for ids in self.batches[:batches])
+        return np.concatenate(found)
 
     def plans(self, table: SensitivityTable, budgets: Sequence[float]) -> list[Assignment]:
         """The best assignments for all budgets."""
@@ -202,60 +215,108 @@ class Bench:
 def run(folder: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything of one model, as plain data."""
     bench = Bench(folder, arguments.sequences, arguments.held_out, arguments.single_sequences)
-    budgets = [float(text) for text in arguments.budgets.split(",")]
     singles = bench.single_divergences()
-    rows: dict[str, Any] = {}
-
-    def add(case: str, table: SensitivityTable, plans: Sequence[Assignment], seconds: Any) -> None:
-        scores = table.scores()
-        known = np.isfinite(scores) & np.isfinite(singles)
-        rows[case] = {
-            "rank_correlation": float(spearmanr(scores[known], singles[known]).statistic),
-            "divergence": [bench.divergence(plan) for plan in plans],
-            "cpu_seconds": seconds,
-        }
-        print(f"{folder}: {case} is through", file=sys.stderr, flush=True)
-
+    measured = bench.table("measured", singles[None], "nats_per_token")
+    judge = Judge(
+        bench=bench,
+        budgets=[float(text) for text in arguments.budgets.split(",")],
+        singles=singles,
+        sample=[
+            plan.assignment
+            for plan in random_plans(measured, bench.costs, count=arguments.random_plans)
+        ],
+    )
+    rows: dict[str, list[Row]] = {}
     for case in arguments.case or CASES:
+        for seed in range(arguments.seeds if _draws_labels(case) else 1):
+            for label, row in judge.rows(case, seed):
+                rows.setdefault(label, []).append(row)
+        _note(f"{folder}: {case} is through")
+    rows["measured"] = [judge.row(measured, None)]
+    return {
+        "model": Path(folder).name,
+        "settings": {
+            "formats": FORMATS,
+            "budgets": judge.budgets,
+            "seeds": arguments.seeds,
+            "calibration_sequences": arguments.sequences,
+            "held_out_sequences": arguments.held_out,
+            "single_sequences": arguments.single_sequences,
+            "random_plans": arguments.random_plans,
+            "sequence_length": SEQUENCE_LENGTH,
+        },
+        "cases": judged(rows),
+    }
+
+
+def _draws_labels(case: str) -> bool:
+    estimator = ESTIMATORS[CASES[case][0]]
+    return estimator.needs_backward and estimator.labels != "data"
+
+
+@dataclass
+class Judge:
+    """Holds scores against what was measured."""
+
+    bench: Bench
+    budgets: Sequence[float]
+    singles: NDArray[np.float64]  # [groups, formats]: measured divergence of a group alone
+    sample: Sequence[Assignment]  # random plans
+
+    def rows(self, case: str, seed: int) -> Iterator[tuple[str, Row]]:
+        """Label -> what came of one pass: the case's own, and with interactions if it is the first.
+
+        Args:
+            seed: of the labels.
+        """
         name, options = CASES[case]
-        table, results, seconds = bench.score(name, options)
-        add(case, table, bench.plans(table, budgets), seconds)
-        if "interactions" in results and "interactions" not in rows:
+        table, results, seconds = self.bench.score(name, options, seed)
+        yield case, self.row(table, seconds)
+        if case == next(iter(CASES)):
             interactions = Interactions(
                 groups=table.groups, formats=table.formats, gram=results["interactions"]
             )
-            better = partial(_improved, bench.costs, table, interactions)
-            add("interactions", table, [better(budget) for budget in budgets], seconds)
-    measured = bench.table("measured", singles[None], "nats_per_token")
-    add("measured", measured, bench.plans(measured, budgets), None)
-    return {"model": Path(folder).name, "budgets": budgets, "rows": rows}
+            yield "interactions", self.row(table, seconds, interactions)
 
-
-def _improved(
-    costs: CostTable, table: SensitivityTable, interactions: Interactions, budget: float
-) -> Assignment:
-    plan = solve(table, costs, budget)
-    return improve(plan, interactions, table, costs, budget, weight=INTERACTION_WEIGHT).assignment
-
-
-def markdown(found: Mapping[str, Any]) -> str:
-    """The table of one model."""
-    budgets = [f"{budget:g}" for budget in found["budgets"]]
-    first = next(iter(found["rows"].values()))
-    lines = [
-        f"| {found['model']} | rank | {' | '.join(budgets)} | geometric mean | CPU s | ratio |",
-        "|---|---:|" + "---:|" * (len(budgets) + 3),
-    ]
-    for case, row in found["rows"].items():
-        ratios = np.asarray(row["divergence"]) / np.asarray(first["divergence"])
-        seconds = row["cpu_seconds"]
-        cost = (
-            "| |" if seconds is None else f"{seconds:.1f} | {seconds / first['cpu_seconds']:.2f} |"
+    def row(
+        self,
+        table: SensitivityTable,
+        seconds: float | None,
+        interactions: Interactions | None = None,
+    ) -> Row:
+        """What the scores are worth."""
+        bench, scores = self.bench, table.scores()
+        known = np.isfinite(scores) & np.isfinite(self.singles)
+        predicted = [_predicted(table, assignment) for assignment in self.sample]
+        measured = [float(bench.divergences(plan).mean()) for plan in self.sample]
+        quality = prediction_quality(predicted, measured, [(-np.inf, np.inf)] * len(predicted))
+        plans = [self._plan(table, budget, interactions) for budget in self.budgets]
+        return Row(
+            rank_of_cells=float(spearmanr(scores[known], self.singles[known]).statistic),
+            rank_of_plans=quality.rank_correlation,
+            slope=quality.slope,
+            measured_over_predicted=quality.ratio if table.unit == "nats_per_token" else None,
+            divergences=np.array([bench.divergences(plan) for plan in plans]),
+            cpu_seconds=seconds,
         )
-        cells = " | ".join(f"{value:.3e}" for value in row["divergence"])
-        mean = float(np.exp(np.log(ratios).mean()))
-        lines.append(f"| {case} | {row['rank_correlation']:.4f} | {cells} | {mean:.3f} | {cost}")
-    return "\n".join(lines)
+
+    def _plan(
+        self, table: SensitivityTable, budget: float, interactions: Interactions | None
+    ) -> Assignment:
+        plan = solve(table, self.bench.costs, budget)
+        if interactions is not None:
+            costs, weight = self.bench.costs, INTERACTION_WEIGHT
+            plan = improve(plan, interactions, table, costs, budget, weight=weight)
+        return plan.assignment
+
+
+def _predicted(table: SensitivityTable, assignment: Assignment) -> float:
+    scores = table.scores()
+    return sum(
+        float(scores[row, table.formats.index(assignment[group])])
+        for row, group in enumerate(table.groups)
+        if assignment[group] != NONE
+    )
 
 
 def main() -> None:
@@ -266,17 +327,24 @@ def main() -> None:
     parser.add_argument("--model", action="append", help="model folder; repeatable")
     parser.add_argument("--case", action="append", choices=list(CASES), help="all if left out")
     parser.add_argument("--budgets", default=",".join(f"{budget:g}" for budget in BUDGETS))
-    parser.add_argument("--sequences", type=int, default=64, help="to calibrate and score on")
+    parser.add_argument("--sequences", type=int, default=128, help="to calibrate and score on")
     parser.add_argument("--held-out", type=int, default=128, help="sequences for plans")
     parser.add_argument("--single-sequences", type=int, default=32, help="for groups alone")
+    parser.add_argument("--random-plans", type=int, default=24, help="to judge predictions on")
+    parser.add_argument("--seeds", type=int, default=2, help="of labels, from 0 on")
     parser.add_argument("--out", type=Path, help="JSON file for everything that was measured")
     arguments = parser.parse_args()
-    found = []
+    found: list[dict[str, Any]] = []
     for folder in arguments.model or [str(model_path())]:
         found.append(run(folder, arguments))
         print(markdown(found[-1]), flush=True)
         if arguments.out:
-            arguments.out.write_text(json.dumps(found, indent=1))
+            arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+    print(summary(found))
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
