@@ -12,7 +12,7 @@ from autoq.search._cells import Limit
 from autoq.search._relaxation import Choice
 
 _ROUNDING = 1e-12
-"""Gains below this fraction of the scores' sum, and room below it of a limit, are rounding."""
+"""Gains below this fraction of the scores' sum are rounding, and so may be that of a limit."""
 
 _CHUNK = 256
 """Rows of the table of changes that are looked at together: it never exists as a whole."""
@@ -47,6 +47,7 @@ class LocalSearch:
         self._amounts = np.array([limit.amounts[usable] for limit in limits]).reshape(
             len(limits), len(flat)
         )
+        self._doubt = np.array([_doubt(limit) for limit in limits])
         self._least_gain = _ROUNDING * float(np.abs(self._scores).sum())
 
     def from_choice(self, start: Choice) -> Choice:
@@ -73,22 +74,36 @@ class LocalSearch:
 
     def _room(self, taken: NDArray[np.int64]) -> NDArray[np.float64]:
         choice = self._columns[taken]
-        return np.array(
-            [
-                limit.most
-                - limit.total(choice)
-                - (0.0 if limit.whole or math.isinf(limit.most) else _ROUNDING * abs(limit.most))
-                for limit in self._limits
-            ]
-        )
+        return np.array([limit.most - limit.total(choice) for limit in self._limits])
+
+    def _keeps_limits(
+        self,
+        taken: NDArray[np.int64],
+        changed: tuple[int, ...],
+        more: NDArray[np.float64],
+        room: NDArray[np.float64],
+    ) -> bool:
+        """Whether a change that takes `more` fits; sums decide where rounding might."""
+        if (more <= room - self._doubt).all():
+            return True
+        after = taken.copy()
+        after[self._groups[list(changed)]] = changed
+        choice = self._columns[after]
+        return all(limit.total(choice) <= limit.most for limit in self._limits)
 
     def _best_single(
         self, taken: NDArray[np.int64], field: NDArray[np.float64]
     ) -> tuple[int] | None:
         change, extra, room = self._changes(taken, field)
-        fits = np.asarray((extra <= room[:, None]).all(axis=0), dtype=np.bool_)
-        best = int(np.where(fits, change, np.inf).argmin())
-        return (best,) if fits[best] and change[best] < -self._least_gain else None
+        may_fit = (extra <= (room + self._doubt)[:, None]).all(axis=0)
+        change = np.where(may_fit, change, np.inf)
+        while True:
+            best = int(change.argmin())
+            if not change[best] < -self._least_gain:
+                return None
+            if self._keeps_limits(taken, (best,), extra[:, best], room):
+                return (best,)
+            change[best] = np.inf
 
     def _best_pair(
         self, taken: NDArray[np.int64], field: NDArray[np.float64]
@@ -103,12 +118,19 @@ class LocalSearch:
             # What the pair changes beyond the sum of both: its own terms, old and new.
             terms = self._pairs[rows] - self._pairs[now[rows]]
             both += terms - terms[:, now]
-            fits = self._groups[rows, None] != self._groups[None, :]
-            for more, left in zip(extra, room, strict=True):
-                fits &= more[rows, None] + more[None, :] <= left
-            both[~fits] = np.inf
-            first, second = divmod(int(both.argmin()), len(change))
-            if both[first, second] < lowest:
-                lowest = float(both[first, second])
-                best = start + first, second
+            may_fit = self._groups[rows, None] != self._groups[None, :]
+            for more, left in zip(extra, room + self._doubt, strict=True):
+                may_fit &= more[rows, None] + more[None, :] <= left
+            both[~may_fit] = np.inf
+            while both.min() < lowest:
+                first, second = divmod(int(both.argmin()), len(change))
+                pair = start + first, second
+                if self._keeps_limits(taken, pair, extra[:, list(pair)].sum(axis=1), room):
+                    lowest, best = float(both[first, second]), pair
+                both[first, second] = np.inf
         return best
+
+
+def _doubt(limit: Limit) -> float:
+    """How near to a limit differences of amounts do not tell whether it is kept."""
+    return 0.0 if limit.whole or math.isinf(limit.most) else _ROUNDING * abs(limit.most)

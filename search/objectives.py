@@ -91,15 +91,18 @@ def next_token_loss(logits: Tensor, ids: Tensor, *, shift: bool) -> Tensor:
 def divergence_of(kind: OutputKind) -> Callable[[Tensor, Tensor], Tensor]:
     """KL(original || changed) of two outputs, per token in nats, [...] of [..., features].
 
-    Outputs without a vocabulary are seen as means of unit Gaussians. Gradients flow to the changed
-    output, and double precision is not needed: nothing cancels but what is rounding anyway.
+    Tokens that the original rules out by logits of -inf count nothing; one that the changed output
+    alone rules out makes it infinite. Outputs without a vocabulary are seen as means of unit
+    Gaussians. Gradients flow to the changed output, and double precision is not needed: nothing
+    cancels but what is rounding anyway.
     """
     return _divergence_of_logits if kind == "logits" else _divergence_of_gaussians
 
 
 def _divergence_of_logits(original: Tensor, changed: Tensor) -> Tensor:
     before, after = original.float().log_softmax(-1), changed.float().log_softmax(-1)
-    return (before.exp() * (before - after)).sum(dim=-1)
+    terms = before.exp() * (before - after)
+    return terms.masked_fill(before == -torch.inf, 0.0).sum(dim=-1)
 
 
 def _divergence_of_gaussians(original: Tensor, changed: Tensor) -> Tensor:

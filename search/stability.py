@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from autoq.errors import InputError
 from autoq.formats import NONE
 from autoq.models import Assignment
 from autoq.search._types import Plan, SensitivityTable
@@ -30,7 +31,7 @@ class Stability:
 
     confidence: float  # share of the draws in which it does
     sequences: int
-    sequences_needed: int  # about as many would do, if more are needed
+    sequences_needed: int | None  # about as many would do; None: no number is known to
     relative_slack: float
 
     def reaches(self, confidence: float) -> bool:
@@ -54,11 +55,16 @@ def plan_stability(
     the jackknife", 1979.)
 
     Args:
-        relative_slack: None takes `RELATIVE_SLACK`.
+        relative_slack: at least 0, where only the draw's own optimum counts, and how many sequences
+            would do is known only if these do; None takes `RELATIVE_SLACK`.
         confidence: what is asked for, in (0, 1); decides `sequences_needed` only.
         solve: need not be exact to less than the slack.
+    Raises:
+        InputError: the slack is negative.
     """
     slack = RELATIVE_SLACK if relative_slack is None else relative_slack
+    if not slack >= 0.0:
+        raise InputError(f"relative_slack must be >= 0, got {slack:g}; try {RELATIVE_SLACK:g}")
     plan = solve(sensitivity)
     sequences = sensitivity.contributions.shape[0]
     generator = np.random.default_rng(seed)
@@ -71,10 +77,19 @@ def plan_stability(
         excess[draw] = _loss_of(plan.assignment, resampled) - best
         excess[draw] /= best if best > 0 else 1.0
     reached = float((excess <= slack).mean())
-    # What choosing on noisy scores loses is quadratic in their errors, so it shrinks as 1 / n.
     worst = float(np.quantile(excess, confidence))
-    needed = max(sequences, FEWEST_SEQUENCES, math.ceil(sequences * worst / slack))
-    return Stability(reached, sequences, needed, slack)
+    return Stability(reached, sequences, _needed(sequences, worst, slack), slack)
+
+
+def _needed(sequences: int, excess: float, slack: float) -> int | None:
+    """How many sequences bring an excess down to the slack.
+
+    What choosing on noisy scores loses is quadratic in their errors, so it shrinks as 1 / n.
+    """
+    fewest = max(sequences, FEWEST_SEQUENCES)
+    if excess <= slack:
+        return fewest
+    return max(fewest, math.ceil(sequences * excess / slack)) if slack > 0.0 else None
 
 
 def _loss_of(assignment: Assignment, sensitivity: SensitivityTable) -> float:

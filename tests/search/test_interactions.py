@@ -10,6 +10,8 @@ import pytest
 
 from autoq.errors import InputError
 from autoq.search import Budget, plan_from_assignment, smallest, solve
+from autoq.search._cells import Limit
+from autoq.search._local import LocalSearch
 from autoq.search.interactions import Interactions, improve, quadratic_loss
 from tests.search.tables import (
     ACTIVE,
@@ -261,3 +263,29 @@ def test_a_start_that_breaks_a_rule_is_refused():
             Budget(resource=BITS_RESOURCE, limit=8.0),
             weight=1.0,
         )
+
+
+def descent(scores, amounts, most, start):
+    """Where steepest descent within one limit on a sum of floats ends, without interactions."""
+    scores, start = np.array(scores), np.array(start)
+    limit = Limit(amounts=np.array(amounts), most=most)
+    search = LocalSearch(
+        scores=scores,
+        pairs=np.zeros((*scores.shape, *scores.shape)),
+        usable=np.ones(scores.shape, dtype=bool),
+        limits=[limit],
+    )
+    return search.from_choice(start).tolist()
+
+
+def test_limits_on_sums_of_floats_are_kept_exactly_and_used_up():
+    # Ten times 0.1 is 1 when rounded once, and 0.99... or 1.00... when added one by one.
+    gain, takes = [[0.0, -1.0]] * 10, [[0.0, 0.1]] * 10
+    assert sum(descent(gain, takes, 1.0, [0] * 10)) == 10
+    assert sum(descent(gain, takes, np.nextafter(1.0, 0.0), [0] * 10)) == 9
+
+    # 0.3 - 0.1 is a hair more than what the limit leaves beside 0.1: only the sums fit.
+    swap = [[0.0, -1.0], [0.0, -5.0]], [[0.0, 0.1], [0.0, 0.3]]
+    assert 0.3 - 0.1 != 0.2
+    assert descent(*swap, 0.3, [1, 0]) == [0, 1]
+    assert descent(*swap, np.nextafter(0.3, 0.0), [1, 0]) == [1, 0]

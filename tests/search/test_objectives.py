@@ -1,9 +1,16 @@
 """Losses without labels: their gradients average to the curvature of the divergence."""
 
+import math
+
 import pytest
 import torch
 
-from autoq.search.objectives import fisher_noise_loss, own_distribution_loss, own_output_loss
+from autoq.search.objectives import (
+    divergence_of,
+    fisher_noise_loss,
+    own_distribution_loss,
+    own_output_loss,
+)
 
 LOGITS = torch.tensor([1.5, 0.0, -0.5, 0.7, -2.0])
 
@@ -109,3 +116,20 @@ def test_noise_has_the_covariance_of_drawn_labels_and_a_bounded_variance(scale):
     drawn = gradient_of(own_distribution_loss, logits).double() @ direction
     if scale > 1:
         assert float(drawn.square().var()) > 3 * variance
+
+
+def test_tokens_that_the_original_rules_out_add_nothing_to_the_divergence():
+    """By hand: of (1/4, 3/4, 0) from (1/2, 1/2, 0)."""
+    ruled_out = -torch.inf
+    original = torch.tensor([[1.0, 3.0, 0.0], [1.0, 3.0, 0.0]]).log()
+    changed = torch.tensor([[1.0, 1.0, ruled_out], [1.0, 1.0, ruled_out]])
+    changed[1, 0] = ruled_out
+    changed.requires_grad_(True)
+    found = divergence_of("logits")(original, changed)
+
+    expected = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
+    assert float(found[0].detach()) == pytest.approx(expected, rel=1e-6)
+    assert float(found[1].detach()) == math.inf  # the original may say what the other never does
+    # The derivative is q - p.
+    gradient = torch.autograd.grad(found[0], changed)[0]
+    torch.testing.assert_close(gradient[0], torch.tensor([0.25, -0.25, 0.0]))

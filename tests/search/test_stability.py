@@ -5,6 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+from autoq.errors import InputError
 from autoq.search import Plan, SensitivityTable
 from autoq.search.stability import is_checkpoint, plan_stability
 
@@ -85,6 +86,22 @@ def test_a_wider_slack_confirms_more():
     )
     assert tight.confidence < wide.confidence == 1.0
     assert tight == plan_stability(unsure, best_of_all(24), 0.95, relative_slack=0.001)
+
+
+def test_without_slack_only_the_optimum_itself_counts():
+    same = table([[[3.0, 1.0], [2.0, 1.5]]] * 9)
+    sure = plan_stability(same, best_of_all(12), 0.95, relative_slack=0)
+    assert (sure.confidence, sure.sequences_needed) == (1.0, 9)
+
+    one, other = [[10.1, 1.0], [1.0, 0.0]], [[1.0, 0.0], [10.0, 1.0]]
+    seen = []
+    unsure = plan_stability(table([one, other] * 4), best_of_all(12, seen), 0.95, relative_slack=0)
+    plan, *draws = seen
+    assert unsure.confidence == sum(chosen == plan for chosen in draws) / len(draws) < 0.95
+    assert unsure.sequences_needed is None  # excess shrinks with more, and never to nothing
+
+    with pytest.raises(InputError, match=r"relative_slack must be >= 0, got -0.1; try 0.02"):
+        plan_stability(same, best_of_all(12), 0.95, relative_slack=-0.1)
 
 
 def test_formats_that_cost_nothing_are_not_counted():
