@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,17 +20,27 @@ FACTOR_BYTES = 3 << 28
 SAMPLED_ROWS = 256
 """Input rows of each fusion set that are kept to score the inputs of formats yet unknown."""
 
-ROWS_PER_BATCH = 32
-"""Of them at most so many come from one batch, so that they come from several."""
+ROWS_PER_PRODUCT = 32
+"""Of them at most so many come from one product, so that they come from several batches."""
 
 Factor = Tensor
 """float32 [n, n], or [n] where only the diagonal is kept."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """Rows that are kept of one product's input, and for which of its fusion set they are."""
+
+    rows: Tensor  # their numbers among the input's rows
+    place: slice  # theirs among all that are kept
+    members: set[SlotName]
+
+
 class Factors:
     """Sums over tokens, by slot: x x^T of its inputs x, g g^T of its output gradients g.
 
-    Members of a fusion set share their inputs, which are summed for the set's first member.
+    Members of a fusion set share their inputs, which are summed for the set's first member. What
+    was given out stays as it was: sums are replaced, not added to.
     """
 
     def __init__(self, model_map: ModelMap, leaders: Mapping[SlotName, SlotName]) -> None:
@@ -49,7 +60,7 @@ class Factors:
             for what in ("sampled_inputs", "sampled_gradients"):
                 self.sums[f"{what}/{slot.name}"] = torch.zeros(SAMPLED_ROWS, slot.in_features)
         self.tokens = torch.zeros((), dtype=torch.float64)
-        self._sampled_now: dict[SlotName, Tensor] = {}
+        self._samples: dict[SlotName, _Sample] = {}
 
     def leader(self, slot: WeightSlot) -> SlotName:
         """The slot that stands for the inputs of `slot`."""
@@ -60,32 +71,47 @@ class Factors:
     ) -> None:
         """Add one product's rows."""
         name, leader = call.slot.name, self.leader(call.slot)
-        _add_moment(self.sums[f"gradients/{name}"], output_gradient)
+        self._add_moment(f"gradients/{name}", output_gradient)
         if name == leader:
-            _add_moment(self.sums[f"inputs/{name}"], inputs)
-            self.sums[f"rows/{name}"] += len(inputs)
-        self._sample(leader, inputs, input_gradient)
+            self._add_moment(f"inputs/{name}", inputs)
+            self.sums[f"rows/{name}"] = self.sums[f"rows/{name}"] + len(inputs)
+        self._sample(name, leader, inputs, input_gradient)
 
     def end_batch(self, tokens: int) -> None:
         """A batch of so many tokens with a loss term is through."""
-        self.tokens += tokens
-        for leader, rows in self._sampled_now.items():
-            self.sums[f"kept/{leader}"] += len(rows)
-        self._sampled_now.clear()
+        self.tokens = self.tokens + tokens
+        self._samples.clear()
 
-    def _sample(self, leader: SlotName, inputs: Tensor, input_gradient: Tensor) -> None:
+    def _add_moment(self, name: str, rows: Tensor) -> None:
+        total, rows = self.sums[name], rows.float()
+        moment = rows.t() @ rows if total.dim() == 2 else rows.square().sum(dim=0)
+        self.sums[name] = moment.cpu().add_(total)
+
+    def _sample(
+        self, name: SlotName, leader: SlotName, inputs: Tensor, input_gradient: Tensor
+    ) -> None:
         """Keep some rows; gradients of a set's members add up, as their shared input has one."""
+        sample = self._samples.get(leader)
+        if sample is None or name in sample.members:  # where a module runs again, its inputs differ
+            sample = self._begin_sample(leader, inputs, is_first=sample is None)
+        sample.members.add(name)
+        gradients = input_gradient[sample.rows.to(inputs.device)].float().cpu()
+        self.sums[f"sampled_gradients/{leader}"][sample.place] += gradients
+
+    def _begin_sample(self, leader: SlotName, inputs: Tensor, *, is_first: bool) -> _Sample:
         start = int(self.sums[f"kept/{leader}"])
-        first = leader not in self._sampled_now
-        if first:
-            take = min(ROWS_PER_BATCH, SAMPLED_ROWS - start, len(inputs))
-            self._sampled_now[leader] = torch.linspace(0, len(inputs) - 1, max(take, 0)).long()
-        rows = self._sampled_now[leader]
-        place = slice(start, start + len(rows))
-        if first:
-            self.sums[f"sampled_inputs/{leader}"][place] = inputs[rows.to(inputs.device)].cpu()
-        gradients = input_gradient[rows.to(inputs.device)].float().cpu()
-        self.sums[f"sampled_gradients/{leader}"][place] += gradients
+        take = max(min(ROWS_PER_PRODUCT, SAMPLED_ROWS - start, len(inputs)), 0)
+        rows = torch.linspace(0, len(inputs) - 1, take).long()
+        sample = _Sample(rows, slice(start, start + take), set())
+        for what in ("sampled_inputs", "sampled_gradients"):
+            key = f"{what}/{leader}"
+            if is_first and take:
+                self.sums[key] = self.sums[key].clone()  # that of earlier batches was given out
+            self.sums[key][sample.place] = 0.0
+        self.sums[f"sampled_inputs/{leader}"][sample.place] = inputs[rows.to(inputs.device)].cpu()
+        self.sums[f"kept/{leader}"] = self.sums[f"kept/{leader}"] + take
+        self._samples[leader] = sample
+        return sample
 
     def weight_score(self, slot: WeightSlot, error: Tensor) -> float:
         """tr(B dW A dW^T) per token, for a token's A = E[x x^T] and B = E[g g^T].
@@ -130,12 +156,6 @@ class Factors:
         for name in self.sums:
             self.sums[name] = torch.from_numpy(np.array(arrays[f"factors/{name}"]))
         self.tokens = torch.from_numpy(np.array(arrays["factors/tokens"]))
-
-
-def _add_moment(total: Tensor, rows: Tensor) -> None:
-    rows = rows.float()
-    moment = rows.t() @ rows if total.dim() == 2 else rows.square().sum(dim=0)
-    total += moment.cpu()
 
 
 def _whole_within(

@@ -52,7 +52,8 @@ class GramMatrix:
                 stacked[self._index[group]] = values
             flat = stacked.flatten(0, 1).nan_to_num_(nan=0.0)
             product = (flat @ flat.t()).double().numpy(force=True)
-            self._sum += product * (total_rows / first.shape[1])
+            # What `state` gave out stays as it was: the sum is replaced, not added to.
+            self._sum = product * (total_rows / first.shape[1]) + self._sum
         self._tokens += tokens
 
     def state(self) -> dict[str, NDArray[np.float64]]:

@@ -533,6 +533,85 @@ def test_factored_scores_are_traces_of_second_moments(stack, monkeypatch):
     np.testing.assert_allclose(part.mean(axis=0)[0, 1], diagonal, rtol=2e-3)
 
 
+class Repeated(nn.Module):
+    """A linear that runs twice, another that shares its first input, and one behind them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.twice, self.beside, self.last = (nn.Linear(FEATURES, FEATURES) for _ in range(3))
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.twice(torch.tanh(self.twice(x)))) + self.beside(x))
+
+
+def test_rows_are_kept_with_their_own_gradients_where_a_module_runs_again():
+    model, x, direction = Repeated(), draw(1), draw(2)
+    model_map = discover(model)
+    calibration = calibrate(
+        model,
+        model_map,
+        FORMAT_NAMES,
+        [x],
+        model,
+        run_small=lambda: model(x[:1]),
+        container=Container.MODELOPT,
+        scale_dtype=torch.bfloat16,
+    )
+    estimator = estimator_of(Factored, model, calibration)
+    estimator.score_batch(0, partial(loss_along, model, x, direction))
+    found = score_new_format(
+        "fp8",
+        estimator.results(),
+        model,
+        model_map,
+        calibration,
+        container=Container.MODELOPT,
+        scale_dtype=torch.bfloat16,
+    )
+
+    # Both runs' inputs are leaves here, so that each has the gradient of its own run.
+    scales, weight = calibration["twice", "fp8"], model.twice.weight.detach().double()
+    inputs = [x, torch.tanh(model.twice(x)).detach()]
+    outputs = [model.twice(x), None]
+    outputs[1] = model.twice(torch.tanh(outputs[0]))
+    loss = (model.last(torch.tanh(outputs[1]) + model.beside(x)) * direction).sum()
+    gradients = [g.flatten(0, 1).double() for g in torch.autograd.grad(loss, outputs)]
+    rows = [values.flatten(0, 1).double() for values in inputs]
+    tokens = SEQUENCES * TOKENS
+    moved = sum(
+        ((fake_quantize_input(a.float(), FORMATS["fp8"], scales).double() - a) * (g @ weight))
+        .sum(1)
+        .square()
+        .sum()
+        for a, g in zip(rows, gradients, strict=True)
+    )
+    matrix = fake_quantize_weight(
+        model.twice.weight.detach(), FORMATS["fp8"], scales, scale_dtype=torch.bfloat16
+    )
+    error = matrix.double() - weight
+    second = sum(a.t() @ a for a in rows) / (2 * tokens)
+    curvature = sum(g.t() @ g for g in gradients) / tokens
+    trace = torch.trace(curvature @ error @ second @ error.t())
+    row = [group.slots for group in model_map.groups].index(("twice",))
+    assert found[row] == pytest.approx(0.5 * float(trace + moved / tokens), rel=2e-3)
+
+
+@pytest.mark.parametrize("kind", [Factored, TokenProjection], ids=lambda kind: kind.name)
+def test_a_state_that_was_given_out_stays_as_it_was(stack, kind):
+    model, x, calibration = stack
+    estimator = estimator_of(kind, model, calibration)
+    estimator.score_batch(0, partial(loss_along, model, x, draw(2)))
+    state = estimator.state()
+    before = {name: np.array(values) for name, values in state.items()}
+    estimator.score_batch(1, partial(loss_along, model, draw(5), draw(3)))
+
+    assert before
+    for name, values in state.items():
+        np.testing.assert_array_equal(values, before[name], err_msg=name)
+    assert any(not np.array_equal(values, before[n]) for n, values in estimator.state().items())
+
+
 def test_a_new_format_is_scored_from_the_stored_factors_alone(stack):
     model, _, calibration = stack
     data, direction = draw(1), draw(2)
