@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from autoq.data.offline import cache_only_when_offline
 from autoq.data.splitting import Items
 from autoq.errors import DataError
 
@@ -18,6 +19,7 @@ TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet")
 ID_SUFFIXES = (".npy", ".pt")
 
 _TEXT_FIELD = "text"
+_FILES = f"a file ({', '.join(TEXT_SUFFIXES + ID_SUFFIXES)})"
 
 
 def read_documents(path: Path) -> Sequence[str]:
@@ -52,19 +54,29 @@ def read_token_rows(path: Path) -> NDArray[np.integer[Any]]:
     return ids if ids.ndim == 2 else ids[np.newaxis]
 
 
-def read_dataset(source: str) -> Items[str]:
-    """Documents of a `datasets` dataset: "name", "name:split", or a folder saved to disk.
+def read_saved_dataset(folder: Path) -> Items[str]:
+    """Documents of a dataset that `Dataset.save_to_disk` wrote.
 
     Raises:
-        DataError: it cannot be had, for example because there is no network, or has no text.
+        DataError: there is none in the folder, or it has no text.
     """
-    dataset = _load_dataset(source)
+    import datasets
+
+    try:
+        dataset = datasets.load_from_disk(str(folder))
+    except Exception as error:  # whatever a broken folder may raise
+        raise DataError(
+            f"no dataset can be read from {folder} ({_reason(error)}); write it again with "
+            "save_to_disk, or give a folder of JSONL or parquet files"
+        ) from error
     if isinstance(dataset, dict):
         dataset = dataset.get("train", next(iter(dataset.values())))
-    strings = [
-        name for name, kind in dataset.features.items() if "string" in getattr(kind, "dtype", "")
-    ]
-    return _TextColumn(dataset[_text_column(source, strings)])
+    return _TextColumn(dataset[_text_column(folder, _string_columns(dataset.features))])
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote the folder."""
+    return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
 
 
 class _TextColumn:
@@ -80,21 +92,84 @@ class _TextColumn:
         return self._column[index] or ""
 
 
-def _load_dataset(source: str) -> Any:
+def stream_dataset(source: str) -> Iterator[str]:
+    """Documents of a `datasets` dataset, read as they are asked for.
+
+    A dataset of the hub is streamed: rows that are not asked for are not fetched. Without a network
+    it comes from the cache of `datasets`, where it may be from before, in the same order.
+
+    Args:
+        source: "name", "name:split" or "name:configuration:split" of a dataset on the hub, or the
+            same with a folder of data files. The split is "train" if left out.
+    Raises:
+        DataError: it cannot be had, and why; or it has no text.
+    """
+    name, configuration, split = _dataset_parts(source)
+    try:
+        yield from _texts(source, _opened_dataset(source, name, configuration, split))
+    except DataError:
+        raise
+    except Exception as error:  # whatever the network or the hub may raise between two rows
+        raise DataError(_unavailable(source, error)) from error
+
+
+def _opened_dataset(source: str, name: str, configuration: str | None, split: str) -> Any:
     import datasets
 
-    name, _, split = source.partition(":")
-    try:
-        if Path(source).is_dir():
-            return datasets.load_from_disk(source)
-        return datasets.load_dataset(name, split=split or "train")
-    except Exception as error:  # whatever the network, the hub or a cache may raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(
-            f"{source!r} is no file here, and no dataset of that name could be loaded ({reason}); "
-            "check the name and the network, or give a file "
-            f"({', '.join(TEXT_SUFFIXES + ID_SUFFIXES)})"
-        ) from error
+    with cache_only_when_offline() as offline:
+        is_folder = Path(name).expanduser().is_dir()
+        try:
+            return datasets.load_dataset(
+                str(Path(name).expanduser()) if is_folder else name,
+                configuration,
+                split=split,
+                streaming=is_folder or offline is None,
+            )
+        except Exception as error:  # whatever the network, the hub or a cache may raise
+            if offline is None or is_folder:
+                raise
+            raise DataError(
+                f"{source!r} is no file here, the dataset {name} is not in the cache of "
+                f"`datasets`, and {offline}; fetch it where there is a network, or give {_FILES}"
+            ) from error
+
+
+def _dataset_parts(source: str) -> tuple[str, str | None, str]:
+    match source.split(":"):
+        case [name]:
+            return name, None, "train"
+        case [name, split]:
+            return name, None, split or "train"
+        case [name, configuration, split]:
+            return name, configuration or None, split or "train"
+    raise DataError(
+        f"a dataset is NAME, NAME:SPLIT or NAME:CONFIGURATION:SPLIT, got {source!r}; write one"
+    )
+
+
+def _texts(source: str, dataset: Any) -> Iterator[str]:
+    column = None
+    if dataset.features is not None:
+        column = _text_column(source, _string_columns(dataset.features))
+    for row in dataset:
+        if column is None:  # a stream may not know its columns before its first row
+            column = _text_column(source, [n for n, value in row.items() if isinstance(value, str)])
+        yield row[column] or ""
+
+
+def _string_columns(features: Any) -> list[str]:
+    return [name for name, kind in features.items() if "string" in getattr(kind, "dtype", "")]
+
+
+def _unavailable(source: str, error: Exception) -> str:
+    return (
+        f"{source!r} is no file here, and no dataset of that name could be loaded "
+        f"({_reason(error)}); check the name, its configuration and split, or give {_FILES}"
+    )
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _text_column(source: object, strings: Sequence[str]) -> str:

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from autoq.data.files import (
     ID_SUFFIXES,
     TEXT_SUFFIXES,
-    read_dataset,
+    is_saved_dataset,
     read_documents,
+    read_saved_dataset,
     read_token_rows,
+    stream_dataset,
 )
-from autoq.data.splitting import Items, Split, part
+from autoq.data.splitting import Split, part, spread_part
 from autoq.errors import DataError
 
 if TYPE_CHECKING:
@@ -57,6 +59,15 @@ class _Request:
         return self.sequences * self.sequence_length
 
 
+def token_data(ids: NDArray[np.int64], description: str) -> TokenData:
+    """Token sequences [sequences, tokens] that are there already.
+
+    Args:
+        description: one line for people.
+    """
+    return TokenData(ids, description, _sha256(ids))
+
+
 def load_token_sequences(
     source: str | Path | None,
     *,
@@ -72,14 +83,17 @@ def load_token_sequences(
 
     Text is tokenised as the model's tokenizer does it, special tokens included; every document
     ends with the end-of-text token, and their stream is cut into sequences. Rows of ids are cut
-    one by one. Files, arrays and datasets are parted at a fixed place: calibration takes from
+    one by one. Files, arrays and saved datasets are parted at a fixed place: calibration takes from
     their front, held-out data from their last `held_out_share`, whatever amounts are asked for.
-    The bundled text has endless documents for either.
+    Named datasets and folders of data files are streamed, so that no more is read than needed:
+    held out is every document in which another `held_out_share` of one is complete (with a share
+    of 1/4 every fourth). The bundled text has endless documents for either.
 
     Args:
         source: None or "bundled"; a .txt, .jsonl or .parquet file of text; a .npy or .pt file of
-            ids, [sequences, tokens] or one stream [tokens]; or a `datasets` name, "name:split",
-            or folder.
+            ids, [sequences, tokens] or one stream [tokens]; a folder that `save_to_disk` wrote; or
+            a `datasets` dataset as "name", "name:split" or "name:configuration:split", where the
+            name may be a folder of data files.
         tokenizer: the model's; needed for text.
         sequence_length: tokens in a sequence.
         sequences: how many to return.
@@ -103,7 +117,7 @@ def load_token_sequences(
     _check_request(request)
     ids, description = _read(source, request)
     _check_ids(ids, vocab_size, description)
-    return TokenData(ids, description, _sha256(ids))
+    return token_data(ids, description)
 
 
 def _check_request(request: _Request) -> None:
@@ -120,24 +134,42 @@ def _read(source: str | Path | None, request: _Request) -> tuple[NDArray[np.int6
     if source is None or source == BUNDLED:
         return _bundled(request)
     path = Path(source).expanduser()
+    if _is_streamed(str(source), path):
+        return _streamed(str(source), request)
     description = _description(str(source), request)
     if path.is_file() and path.suffix in ID_SUFFIXES:
         return _cut_rows(read_token_rows(path), request, description), description
-    documents = _documents(str(source), path)
+    documents = read_documents(path) if path.is_file() else read_saved_dataset(path)
     chosen = part(documents, request.split, request.held_out_share)
     return _tokenise(chosen, request, description), description
 
 
-def _documents(source: str, path: Path) -> Items[str]:
+def _is_streamed(source: str, path: Path) -> bool:
+    """Whether the source is a dataset by name; refuses files that are none.
+
+    Raises:
+        DataError: it looks like a file, and there is none or of another kind.
+    """
     known = ", ".join(TEXT_SUFFIXES + ID_SUFFIXES)
     if path.is_file():
-        if path.suffix not in TEXT_SUFFIXES:
+        if path.suffix not in TEXT_SUFFIXES + ID_SUFFIXES:
             raise DataError(f"a data file must be one of {known}, got {source}; rename or convert")
-        return read_documents(path)
+        return False
+    folder = Path(source.partition(":")[0]).expanduser()
     looks_like_file = path.suffix in TEXT_SUFFIXES + ID_SUFFIXES or source.startswith((".", "/"))
-    if looks_like_file and not path.is_dir():
+    if looks_like_file and not folder.is_dir():
         raise DataError(f"the data file {source} does not exist; check the path")
-    return read_dataset(source)
+    return not (path.is_dir() and is_saved_dataset(path))
+
+
+def _streamed(source: str, request: _Request) -> tuple[NDArray[np.int64], str]:
+    held_out = request.split == "held_out"
+    share = request.held_out_share if held_out else 1.0 - request.held_out_share
+    description = (
+        f"{source} ({share:.0%} of its documents, {'held out' if held_out else 'calibration'})"
+    )
+    documents = spread_part(stream_dataset(source), request.split, request.held_out_share)
+    return _tokenise(documents, request, description), description
 
 
 def _description(source: str, request: _Request) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from typing import Literal, Protocol, Self, TypeAlias, TypeVar
 
 Split: TypeAlias = Literal["calibration", "held_out"]
@@ -50,3 +51,15 @@ def part(items: Items[Item], split: Split, held_out_share: float) -> Iterator[It
 
 def _cut(item: Sliceable, fraction: float) -> int:
     return int(len(item) * fraction)
+
+
+def spread_part(items: Iterable[Item], split: Split, held_out_share: float) -> Iterator[Item]:
+    """Yield the items of one part of a stream whose length is unknown, in order.
+
+    Held-out items are spread evenly over the stream: at a share of 1/4 every fourth is one. So
+    only as many are read as are asked for, and neither part depends on how many there are.
+    """
+    for index, item in enumerate(items):
+        before, after = (math.floor(count * held_out_share) for count in (index, index + 1))
+        if (after > before) == (split == "held_out"):
+            yield item

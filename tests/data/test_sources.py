@@ -7,9 +7,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from huggingface_hub import constants
 
 from autoq.bundled.language import documents
 from autoq.data import batches, load_token_sequences
+from autoq.data.offline import cache_only_when_offline
+from autoq.data.splitting import spread_part
 from autoq.errors import DataError
 from autoq.testing.tiny_models import VOCABULARY_SIZE, make_byte_tokenizer
 
@@ -271,8 +274,14 @@ def test_missing_file(source):
         load(source)
 
 
-def test_dataset_that_cannot_be_fetched(monkeypatch):
-    def no_network(name, split):
+@pytest.fixture
+def reachable_hub(monkeypatch):
+    """As if there were a network."""
+    monkeypatch.setattr("autoq.data.offline.offline_reason", lambda: None)
+
+
+def test_dataset_that_cannot_be_fetched(monkeypatch, reachable_hub):
+    def no_network(*arguments, **options):
         raise ConnectionError("Couldn't reach the hub\nand more lines")
 
     monkeypatch.setattr(datasets, "load_dataset", no_network)
@@ -280,17 +289,110 @@ def test_dataset_that_cannot_be_fetched(monkeypatch):
         load("wiki:test")
 
 
-@pytest.mark.parametrize(("source", "split"), [("wiki", "train"), ("wiki:test", "test")])
-def test_dataset_by_name_and_split(monkeypatch, source, split):
-    asked = []
+class Hub:
+    """A dataset of the hub, which says what was asked of it and how many rows were read."""
 
-    def fake(name, split):
-        asked.append((name, split))
-        return datasets.Dataset.from_dict({"text": [None, *LINES]})
+    def __init__(self, monkeypatch, texts):
+        self.asked, self.rows_read, self._texts = [], 0, texts
+        monkeypatch.setattr(datasets, "load_dataset", self._load)
 
-    monkeypatch.setattr(datasets, "load_dataset", fake)
-    assert load(source).ids.reshape(-1).tolist() == tokens_of(LINES)[:64]
-    assert asked == [("wiki", split)]
+    def _load(self, name, configuration, *, split, streaming):
+        self.asked.append((name, configuration, split, streaming))
+        return datasets.IterableDataset.from_generator(self._rows)
+
+    def _rows(self):
+        for text in self._texts:
+            self.rows_read += 1
+            yield {"id": 1, "text": text}
+
+
+@pytest.mark.parametrize(
+    ("source", "asked"),
+    [
+        ("wiki", ("wiki", None, "train", True)),
+        ("wiki:test", ("wiki", None, "test", True)),
+        ("wiki:raw:test", ("wiki", "raw", "test", True)),
+    ],
+)
+def test_dataset_by_name_and_split(monkeypatch, reachable_hub, source, asked):
+    hub = Hub(monkeypatch, [LINES[0], None, *LINES[1:]])
+    # Of four documents the last is held out, and the empty one gives nothing.
+    calibration = tokens_of([LINES[0], LINES[1], LINES[3], LINES[4], LINES[5]])
+    assert load(source).ids.reshape(-1).tolist() == calibration[:64]
+    assert hub.asked == [asked]
+
+
+def test_no_more_of_a_stream_is_read_than_needed(monkeypatch, reachable_hub):
+    hub = Hub(monkeypatch, itertools.cycle(LINES))  # without end
+    found = load("wiki", split="held_out", sequences=2, sequence_length=32)
+    assert found.ids.reshape(-1).tolist() == tokens_of(LINES[3::4])[:64]
+    # Documents are tokenised 64 at a time, and every fourth is held out.
+    assert hub.rows_read == 64 * 4
+
+
+def test_a_stream_that_breaks_off(monkeypatch, reachable_hub):
+    class Rows:
+        def __iter__(self):
+            yield "one"
+            raise OSError("connection reset")
+
+    Hub(monkeypatch, Rows())
+    with pytest.raises(DataError, match=r"no dataset of that name .*\(connection reset\)"):
+        load("wiki")
+
+
+def test_a_folder_of_data_files_is_streamed(tmp_path, monkeypatch):
+    write_jsonl(tmp_path / "train-0.jsonl", LINES[:40])
+    write_jsonl(tmp_path / "train-1.jsonl", LINES[40:])
+    calibration = [line for index, line in enumerate(LINES) if index % 4 != 3]
+    assert load(tmp_path, sequences=8).ids.reshape(-1).tolist() == tokens_of(calibration)[:128]
+
+
+def test_offline_a_dataset_is_refused_at_once_and_nothing_is_tried(monkeypatch, tmp_path):
+    def no_connection(*arguments, **options):
+        raise AssertionError("tried the network")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr("socket.create_connection", no_connection)
+    monkeypatch.setattr("socket.socket.connect", no_connection)
+    with pytest.raises(DataError) as caught:
+        load("owner/name:test")
+    assert str(caught.value) == (
+        "'owner/name:test' is no file here, the dataset owner/name is not in the cache of "
+        "`datasets`, and HF_HUB_OFFLINE is set; fetch it where there is a network, or give a file "
+        "(.txt, .jsonl, .parquet, .npy, .pt)"
+    )
+
+
+def test_without_a_network_the_libraries_stop_trying_until_it_is_over(monkeypatch):
+    def refused(*arguments, **options):
+        raise OSError("no route")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("socket.create_connection", refused)
+    monkeypatch.delenv("https_proxy", raising=False)
+    monkeypatch.delenv("HTTPS_PROXY", raising=False)
+    with cache_only_when_offline() as reason:
+        assert reason == "there is no network to huggingface.co"
+        assert constants.is_offline_mode()
+        assert datasets.config.HF_HUB_OFFLINE
+    assert not constants.is_offline_mode()
+
+
+@pytest.mark.parametrize(
+    ("share", "held_out"), [(0.0, []), (0.25, [3, 7]), (0.3, [3, 6]), (1.0, list(range(9)))]
+)
+def test_held_out_documents_are_spread_over_a_stream(share, held_out):
+    items = [[n] for n in range(9)]
+    assert list(spread_part(items, "held_out", share)) == [[n] for n in held_out]
+    calibration = [[n] for n in range(9) if n not in held_out]
+    assert list(spread_part(items, "calibration", share)) == calibration
+
+
+def test_a_dataset_has_at_most_three_parts():
+    with pytest.raises(DataError, match="a dataset is NAME, NAME:SPLIT or"):
+        load("a:b:c:d")
 
 
 @pytest.mark.parametrize(
