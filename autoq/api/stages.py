@@ -22,7 +22,7 @@ from autoq.calibration import calibrate
 from autoq.data import TokenData
 from autoq.formats import NONE, Target
 from autoq.models import ModelMap
-from autoq.progress import Progress
+from autoq.progress import Progress, in_turn
 from autoq.search import SensitivityTable
 from autoq.search.estimators import Estimator, make_estimator
 from autoq.search.stability import Solver
@@ -63,12 +63,11 @@ def run_calibration(
     started = time.perf_counter()
     study.store.begin_stage(study.id, CALIBRATION)
     quantised = [name for name in study.config.formats if name != NONE]
-    with (
-        progress.task("calibrating", len(task.batches)) as after_batch,
-        progress.task(
-            "finding scales", len(quantised) * len(study.model_map.groups)
-        ) as after_group,
-    ):
+    with in_turn(
+        progress,
+        ("calibrating", len(task.batches)),
+        ("finding scales", len(quantised) * len(study.model_map.groups)),
+    ) as (after_batch, after_group):
         table = calibrate(
             loaded.model,
             study.model_map,
