@@ -37,10 +37,18 @@ class NoGradientError(ModelError):
         self.cause = cause
 
     def __str__(self) -> str:
+        return self.text("--exclude")
+
+    def text(self, exclusion: str) -> str:
+        """The message for callers that leave layers out with another option.
+
+        Args:
+            exclusion: what that option is called.
+        """
         because = f" ({self.cause})" if self.cause else ""
         return (
             f"no gradient reaches {self.slot}{because}, so its sensitivity is unknown; exclude it "
-            f"with --exclude '{self.slot}'"
+            f"with {exclusion} '{self.slot}'"
         )
 
 

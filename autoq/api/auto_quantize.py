@@ -208,6 +208,7 @@ def _score(
         store=BatchesInMemory(),
         advance=lambda steps=1: None,
         note=_warn,
+        exclusion="disabled_layers",
     ).run(DEFAULT_ESTIMATOR)
     sensitivity = SensitivityTable(
         groups=tuple(group.name for group in model_map.groups),

@@ -95,6 +95,7 @@ class ScoringPass:
     advance: Advance
     note: Callable[[str], None]
     enough: Callable[[Estimator, int, Scores], bool] | None = None
+    exclusion: str = "--exclude"  # what the caller's option is called that leaves out a layer
 
     def run(self, name: str) -> tuple[Estimator, Scores]:
         """Score with the estimator called `name`, or without gradients if there are none.
@@ -111,7 +112,7 @@ class ScoringPass:
             if not estimator.needs_backward:
                 raise
             self.note(
-                f"{error}; until then every group is measured by itself, with forward passes "
+                f"{error.text(self.exclusion)}; until then every group is measured by itself, with forward passes "
                 f"alone ({ForwardOnly.name}), on {ForwardOnly.sequences_wanted} sequences"
             )
         self.store.switch_to(ForwardOnly.name)

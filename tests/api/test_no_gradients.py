@@ -114,6 +114,18 @@ def test_the_fallback_is_remembered_and_computes_nothing_twice(
     assert json.loads(json.dumps(again.summary())) == again.summary()
 
 
+def test_the_drop_in_call_names_its_own_option() -> None:
+    model = make_tiny_model("llama", dtype=torch.float32)
+    with_detached_mlp(model)
+    batches = [torch.arange(4, 52).reshape(2, 24)]
+    with pytest.warns(UserWarning, match="no gradient reaches") as warned:
+        _, state = autoq.auto_quantize(model, {"effective_bits": 6.0}, data_loader=batches)
+    (text,) = [str(entry.message) for entry in warned if "no gradient" in str(entry.message)]
+    assert "exclude it with disabled_layers 'model.layers.1.mlp.down_proj'" in text
+    assert "--exclude" not in text
+    assert state.sensitivity.estimator == "forward_only"
+
+
 def test_excluding_what_the_note_names_keeps_gradients(settings: dict[str, Any]) -> None:
     model = make_tiny_model("llama", dtype=torch.float32)
     with_detached_mlp(model)
