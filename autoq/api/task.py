@@ -15,7 +15,6 @@ from autoq.api.config import ScoringConfig
 from autoq.data import Split, TokenData, load_token_sequences
 from autoq.data.sources import HELD_OUT_SHARE
 from autoq.errors import InputError
-from autoq.layers.simulate import SimulatedModel
 from autoq.models.folder import storage_dtype
 from autoq.models.forward import forward_logits, is_causal, output_kind
 from autoq.models.loading import load_model, load_tokenizer, model_fingerprint, use_eager_experts
@@ -232,21 +231,6 @@ def _next_token_batch(model: nn.Module, batches: Sequence[Tensor], index: int) -
     output, shift = forward_logits(model, ids), is_causal(model)
     tokens = ids.shape[1] - 1 if shift else ids.shape[1]
     return BatchLoss(next_token_loss(output, ids, shift=shift), ids.shape[0], tokens, output)
-
-
-def fidelity_pairs(simulated: SimulatedModel, batches: Sequence[Tensor]) -> Any:
-    """(ids, original output, quantised output) of every batch, from one model in memory."""
-    from autoq.evaluators.fidelity import paired_outputs
-
-    forward = partial(forward_logits, simulated.model)
-
-    def reference(part: Sequence[Tensor]) -> list[Tensor]:
-        with simulated.paused():
-            return [forward(ids) for ids in part]
-
-    return paired_outputs(
-        batches, reference, forward, bytes_per_batch=output_bytes(simulated.model, batches[0])
-    )
 
 
 def output_bytes(model: nn.Module, ids: Tensor) -> int:

@@ -11,6 +11,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,7 +159,7 @@ def _held_out_batches(path: Path, batch: int) -> Any:
 def _measure(study: Study, slot_formats: Mapping[Any, Any], batches: Any) -> dict[str, Any]:
     import torch
 
-    from autoq.api.task import fidelity_pairs, output_properties
+    from autoq.api.task import output_properties
     from autoq.evaluators import measure_fidelity
     from autoq.layers.simulate import SimulatedModel
 
@@ -173,9 +174,7 @@ def _measure(study: Study, slot_formats: Mapping[Any, Any], batches: Any) -> dic
     )
     try:
         with torch.no_grad():
-            fidelity = measure_fidelity(
-                fidelity_pairs(simulated, batches), **output_properties(model)
-            )
+            fidelity = measure_fidelity(_pairs(simulated, batches), **output_properties(model))
     finally:
         simulated.restore()
     divergence = fidelity.kl_divergence
@@ -185,6 +184,24 @@ def _measure(study: Study, slot_formats: Mapping[Any, Any], batches: Any) -> dic
         "perplexity": fidelity.perplexity,
         "reference_perplexity": fidelity.reference_perplexity,
     }
+
+
+def _pairs(simulated: Any, batches: Any) -> Any:
+    """(ids, original output, quantised output) of every batch, from one model in memory."""
+    from autoq.api.task import output_bytes
+    from autoq.evaluators.fidelity import paired_outputs
+    from autoq.models import forward_logits
+
+    def reference(part: Any) -> list[Any]:
+        with simulated.paused():
+            return [forward_logits(simulated.model, ids) for ids in part]
+
+    return paired_outputs(
+        batches,
+        reference,
+        partial(forward_logits, simulated.model),
+        bytes_per_batch=output_bytes(simulated.model, batches[0]),
+    )
 
 
 if __name__ == "__main__":
