@@ -27,7 +27,7 @@ LEASE_SECONDS = 600.0
 
 _POLL_SECONDS = 0.2
 # Start times count in clock ticks of 0.01 s; the rest is rounding.
-_START_TOLERANCE_SECONDS = 0.05
+START_TOLERANCE_SECONDS = 0.05
 
 
 class StudyLease:
@@ -110,7 +110,7 @@ class StudyLease:
         with self._database.write() as session:
             found = select(LeaseRow).where(LeaseRow.study_id == self._study_id)
             row = session.scalars(found.with_for_update()).one_or_none()
-            if row is not None and _is_alive(row):
+            if row is not None and is_alive(row):
                 return _record(row)
             if row is None:
                 row = LeaseRow(study_id=self._study_id)
@@ -168,7 +168,8 @@ def pid_namespace() -> str:
         return ""
 
 
-def _is_alive(row: LeaseRow) -> bool:
+def is_alive(row: LeaseRow) -> bool:
+    """Whether the process that holds the lease may still be at work."""
     if utc_now() >= row.expires:
         return False
     if (row.host, row.pid_namespace) != (socket.gethostname(), pid_namespace()):
@@ -178,7 +179,7 @@ def _is_alive(row: LeaseRow) -> bool:
     except psutil.AccessDenied:
         return True  # it exists, and belongs to someone else
     # Another start time: the number was given to another process.
-    return started is not None and abs(started - row.process_started) <= _START_TOLERANCE_SECONDS
+    return started is not None and abs(started - row.process_started) <= START_TOLERANCE_SECONDS
 
 
 def _record(row: LeaseRow) -> LeaseRecord:

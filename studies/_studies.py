@@ -14,8 +14,8 @@ from autoq.errors import InputError, UnknownNameError
 from autoq.studies._base import Repository
 from autoq.studies._database import StoreConflictError
 from autoq.studies._encoding import iso_time, json_clean, utc_now
-from autoq.studies._leases import LEASE_SECONDS, StudyLease
-from autoq.studies._schema import SCHEMA_VERSION, ExportRow, PlanRow, StageRow, StudyRow
+from autoq.studies._leases import LEASE_SECONDS, StudyLease, is_alive
+from autoq.studies._schema import SCHEMA_VERSION, ExportRow, LeaseRow, PlanRow, StageRow, StudyRow
 from autoq.studies.records import ExportStatus, StudyRecord, StudySummary, WorkStatus
 
 _NAMES_SHOWN = 10
@@ -102,6 +102,7 @@ class StudyRepository(Repository):
             stages = session.scalars(select(StageRow).order_by(StageRow.id)).all()
             plans = _counts(session, PlanRow.study_id)
             exports = _counts(session, ExportRow.study_id, ExportRow.status, ExportStatus.COMPLETE)
+            held = {row.study_id for row in session.scalars(select(LeaseRow)) if is_alive(row)}
         return [
             StudySummary(
                 id=row.id,
@@ -114,6 +115,7 @@ class StudyRepository(Repository):
                 stages={s.name: WorkStatus(s.status) for s in stages if s.study_id == row.id},
                 plans=plans.get(row.id, 0),
                 exports=exports.get(row.id, 0),
+                is_held=row.id in held,
             )
             for row in rows
         ]

@@ -64,6 +64,12 @@ class StudySummary:
     stages: dict[str, WorkStatus]  # in the order they were begun
     plans: int
     exports: int  # complete ones
+    is_held: bool  # a process works on it, as far as can be told
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether the process that worked on it ended before the work did."""
+        return self.status is WorkStatus.RUNNING and not self.is_held
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

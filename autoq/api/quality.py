@@ -100,12 +100,20 @@ def smallest_that_keeps(
 
 
 def _close_in(bracket: _Bracket, trials: _Trials, measurer: PlanMeasurer) -> None:
+    """Try plans until nothing smaller is left to find.
+
+    Where no plan is predicted to lose so little as the limit, predictions may be too high: then the
+    plan of least predicted loss says by how much, and the search goes on from there.
+    """
     for _ in range(_MOST_SOLVES):
         if bracket.is_closed or len(trials.done) >= MOST_MEASUREMENTS:
             return
         trial = trials.run(measurer, bracket.limit)
-        if trial is None:  # no plan is predicted to lose so little
-            return
+        if trial is None:
+            trial = trials.run_most_faithful(measurer)
+            if trial.measured > bracket.max_kl:
+                return
+            bracket.limit = trial.predicted * _ABOVE_ROUNDING
         bracket.add(trial)
 
 
@@ -137,11 +145,10 @@ class _Trials:
             return None
         return self._known(plan) or self._measured(measurer, plan, f"at most {loss_limit!r}")
 
-    def run_most_faithful(self, measurer: PlanMeasurer) -> None:
+    def run_most_faithful(self, measurer: PlanMeasurer) -> Trial:
         """The plan of least predicted loss."""
         plan = self.study.most_faithful(self.budgets, self.rules)
-        if self._known(plan) is None:
-            self._measured(measurer, plan, "least")
+        return self._known(plan) or self._measured(measurer, plan, "least")
 
     def _known(self, plan: Plan) -> Trial | None:
         same = (trial for trial in self.done if trial.plan.assignment == plan.assignment)
@@ -173,7 +180,7 @@ class _Bracket:
             largest_loss: every plan is predicted to lose at most this.
         """
         self.limit = min(max_kl, largest_loss)
-        self._max_kl = max_kl
+        self.max_kl = max_kl
         self._largest = largest_loss
         self._kept = 0.0  # the largest limit whose plan kept the measured limit
         self._broken = math.inf  # the smallest predicted loss of a plan that did not
@@ -187,13 +194,13 @@ class _Bracket:
 
     def add(self, trial: Trial) -> None:
         """Learn from the plan that was found at `limit`, and move on."""
-        if trial.measured <= self._max_kl:
+        if trial.measured <= self.max_kl:
             self._kept = max(self._kept, self.limit)
-            self._is_near = trial.measured >= NEAR_ENOUGH * self._max_kl
+            self._is_near = trial.measured >= NEAR_ENOUGH * self.max_kl
         else:
             # Every limit down to what the plan is predicted to lose has this plan.
             self._broken = min(self._broken, trial.predicted)
-        ratio = self._max_kl / trial.measured if trial.measured > 0.0 else math.inf
+        ratio = self.max_kl / trial.measured if trial.measured > 0.0 else math.inf
         self.limit = min(self._news(trial.predicted * ratio), self._largest)
 
     def _news(self, proposal: float) -> float:

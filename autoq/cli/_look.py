@@ -150,7 +150,7 @@ def _print_studies(studies: list[dict[str, Any]]) -> None:
         (
             study["name"],
             study["status"],
-            ", ".join(f"{bits:g}" for bits in study["budgets"]),
+            ", ".join([*(f"{bits:g}" for bits in study["budgets"]), *study["other_budgets"]]),
             str(study["exports"]),
             study["updated"][:16].replace("T", " "),
             study["model"],

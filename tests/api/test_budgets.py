@@ -12,7 +12,7 @@ from safetensors import safe_open
 import autoq
 from autoq.api import budgets as budgets_module
 from autoq.api.budgets import Budgets
-from autoq.api.quality import _Bracket
+from autoq.api.quality import _Bracket, _close_in
 from autoq.errors import (
     InputError,
     QualityInfeasibleError,
@@ -123,6 +123,12 @@ def test_the_smallest_model_that_keeps_a_measured_divergence(
     study = autoq.search(llama_folder, **unlimited, max_kl=0.02)
     summary = study.summary()
     assert summary["budgets"] == {"kl_divergence": 0.02}
+    assert summary["least"]["bound"] <= summary["effective_bits"] == summary["least"]["value"]
+    listed = autoq.list_studies(unlimited["store"])
+    entry = next(entry for entry in listed if entry["name"] == study.name)
+    assert "0.02 KL" in entry["other_budgets"]
+    # Nobody asked for the bits of the plans that were tried; other tests ask this study for 6.
+    assert entry["budgets"] in ([], [6.0])
     assert summary["measured"]["kl_divergence"] <= 0.02
     measured = {
         record.plan_id: record.value
@@ -236,17 +242,54 @@ def test_nothing_stated_means_the_default() -> None:
 def test_the_bracket_closes_on_the_limit_where_predictions_are_off(slope: float) -> None:
     """Plans at every predicted loss; the measured one is `slope` times as much, and a bit more."""
 
-    class FakeTrial:
-        def __init__(self, predicted: float) -> None:
-            self.predicted = predicted
-            self.measured = slope * predicted**1.1
-
     bracket, kept = _Bracket(0.01, largest_loss=5.0), []
     for _ in range(8):
-        trial = FakeTrial(bracket.limit)
+        trial = FakeTrial(bracket.limit, slope * bracket.limit**0.1)
         bracket.add(trial)  # type: ignore[arg-type]
         kept += [trial.measured] if trial.measured <= 0.01 else []
         if bracket.is_closed:
             break
     assert bracket.is_closed
     assert 0.95 * 0.01 <= max(kept) <= 0.01
+
+
+class FakeTrial:
+    """A plan that loses a third of what is predicted."""
+
+    def __init__(self, predicted: float, factor: float = 1 / 3) -> None:
+        self.predicted = predicted
+        self.measured = factor * predicted
+
+
+class FakeTrials:
+    """Plans of losses that are predicted to be 0.004, 0.0041, ..., and none below."""
+
+    def __init__(self, factor: float) -> None:
+        self.done: list[FakeTrial] = []
+        self._factor = factor
+
+    def run(self, measurer: object, limit: float) -> FakeTrial | None:
+        step = int((limit - 0.004) * 1e4 * (1 + 1e-12))
+        return None if limit < 0.004 else self._tried(0.004 + step * 1e-4)
+
+    def run_most_faithful(self, measurer: object) -> FakeTrial:
+        return self._tried(0.004)
+
+    def _tried(self, predicted: float) -> FakeTrial:
+        self.done.append(FakeTrial(predicted, self._factor))
+        return self.done[-1]
+
+
+def test_smaller_plans_are_found_where_all_predictions_are_above_the_limit() -> None:
+    trials = FakeTrials(1 / 3)
+    _close_in(_Bracket(0.002, largest_loss=1.0), trials, None)  # type: ignore[arg-type]
+    # The plan of least loss keeps the limit, and the plans up to 0.006 do, too.
+    kept = [trial.predicted for trial in trials.done if trial.measured <= 0.002]
+    assert min(kept) == 0.004
+    assert 0.95 * 0.006 <= max(kept) <= 0.006
+
+
+def test_nothing_is_looked_for_where_the_plan_of_least_loss_breaks_the_limit() -> None:
+    trials = FakeTrials(0.9)
+    _close_in(_Bracket(0.002, largest_loss=1.0), trials, None)  # type: ignore[arg-type]
+    assert [trial.predicted for trial in trials.done] == [0.004]

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from autoq.errors import StudyLockedError
-from autoq.studies import StudyStore
+from autoq.studies import StudyStore, WorkStatus
 from autoq.studies._leases import process_started
 
 HOLD = """
@@ -43,6 +43,22 @@ def test_lease_is_given_back(store, study_id, store_path):
     with store.lease(study_id):
         assert leases(store_path) == [(os.getpid(),)]
     assert leases(store_path) == []
+
+
+def test_a_study_whose_process_is_gone_is_interrupted(store, study_id, start_child):
+    def state():
+        (found,) = store.list_studies()
+        return found.status.value, found.is_held, found.is_interrupted
+
+    assert state() == ("todo", False, False)
+    child = held_by_child(start_child, study_id)
+    store.begin_stage(study_id, "calibration")
+    assert state() == ("running", True, False)
+    child.kill()
+    child.wait()
+    assert state() == ("running", False, True)
+    store.set_status(study_id, WorkStatus.DONE)
+    assert state() == ("done", False, False)
 
 
 def test_lease_is_given_back_after_an_error(store, study_id, store_path):
