@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +30,7 @@ def summarise(study: Study, plan: PlanRecord) -> dict[str, Any]:
         "latency": plan.details.get("latency"),
         "target": study.target,
         "assignment": _assignment_by_module(study, plan),
-        "groups": _groups(study, plan),
+        "groups": group_rows(study, plan.assignment),
         "excluded": [
             {"name": entry.name, "reason": entry.reason, "weights": entry.weights}
             for entry in study.model_map.excluded
@@ -42,6 +43,7 @@ def summarise(study: Study, plan: PlanRecord) -> dict[str, Any]:
         "predicted_loss_interval": list(plan.predicted_loss_interval),
         "bound": plan.bound,
         "gap": plan.gap,
+        "least": plan.details.get("least"),
         "unit": study.sensitivity.unit,
         "estimator": study.sensitivity.estimator,
         **measured_summary(study, plan),
@@ -75,12 +77,13 @@ def _assignment_by_module(study: Study, plan: PlanRecord) -> dict[str, str]:
     }
 
 
-def _groups(study: Study, plan: PlanRecord) -> list[dict[str, Any]]:
+def group_rows(study: Study, assignment: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Every decision group of the study: its scores, and what it takes in its assigned format."""
     table, costs = study.sensitivity, study.costs()
     scores, errors = table.scores(), table.standard_errors()
     rows = []
     for row, group in enumerate(study.model_map.groups):
-        fmt = FormatName(plan.assignment[group.name])
+        fmt = FormatName(assignment[group.name])
         rows.append(
             {
                 "name": group.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from autoq.report.numbers import (
     percent_text,
     unit_text,
 )
-from autoq.report.resources import budgets_text, gigabytes_text, takes_lines
+from autoq.report.resources import budgets_text, gigabytes_text, least_lines, takes_lines
 
 if TYPE_CHECKING:
     from autoq.report import GroupRow, MeasurementRow, Metric, ReportData
@@ -50,10 +51,17 @@ COMPACT_FROM_ROWS = 60
 
 def make_console() -> Console:
     """Standard output; as wide as the terminal, and without colours when piped."""
-    console = Console(highlight=False)
+    console = _PlainConsole(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        return Console(highlight=False, width=PIPED_WIDTH)
+        return _PlainConsole(highlight=False, width=PIPED_WIDTH)
     return console
+
+
+class _PlainConsole(Console):
+    """A console that leaves it to the command what a closed pipe means."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 def print_summary(console: Console, data: ReportData) -> None:
@@ -85,6 +93,7 @@ def _summary_lines(data: ReportData) -> list[tuple[str, str]]:
         *takes_lines(data),
         ("predicted loss", f"{loss} (95 %: {interval_text(*data.predicted_loss_interval)})"),
         ("gap", f"{percent_text(data.gap)} (no plan is below {loss_text(data.bound)})"),
+        *least_lines(data),
     ]
     if data.predicted_calibrated is not None:
         lines.insert(-1, ("predicted, calibrated", _with_interval(data.predicted_calibrated)))

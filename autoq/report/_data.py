@@ -75,6 +75,16 @@ class LatencyRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeastRow:
+    """The proof that no plan of so low a predicted loss takes much less of a resource."""
+
+    resource: str
+    loss_limit: float | None
+    bound: float | None
+    gap: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReportData:
     """Everything on the page."""
 
@@ -94,6 +104,7 @@ class ReportData:
     predicted_loss_interval: tuple[float | None, float | None]
     bound: float | None
     gap: float | None
+    least: LeastRow | None  # None where the loss was not limited
     formats: tuple[str, ...]  # most bits first
     groups: tuple[GroupRow, ...]  # in depth order
     excluded: tuple[ExcludedRow, ...]
@@ -165,6 +176,7 @@ def report_data(summary: Mapping[str, Any], frontier: Sequence[Plan]) -> ReportD
         predicted_loss_interval=(finite(low), finite(high)),
         bound=finite(summary.get("bound")),
         gap=finite(summary.get("gap")),
+        least=_least_row(summary.get("least")),
         formats=formats,
         groups=groups,
         excluded=tuple(_excluded_row(excluded) for excluded in summary.get("excluded") or ()),
@@ -187,6 +199,13 @@ def _latency_row(latency: Mapping[str, Any] | None) -> LatencyRow | None:
     if latency is None:
         return None
     return LatencyRow(hardware=str(latency["hardware"]), tokens=int(latency["tokens"]))
+
+
+def _least_row(least: Mapping[str, Any] | None) -> LeastRow | None:
+    if least is None:
+        return None
+    numbers = {name: finite(least[name]) for name in ("loss_limit", "bound", "gap")}
+    return LeastRow(resource=str(least["resource"]), **numbers)
 
 
 def curve_of(plans: Iterable[Plan]) -> tuple[CurvePoint, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from autoq.report.numbers import bits_text, loss_text
+from autoq.report.numbers import MISSING, bits_text, loss_text, percent_text
 
 if TYPE_CHECKING:
     from autoq.report._data import LatencyRow, ReportData
@@ -38,6 +38,16 @@ def takes_lines(data: ReportData) -> Sequence[tuple[str, str]]:
     if "latency_seconds" in takes:
         lines.append(("predicted time", _time_text(takes["latency_seconds"], data.latency)))
     return lines
+
+
+def least_lines(data: ReportData) -> Sequence[tuple[str, str]]:
+    """(name, value) of the proof that the plan is the smallest; of one for a limit on its loss."""
+    least = data.least
+    if least is None:
+        return ()
+    bound = MISSING if least.bound is None else _limit_text(least.resource, least.bound)
+    none = f"none predicted to lose at most {loss_text(least.loss_limit)} takes less than {bound}"
+    return (("gap in size", f"{percent_text(least.gap)} ({none})"),)
 
 
 def gigabytes_text(value: float) -> str:

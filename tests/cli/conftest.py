@@ -82,7 +82,11 @@ class FakeStudy:
 
     def summary(self, effective_bits: float | None = None, **limits: Any) -> dict[str, Any]:
         self._api.called("summary", effective_bits=effective_bits, **limits)
-        return {**summary_of(self.name, self._api.blocks), "effective_bits": self._api.bits}
+        return {
+            **summary_of(self.name, self._api.blocks),
+            "effective_bits": self._api.bits,
+            "least": self._api.least,
+        }
 
     def frontier(self, points: int = 64, *, max_gb: float | None = None) -> list[Plan]:
         self._api.called("frontier", points=points, max_gb=max_gb)
@@ -118,6 +122,7 @@ class FakeApi(ModuleType):
         self.names = ["llama-ab12"]
         self.blocks = 2
         self.bits = 5.9375
+        self.least: dict[str, Any] | None = None
         self.Study = FakeStudy
 
     def called(self, name: str, /, **arguments: Any) -> None:
@@ -152,6 +157,7 @@ class FakeApi(ModuleType):
                 "created": "2026-01-02T03:04:05+00:00",
                 "updated": "2026-01-02T03:04:05+00:00",
                 "budgets": [4.8, 6.0],
+                "other_budgets": ["24 GB", "0.01 KL"],
                 "exports": 1,
             }
             for name in self.names

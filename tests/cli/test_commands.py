@@ -104,6 +104,43 @@ def test_search_prints_budgets_and_what_the_plan_takes(api, run):
         assert line in printed
 
 
+def test_show_prints_the_proof_that_a_plan_is_the_smallest(api, run):
+    assert "gap in size" not in run("show").stdout
+    api.least = {
+        "resource": "effective_bits",
+        "loss_limit": 0.0125,
+        "value": 5.9375,
+        "bound": 5.93,
+        "gap": 0.00126,
+    }
+    printed = " ".join(run("show").stdout.replace("│", " ").split())
+    assert "0.13 % (none predicted to lose at most 0.01250 takes less than" in printed
+    assert "5.9300 effective bits per weight)" in printed
+
+
+def test_a_reader_that_has_had_enough_is_no_error(tmp_path):
+    """What a rich table is written to is closed before it is all written."""
+    script = (
+        "import sys\n"
+        "from autoq.cli import app\n"
+        "sys.stdin.read()\n"
+        "sys.argv = ['autoq', 'formats']\n"
+        "app()\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    child.stdout.close()
+    child.stdout = None
+    _, errors = child.communicate(timeout=120)
+    assert (child.returncode, errors) == (0, "")
+
+
 def test_search_without_formats_leaves_the_choice_to_the_api(api, run):
     run(*SEARCH)
     assert api.arguments("search")["formats"] is None
@@ -409,7 +446,7 @@ def test_report_command_writes_one_file(api, run, tmp_path):
 def test_list_shows_budgets_and_exports(api, run):
     output = run("list").stdout
     assert "llama-ab12" in output
-    assert "4.8, 6" in output
+    assert "4.8, 6, 24 GB, 0.01 KL" in output
     assert "2026-01-02 03:04" in output
 
 
