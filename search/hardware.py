@@ -1,4 +1,8 @@
-"""What GPUs can do at most, from their vendors' public datasheets."""
+"""What GPUs can do at most, from their vendors' public datasheets.
+
+Where `source` says "second hand", several public tables that name that document agree on the
+figures, and the document itself was not compared.
+"""
 
 from __future__ import annotations
 
@@ -91,7 +95,7 @@ _register(
     "rtx4090",
     "NVIDIA GeForce RTX 4090",
     1008,
-    "NVIDIA Ada GPU Architecture whitepaper, appendix A; sums in float32",
+    "second hand: NVIDIA Ada GPU Architecture whitepaper, appendix A; sums in float32",
     bf16=165.2,
     fp8=330.3,
 )
@@ -124,7 +128,7 @@ _register(
     "rtx5090",
     "NVIDIA GeForce RTX 5090",
     1792,
-    "NVIDIA RTX Blackwell GPU Architecture whitepaper, appendix A; sums in float32",
+    "second hand: NVIDIA RTX Blackwell GPU Architecture whitepaper, appendix A; sums in float32",
     bf16=209.5,
     fp8=419,
     nvfp4=1676,
@@ -133,7 +137,7 @@ _register(
     "mi300x",
     "AMD Instinct MI300X",
     5300,
-    "AMD Instinct MI300X Accelerator data sheet",
+    "second hand: AMD Instinct MI300X Accelerator data sheet",
     bf16=1307.4,
     fp8=2614.9,
 )
