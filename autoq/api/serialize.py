@@ -53,7 +53,7 @@ def _group_from_json(data: Mapping[str, Any]) -> DecisionGroup:
 def calibration_to_plain(
     table: CalibrationTable,
 ) -> tuple[list[dict[str, Any]], dict[str, NDArray[Any]]]:
-    """(one JSON record per slot and format, the input scales and importances by name).
+    """(one JSON record per slot and format, the input scales, importances and codes by name).
 
     Slots that share one importance in memory share it in the store.
     """
@@ -68,6 +68,8 @@ def calibration_to_plain(
         if importance is not None:
             name = names_of_importances.setdefault(id(importance), f"importance|{slot}|{fmt}")
             arrays.setdefault(name, importance.numpy(force=True))
+        if calibration.codes is not None:
+            arrays[_codes_name(slot, fmt)] = calibration.codes.numpy(force=True)
         records.append(
             {
                 "slot": slot,
@@ -77,6 +79,7 @@ def calibration_to_plain(
                 "has_input_scale": scale is not None,
                 "folds_into": calibration.folds_into,
                 "importance": name,
+                "has_codes": calibration.codes is not None,
                 "input_rows": calibration.input_rows,
             }
         )
@@ -88,9 +91,7 @@ def calibration_from_plain(
 ) -> dict[tuple[SlotName, FormatName], LayerCalibration]:
     """The table that `calibration_to_plain` was given; records of older stores name no importance."""
     table = {}
-    tensors = {
-        name: torch.from_numpy(np.array(array, dtype=np.float32)) for name, array in arrays.items()
-    }
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
     for record in records:
         slot, fmt = SlotName(record["slot"]), FormatName(record["format"])
         importance = record.get("importance")
@@ -100,6 +101,7 @@ def calibration_from_plain(
             pre_quant_scale=tensors[_scale_name(slot, fmt)] if record["has_input_scale"] else None,
             folds_into=record["folds_into"],
             importance=None if importance is None else tensors[importance],
+            codes=tensors[_codes_name(slot, fmt)] if record.get("has_codes") else None,
             input_rows=record.get("input_rows"),
         )
     return table
@@ -107,3 +109,7 @@ def calibration_from_plain(
 
 def _scale_name(slot: SlotName, fmt: FormatName) -> str:
     return f"input_scale|{slot}|{fmt}"
+
+
+def _codes_name(slot: SlotName, fmt: FormatName) -> str:
+    return f"codes|{slot}|{fmt}"

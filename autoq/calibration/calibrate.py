@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, TypeVar
 
 import torch
@@ -11,6 +12,14 @@ from torch import Tensor, nn
 
 from autoq.calibration.awq import search_input_scale
 from autoq.calibration.folding import find_folds
+from autoq.calibration.gptq import ErrorFeedback
+from autoq.calibration.moments import (
+    MomentCollector,
+    SecondMoment,
+    collect_moments,
+    moment_owners,
+    parts_in_memory,
+)
 from autoq.calibration.scales import (
     mean_square,
     scaled_importance,
@@ -19,9 +28,16 @@ from autoq.calibration.scales import (
     sharing_sets,
 )
 from autoq.calibration.statistics import InputStatistics, collect_statistics
-from autoq.formats import FORMATS, NONE, CalibrationMethod, FormatName, QuantFormat
+from autoq.formats import (
+    FORMATS,
+    NONE,
+    CalibrationMethod,
+    FormatName,
+    QuantFormat,
+    WeightElement,
+)
 from autoq.layers import LayerCalibration
-from autoq.layers.quantize import Container
+from autoq.layers.quantize import Container, code_grid
 from autoq.models import DecisionGroup, ModelMap, SlotKind, SlotName
 from autoq.models.weights import slot_weight
 
@@ -39,10 +55,14 @@ def calibrate(
     container: Container,
     scale_dtype: torch.dtype,
     method: CalibrationMethod = CalibrationMethod.BEST,
+    moment_bytes: int | None = None,
     after_batch: Callable[[], None] = lambda: None,
     after_group: Callable[[], None] = lambda: None,
 ) -> dict[tuple[SlotName, FormatName], LayerCalibration]:
     """Calibrate every slot in every format it can take, in one pass over `batches`.
+
+    Where errors are fed back there are more passes if the second moments of all inputs do not fit
+    in a quarter of the free memory; `moment_bytes` overrules that bound.
 
     Args:
         formats: names of the formats; "none" needs no calibration and is skipped.
@@ -60,6 +80,11 @@ def calibrate(
     quantised = [FORMATS[name] for name in formats if name != NONE]
     scaling = [fmt for fmt in quantised if fmt.algorithm(method).searches_input_scales]
     folds = find_folds(model, model_map, run_small) if scaling else {}
+    parts = [list(model_map.groups)]
+    feeds_back = any(fmt.algorithm(method).feeds_errors_back for fmt in quantised)
+    if feeds_back:
+        parts = list(parts_in_memory(model_map, model_map.groups, moment_bytes))
+    collector = MomentCollector(parts[0] if feeds_back else [], len(batches))
     statistics = collect_statistics(
         model,
         model_map,
@@ -71,14 +96,20 @@ def calibrate(
             for name in model_map.slots
             if any(_has_place_for_scale(name, fmt, container, folds) for fmt in scaling)
         },
+        also=collector.record,
         after_batch=after_batch,
     )
     calibrator = _Calibrator(model, model_map, statistics, folds, container, scale_dtype, method)
     table: dict[tuple[SlotName, FormatName], LayerCalibration] = {}
-    with torch.no_grad():
-        for fmt in quantised:
-            for group in model_map.groups:
-                table.update(calibrator.calibrate_group(group, fmt))
+    moments = collector.moments
+    for index, part in enumerate(parts):
+        if index:
+            moments.clear()
+            moments = collect_moments(model, model_map, part, batches, run)
+        feedback = _Feedback(moments, moment_owners(part))
+        with torch.no_grad():
+            for fmt, group in product(quantised, part):
+                table.update(calibrator.calibrate_group(group, fmt, feedback))
                 after_group()
     return table
 
@@ -89,6 +120,28 @@ def _has_place_for_scale(
     """Whether an input scale of the slot can be written: into a norm, or beside the weight."""
     is_stored = fmt.stores_input_scale and container is not Container.COMPRESSED_TENSORS
     return is_stored or name in folds
+
+
+class _Feedback:
+    """Error feedback by slot and input scale; that of unscaled inputs is made once."""
+
+    def __init__(
+        self, moments: Mapping[SlotName, SecondMoment], owners: Mapping[SlotName, SlotName]
+    ) -> None:
+        self._moments, self._owners = moments, owners
+        self._unscaled: dict[SlotName, ErrorFeedback] = {}
+
+    def of(self, first: SlotName, scale: Tensor | None) -> ErrorFeedback | None:
+        """That of a sharing set's first slot; None where no input came."""
+        owner = self._owners[first]
+        if owner not in self._moments:
+            return None
+        if scale is not None:
+            mean = self._moments[owner].mean()
+            return ErrorFeedback.of(mean * torch.outer(scale, scale).to(mean.device))
+        if owner not in self._unscaled:
+            self._unscaled[owner] = ErrorFeedback.of(self._moments[owner].mean())
+        return self._unscaled[owner]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +157,7 @@ class _Calibrator:
     method: CalibrationMethod
 
     def calibrate_group(
-        self, group: DecisionGroup, fmt: QuantFormat
+        self, group: DecisionGroup, fmt: QuantFormat, feedback: _Feedback
     ) -> Iterator[tuple[tuple[SlotName, FormatName], LayerCalibration]]:
         slots = [self.model_map.slots[name] for name in group.slots]
         if any(fmt.refusal(slot.out_features, slot.in_features) for slot in slots):
@@ -117,8 +170,13 @@ class _Calibrator:
             own = importance.get(members[0])
             scale = self._input_scale(members, fmt, own) if searches else None
             calibration = self._calibrate_set(members, fmt, scale, shared_amax, own)
+            calibrations = dict.fromkeys(members, calibration)
+            if algorithm.feeds_errors_back and self._own_matrices(group):
+                found = feedback.of(members[0], scale)
+                if found is not None:
+                    calibrations = self._with_codes(members, fmt, calibration, found)
             for name in members:
-                yield (name, fmt.name), calibration
+                yield (name, fmt.name), calibrations[name]
 
     def _calibrate_set(
         self,
@@ -143,6 +201,35 @@ class _Calibrator:
             input_rows=self.statistics[first].row_count,
         )
 
+    def _with_codes(
+        self,
+        members: Sequence[SlotName],
+        fmt: QuantFormat,
+        calibration: LayerCalibration,
+        feedback: ErrorFeedback,
+    ) -> dict[SlotName, LayerCalibration]:
+        """The members' calibrations with the codes that error feedback finds."""
+        smoothed, grids = [], []
+        for weight in self._weights(members):
+            grid = code_grid(weight.float(), fmt, calibration, scale_dtype=self.scale_dtype)
+            if grid is None:
+                return dict.fromkeys(members, calibration)
+            scale = calibration.pre_quant_scale
+            smoothed.append(weight.float() if scale is None else weight.float() / scale)
+            grids.append(grid)
+        levels = grids[0].levels
+        steps = torch.cat([grid.step for grid in grids])
+        found = feedback.round(torch.cat(smoothed), steps, levels)
+        if fmt.weight_element is WeightElement.INT4:
+            calibration = replace(
+                calibration, weight_amax=float((levels[found.int()] * steps).abs().max())
+            )
+        rows = [len(weight) for weight in smoothed]
+        return {
+            name: replace(calibration, codes=grid.pack(indices))
+            for name, grid, indices in zip(members, grids, found.split(rows), strict=True)
+        }
+
     def _importance(self, group: DecisionGroup) -> dict[SlotName, Tensor]:
         """Mean squares of the input's channels by slot, over each input set for all its members.
 
@@ -165,7 +252,10 @@ class _Calibrator:
         if group.input_sets or self.model_map.slots[group.slots[0]].kind is SlotKind.EXPERT:
             # Experts share one input with the router and no container stores a scale for them.
             return False
-        # A matrix that several slots share cannot be divided by the scale of each.
+        return self._own_matrices(group)
+
+    def _own_matrices(self, group: DecisionGroup) -> bool:
+        """Whether none of the group's slots share a matrix, which cannot be changed for each."""
         addresses = {weight.data_ptr() for weight in self._weights(group.slots)}
         return len(addresses) == len(group.slots)
 

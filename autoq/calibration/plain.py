@@ -44,7 +44,7 @@ def without_unfolded_scales(
         importance = scaled_importance(entry.importance, entry.pre_quant_scale.reciprocal())
         amax = scaled_weight_amax(weights, None, FORMATS[fmt], scale_dtype, importance)
         plain[name, fmt] = replace(
-            entry, weight_amax=amax, pre_quant_scale=None, importance=importance
+            entry, weight_amax=amax, pre_quant_scale=None, importance=importance, codes=None
         )
         changed.append(name)
     return plain, changed

@@ -71,12 +71,12 @@ class InputStatistics:
         self.row_count += rows.shape[0]
         keep = min(keep, self.row_storage.shape[0] - self.kept_count)
         if keep:
-            taken = rows[_spread(rows.shape[0], keep).to(rows.device)]
+            taken = rows[spread(rows.shape[0], keep).to(rows.device)]
             self.row_storage[self.kept_count : self.kept_count + len(taken)] = taken
             self.kept_count += len(taken)
 
 
-def _spread(total: int, count: int) -> Tensor:
+def spread(total: int, count: int) -> Tensor:
     """Up to `count` of `total` row numbers, one of every stretch, ascending.
 
     Not the first of each: rows come sequence by sequence, and the length of a stretch often divides
@@ -96,6 +96,7 @@ def collect_statistics(
     *,
     batch_count: int,
     keep_rows_of: Collection[SlotName] = (),
+    also: Callable[[SlotName, Tensor], None] = lambda _, __: None,
     after_batch: Callable[[], None] = lambda: None,
 ) -> dict[SlotName, InputStatistics]:
     """Run the model over `batches` and gather the input statistics of every slot.
@@ -107,13 +108,14 @@ def collect_statistics(
         batch_count: how many batches will come; sets how many rows of each are kept.
         keep_rows_of: slots of which up to `KEPT_ROWS` input rows are kept for a search on real
             inputs; none of experts, which are many and never searched for.
+        also: is given every entry's slot and inputs, [rows, in_features], too.
         after_batch: called after every batch, for progress.
 
     Raises:
         ModelError: an input holds NaN or Inf; names the layer.
     """
     rows_per_batch = -(-KEPT_ROWS // max(batch_count, 1))
-    collector = _Collector(model_map, rows_per_batch, keep_rows_of)
+    collector = _Collector(model_map, rows_per_batch, keep_rows_of, also)
     with torch.no_grad(), tapped(model, model_map.slots.values(), collector):
         for batch in batches:
             run(batch)
@@ -126,22 +128,29 @@ def collect_statistics(
 class _Collector:
     """The handler that records inputs, once for slots that receive the same tensor."""
 
-    def __init__(self, model_map: ModelMap, keep: int, keep_of: Collection[SlotName]) -> None:
+    def __init__(
+        self,
+        model_map: ModelMap,
+        keep: int,
+        keep_of: Collection[SlotName],
+        also: Callable[[SlotName, Tensor], None],
+    ) -> None:
         self._slots = model_map.slots
         self._leader = _leaders(model_map)
         self._statistics: dict[SlotName, InputStatistics] = {}
         self._last_input: dict[SlotName, weakref.ref[Tensor]] = {}
         self._keep = keep
         self._keep_of = keep_of
+        self._also = also
 
     def __call__(self, call: MatrixCall, inputs: Tensor) -> Tensor:
         leader = self._leader[call.slot.name]
         last = self._last_input.get(leader)
         if last is None or last() is not inputs:
             self._last_input[leader] = weakref.ref(inputs)
-            self._entry(leader, inputs.dtype, inputs.device).record(
-                inputs.flatten(0, -2), self._keep
-            )
+            rows = inputs.flatten(0, -2)
+            self._entry(leader, inputs.dtype, inputs.device).record(rows, self._keep)
+            self._also(leader, rows)
         return call.compute(inputs)
 
     def _entry(self, leader: SlotName, dtype: torch.dtype, device: torch.device) -> InputStatistics:

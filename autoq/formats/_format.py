@@ -44,16 +44,24 @@ class CalibrationAlgorithm(StrEnum):
     """Input scales as AWQ_LITE; the weight's block scales are those that leave the least squared
     error, weighted by the mean square of the input channel (AWQ's search for clipping, upwards as
     well as downwards)."""
+    AWQ_GPTQ = "awq_gptq"
+    """Scales as AWQ_MSE; then weights are rounded column by column, and what a column's rounding
+    does to the outputs is made up for by the columns that follow (Frantar et al., "GPTQ", 2022)."""
 
     @property
     def searches_input_scales(self) -> bool:
         """Whether inputs are scaled per channel."""
-        return self in (CalibrationAlgorithm.AWQ_LITE, CalibrationAlgorithm.AWQ_MSE)
+        return self is CalibrationAlgorithm.AWQ_LITE or self.weighs_errors
 
     @property
     def weighs_errors(self) -> bool:
         """Whether block scales are chosen by the error that they leave."""
-        return self is CalibrationAlgorithm.AWQ_MSE
+        return self in (CalibrationAlgorithm.AWQ_MSE, CalibrationAlgorithm.AWQ_GPTQ)
+
+    @property
+    def feeds_errors_back(self) -> bool:
+        """Whether codes are other than the nearest ones, and have to be stored."""
+        return self is CalibrationAlgorithm.AWQ_GPTQ
 
 
 class CalibrationMethod(StrEnum):
@@ -61,6 +69,8 @@ class CalibrationMethod(StrEnum):
 
     BEST = "best"
     """`QuantFormat.calibration`: what gives the smallest loss."""
+    SCALES = "scales"
+    """As BEST, but every weight takes the nearest code: quicker, and no codes are stored."""
     MAX = "max"
     """`QuantFormat.plain_calibration`: scales from largest magnitudes, which other tools have, too;
     to compare allocations under one and the same quantiser."""
@@ -109,7 +119,11 @@ class QuantFormat:
 
     def algorithm(self, method: CalibrationMethod) -> CalibrationAlgorithm:
         """How the format's scales are found under a method."""
-        return self.calibration if method is CalibrationMethod.BEST else self.plain_calibration
+        if method is CalibrationMethod.MAX:
+            return self.plain_calibration
+        if method is CalibrationMethod.SCALES and self.calibration.feeds_errors_back:
+            return CalibrationAlgorithm.AWQ_MSE
+        return self.calibration
 
     def storage_bits(self, out_features: int, in_features: int) -> StorageBits:
         """Bits of one [out_features, in_features] matrix in this format.

@@ -32,6 +32,21 @@ class WeightCodec:
     quantize: Callable[[Tensor, QuantFormat, LayerCalibration, torch.dtype], _Tensors]
     pack: Callable[[_Tensors, Container], PackedTensor]
     fake_quantize: Callable[[Tensor, QuantFormat, LayerCalibration, torch.dtype, Container], Tensor]
+    grid: Callable[[Tensor, QuantFormat, LayerCalibration, torch.dtype], CodeGrid] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodeGrid:
+    """The values that a weight [N, K] can take in a 4-bit element, once its scales are chosen."""
+
+    levels: Tensor  # float32 [L], ascending
+    nibbles: Tensor  # uint8 [L]: the code of each level
+    step: Tensor  # float32 [N, K], positive: weights are levels times it
+
+    def pack(self, indices: Tensor) -> Tensor:
+        """`LayerCalibration.codes` from indices of levels, uint8 [N, K]."""
+        codes = self.nibbles[indices.int()]
+        return codes[:, ::2] | codes[:, 1::2] << 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +76,27 @@ def _fake_quantize_e4m3(
 def _quantize_e2m1(
     weight: Tensor, _: QuantFormat, calibration: LayerCalibration, __: torch.dtype
 ) -> _Tensors:
-    scale = nvfp4.global_scale(calibration.weight_amax)
-    return nvfp4.quantize(weight, scale, _e2m1_block_scale(weight, scale, calibration)).tensors()
+    scale = nvfp4.global_scale(calibration.weight_amax).to(weight.device)
+    block_scale = _e2m1_block_scale(weight, scale, calibration)
+    if calibration.codes is None or block_scale is None:
+        return nvfp4.quantize(weight, scale, block_scale).tensors()
+    codes = calibration.codes.to(weight.device)
+    return nvfp4.NVFP4Tensor(codes=codes, block_scale=block_scale, global_scale=scale).tensors()
+
+
+def _e2m1_grid(
+    weight: Tensor, _: QuantFormat, calibration: LayerCalibration, __: torch.dtype
+) -> CodeGrid:
+    scale = nvfp4.global_scale(calibration.weight_amax).to(weight.device)
+    block_scale = _e2m1_block_scale(weight, scale, calibration)
+    assert block_scale is not None  # codes are found where errors are weighed
+    magnitudes = torch.tensor([0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], device=weight.device)
+    numbers = torch.arange(1, 8, dtype=torch.uint8, device=weight.device)
+    return CodeGrid(
+        levels=torch.cat([-magnitudes.flip(0), torch.zeros_like(magnitudes[:1]), magnitudes]),
+        nibbles=torch.cat([numbers.flip(0) | 8, torch.zeros_like(numbers[:1]), numbers]),
+        step=(block_scale.float() * scale).repeat_interleave(nvfp4.BLOCK, dim=1),
+    )
 
 
 def _e2m1_block_scale(
@@ -88,7 +122,7 @@ def _fake_quantize_e2m1(
     container: Container,
 ) -> Tensor:
     scale = nvfp4.global_scale(calibration.weight_amax)
-    if torch.equal(_read_global_scale(scale, container), scale):
+    if calibration.codes is None and torch.equal(_read_global_scale(scale, container), scale):
         block_scale = _e2m1_block_scale(weight, scale, calibration)
         return nvfp4.fake_quantize(weight, scale, block_scale)
     tensors = _quantize_e2m1(weight, fmt, calibration, scale_dtype)
@@ -110,11 +144,33 @@ def _quantize_int4(
 ) -> _Tensors:
     group_scale = int4_group_scale(weight, fmt, scale_dtype, calibration.importance)
     tensor_scale = fp8.tensor_scale(calibration.weight_amax)
+    if calibration.codes is None:
+        codes = int4.unpack(int4.quantize(weight, group_scale))
+    else:
+        codes = _signed_nibbles(calibration.codes.to(weight.device))
     return {
-        "codes": int4.unpack(int4.quantize(weight, group_scale)),
+        "codes": codes,
         "group_scale": group_scale,
         "tensor_scale": tensor_scale.to(weight.device),
     }
+
+
+def _signed_nibbles(packed: Tensor) -> Tensor:
+    """int8 [N, K] in -8..7 of uint8 [N, K/2], even column in the low nibble."""
+    nibbles = torch.stack([packed << 4, packed & 0xF0], dim=-1).flatten(-2)
+    return nibbles.view(torch.int8) >> 4
+
+
+def _int4_grid(
+    weight: Tensor, fmt: QuantFormat, calibration: LayerCalibration, scale_dtype: torch.dtype
+) -> CodeGrid:
+    group_scale = int4_group_scale(weight, fmt, scale_dtype, calibration.importance)
+    levels = torch.arange(-8, 8, device=weight.device)
+    return CodeGrid(
+        levels=levels.float(),
+        nibbles=levels.to(torch.uint8) & 0xF,
+        step=group_scale.repeat_interleave(weight.shape[1] // group_scale.shape[1], dim=1),
+    )
 
 
 def _pack_int4(tensors: _Tensors, container: Container) -> int4.INT4Tensor | w4a8.W4A8Tensor:
@@ -133,6 +189,10 @@ def _fake_quantize_int4(
     scale_dtype: torch.dtype,
     container: Container,
 ) -> Tensor:
+    if calibration.codes is not None:
+        tensors = _quantize_int4(weight, fmt, calibration, scale_dtype)
+        packed = _pack_int4(tensors, container)
+        return FAMILIES[type(packed)].dequantize(packed, weight.dtype)
     group_scale = int4_group_scale(weight, fmt, scale_dtype, calibration.importance)
     if container is Container.COMPRESSED_TENSORS:
         return int4.fake_quantize(weight, group_scale)
@@ -196,12 +256,14 @@ WEIGHT_CODECS: Mapping[WeightElement, WeightCodec] = {
         quantize=_quantize_e2m1,
         pack=_pack_e2m1,
         fake_quantize=_fake_quantize_e2m1,
+        grid=_e2m1_grid,
     ),
     WeightElement.INT4: WeightCodec(
         tensors=("codes", "group_scale", "tensor_scale"),
         quantize=_quantize_int4,
         pack=_pack_int4,
         fake_quantize=_fake_quantize_int4,
+        grid=_int4_grid,
     ),
 }
 

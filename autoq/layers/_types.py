@@ -32,6 +32,11 @@ class LayerCalibration:
     importance: Tensor | None = None  # float32 [in_features], mean squares of x * p's channels
     """Block scales of W / p are those that leave the least error weighted by it; None: those of the
     largest magnitudes. Codes and scales follow from the weight and this, bit for bit, anywhere."""
+    codes: Tensor | None = (
+        None  # uint8 [out_features, in_features / 2], even column in the low nibble
+    )
+    """Codes of W / p in the format's 4-bit element, under the block scales that `importance` leaves,
+    which must be there; None: the nearest ones."""
     input_rows: int | None = None  # input rows that calibration saw: an expert's are routed to it
 
 

@@ -21,13 +21,16 @@ from autoq.layers._codecs import (
     PER_TOKEN_INPUTS,
     WEIGHT_CODECS,
     WEIGHT_SCHEMES,
+    CodeGrid,
     WeightCodec,
     int4_group_scale,
 )
 from autoq.layers._types import Container, LayerCalibration, QuantizedWeight
 
 __all__ = [
+    "CodeGrid",
     "Container",
+    "code_grid",
     "dequantize_weight",
     "fake_quantize_input",
     "fake_quantize_weight",
@@ -152,6 +155,22 @@ def fake_quantize_input(
     if (fmt.weight_element, container) in PER_TOKEN_INPUTS:
         return fp8.fake_quantize(x, scaling=fp8.Scaling.ROW)
     return INPUT_QUANTIZERS[fmt.activation](x, calibration.input_amax)
+
+
+def code_grid(
+    weight: Tensor, fmt: QuantFormat, calibration: LayerCalibration, *, scale_dtype: torch.dtype
+) -> CodeGrid | None:
+    """The values that W / p can take, for those who choose `LayerCalibration.codes`.
+
+    Args are those of `quantize_weight`; the calibration has an `importance`.
+
+    Returns:
+        None of formats whose weights are not coded in 4 bits.
+    """
+    grid = _codec(fmt).grid
+    if grid is None:
+        return None
+    return grid(_smoothed(weight, calibration.pre_quant_scale), fmt, calibration, scale_dtype)
 
 
 def input_scale(

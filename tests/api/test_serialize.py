@@ -1,6 +1,7 @@
 """What the store keeps of calibration comes back to the bit; what older versions kept is read."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ def test_calibrations_come_back_to_the_bit_and_shared_importances_are_stored_onc
         ("k", "nvfp4"): shared,
         ("o", "nvfp4"): LayerCalibration(weight_amax=2.0, input_amax=3.0, importance=scale),
         ("q", "fp8"): LayerCalibration(weight_amax=1.25, input_amax=0.5),
+        ("q", "w4a8_awq"): replace(shared, codes=torch.arange(24, dtype=torch.uint8).view(3, 8)),
     }
     records, arrays = calibration_to_plain(table)
     assert len([name for name in arrays if name.startswith("importance")]) == 2
@@ -41,6 +43,7 @@ def test_calibrations_come_back_to_the_bit_and_shared_importances_are_stored_onc
     for key, entry in table.items():
         assert same(found[key].pre_quant_scale, entry.pre_quant_scale)
         assert same(found[key].importance, entry.importance)
+        assert same(found[key].codes, entry.codes)
         assert found[key].folds_into == entry.folds_into
         assert found[key].input_rows == entry.input_rows
         assert found[key].weight_amax == entry.weight_amax
@@ -71,6 +74,6 @@ def test_configurations_of_before_the_choice_mean_plain_calibration():
 
 
 def test_an_unknown_calibration_is_refused_with_the_known_ones():
-    stored = {**ScoringConfig().to_json(), "calibration": "gptq"}
-    with pytest.raises(InputError, match="no calibration named 'gptq'; known: best, max"):
+    stored = {**ScoringConfig().to_json(), "calibration": "awq"}
+    with pytest.raises(InputError, match="no calibration named 'awq'; known: best, scales, max"):
         ScoringConfig.from_json(stored)

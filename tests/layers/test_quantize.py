@@ -20,7 +20,7 @@ from autoq.layers import (
     fake_quantize_weight,
     quantize_weight,
 )
-from autoq.layers.quantize import weight_scheme
+from autoq.layers.quantize import code_grid, weight_scheme
 
 QUANTIZED = sorted(set(FORMATS) - {"none"})
 TENSORS = {
@@ -84,11 +84,13 @@ def test_quantized_tensors_have_the_documented_names_dtypes_and_shapes(name):
 @every_container
 @every_dtype
 @pytest.mark.parametrize("smoothed", [False, True], ids=["plain", "smoothed"])
-@pytest.mark.parametrize("weighed", [False, True], ids=["amax", "weighed"])
-def test_fake_weight_is_the_stored_weight_bit_for_bit(name, container, dtype, smoothed, weighed):
+@pytest.mark.parametrize("weights", ["amax", "weighed", "codes"])
+def test_fake_weight_is_the_stored_weight_bit_for_bit(name, container, dtype, smoothed, weights):
+    codes = torch.randint(0, 256, (6, 128), generator=torch.Generator().manual_seed(3))
     calibration = _calibration(
         pre_quant_scale=_powers() if smoothed else None,
-        importance=_powers().square() if weighed else None,
+        importance=None if weights == "amax" else _powers().square(),
+        codes=codes.to(torch.uint8) if weights == "codes" else None,
     )
     weight, fmt = _weight(dtype), FORMATS[name]
     fake = fake_quantize_weight(
@@ -96,6 +98,41 @@ def test_fake_weight_is_the_stored_weight_bit_for_bit(name, container, dtype, sm
     )
     stored = quantize_weight(weight, fmt, calibration, scale_dtype=torch.bfloat16)
     assert _same_bits(fake, dequantize_weight(stored, container=container, dtype=dtype))
+
+
+def test_codes_that_are_given_are_kept_whatever_is_nearest():
+    """Low nibbles hold even columns; E2M1 has a sign bit, INT4 two's complement."""
+    pair = {"nvfp4": (0x2, 0xF), "w4a8_awq": (0x7, 0x8)}  # 1.0 and -6; 7 and -8
+    units = {"nvfp4": (1.0, -6.0), "w4a8_awq": (7.0, -8.0)}
+    weight = _weight(torch.float32)
+    for name, (low, high) in pair.items():
+        plain = _calibration(importance=torch.ones(256))
+        grid = code_grid(weight, FORMATS[name], plain, scale_dtype=torch.bfloat16)
+        codes = torch.full((6, 128), low | high << 4, dtype=torch.uint8)
+        chosen = dataclasses.replace(plain, codes=codes)
+        stored = quantize_weight(weight, FORMATS[name], chosen, scale_dtype=torch.bfloat16)
+        values = dequantize_weight(stored, container=Container.COMPRESSED_TENSORS)
+        expected = torch.tensor(units[name]).repeat(128) * grid.step
+        torch.testing.assert_close(values, expected)
+        indices = torch.searchsorted(grid.levels, torch.tensor(units[name]).repeat(128))
+        assert torch.equal(grid.pack(indices.to(torch.uint8).expand(6, 256)), codes)
+
+
+@pytest.mark.parametrize("name", ["nvfp4", "w4a8_awq"])
+def test_every_level_of_a_grid_is_the_value_of_its_code(name):
+    weight, plain = _weight(torch.float32), _calibration(importance=torch.ones(256))
+    grid = code_grid(weight, FORMATS[name], plain, scale_dtype=torch.bfloat16)
+    count = len(grid.levels)
+    indices = (torch.arange(6 * 256) % count).view(6, 256).to(torch.uint8)
+    chosen = dataclasses.replace(plain, codes=grid.pack(indices))
+    stored = quantize_weight(weight, FORMATS[name], chosen, scale_dtype=torch.bfloat16)
+    values = dequantize_weight(stored, container=Container.COMPRESSED_TENSORS)
+    torch.testing.assert_close(values, grid.levels[indices.int()] * grid.step)
+
+
+def test_formats_of_wider_codes_have_no_grid():
+    weighed = _calibration(importance=torch.ones(256))
+    assert code_grid(_weight(), FORMATS["fp8"], weighed, scale_dtype=torch.bfloat16) is None
 
 
 @pytest.mark.parametrize(

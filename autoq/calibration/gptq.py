@@ -1,0 +1,104 @@
+"""Rounding weights one column at a time, each column's error made up for by those that follow.
+
+Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
+Transformers" (2022), with columns in the order of falling input power and fixed scales.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+DAMPING = 0.01
+"""Share of the mean input power that is added to every channel's, as in the paper: it keeps the
+second moment invertible, and the corrections small where the data say little."""
+
+_BLOCK_COLUMNS = 128
+"""Columns that are corrected one by one; those behind them are corrected once for all of these."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorFeedback:
+    """What rounding the weights of layers that read one input needs of that input."""
+
+    second_moment: Tensor  # float32 [K, K], mean of x xᵀ of the inputs
+    order: Tensor  # int64 [K]: columns as they are rounded
+    factor: (
+        Tensor | None
+    )  # float32 [K, K], upper triangular, in that order; None where there is none
+
+    @classmethod
+    def of(cls, second_moment: Tensor) -> ErrorFeedback:
+        """
+        Args:
+            second_moment: float32 [K, K], mean of x xᵀ of the layers' inputs.
+        """
+        order = torch.argsort(second_moment.diagonal(), descending=True, stable=True)
+        return cls(second_moment, order, _inverse_factor(second_moment[order][:, order]))
+
+    def round(self, weight: Tensor, step: Tensor, levels: Tensor) -> Tensor:
+        """Indices of levels whose values lose less of the outputs than the nearest ones do.
+
+        The loss is the mean over inputs of the squared error of the outputs, the trace of
+        (Q - W) M (Q - W)ᵀ with the second moment M. Columns are rounded in turn; what a column's
+        rounding does to the outputs is undone as far as the columns that are left can, by the
+        solution of least squares.
+
+        Args:
+            weight: float32 [N, K].
+            step: float32 [N, K], positive: what one unit of a level stands for in each place.
+            levels: float32 [L], ascending: the values that codes stand for.
+
+        Returns:
+            uint8 [N, K]. In rows where the loss comes out no smaller, the nearest levels.
+        """
+        nearest = _nearest(weight / step, levels)
+        if self.factor is None:
+            return nearest
+        columns, steps = weight[:, self.order], step[:, self.order]
+        found = torch.empty_like(nearest)
+        found[:, self.order] = _rounded(columns, steps, levels, self.factor)
+        losses = [self._loss(levels[index.int()] * step - weight) for index in (found, nearest)]
+        return torch.where((losses[0] < losses[1])[:, None], found, nearest)
+
+    def _loss(self, error: Tensor) -> Tensor:
+        return ((error @ self.second_moment) * error).sum(-1)
+
+
+def _rounded(weight: Tensor, step: Tensor, levels: Tensor, factor: Tensor) -> Tensor:
+    """Codes, columns in the order in which they are rounded."""
+    left = weight.clone()
+    codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
+    for start in range(0, weight.shape[1], _BLOCK_COLUMNS):
+        block = slice(start, min(start + _BLOCK_COLUMNS, weight.shape[1]))
+        # Columns as rows, so that each lies together in memory.
+        columns, steps = left[:, block].t().contiguous(), step[:, block].t().contiguous()
+        own = factor[block, block]
+        errors = torch.empty_like(columns)
+        for index, (column, unit) in enumerate(zip(columns, steps, strict=True)):
+            found = _nearest(column / unit, levels)
+            codes[:, start + index] = found
+            errors[index] = (column - levels[found.int()] * unit) / own[index, index]
+            columns[index + 1 :].addr_(own[index, index + 1 :], errors[index], alpha=-1)
+        left[:, block.stop :] -= errors.t() @ factor[block, block.stop :]
+    return codes
+
+
+def _nearest(values: Tensor, levels: Tensor) -> Tensor:
+    return torch.bucketize(values, (levels[1:] + levels[:-1]) / 2, out_int32=True).to(torch.uint8)
+
+
+def _inverse_factor(second_moment: Tensor) -> Tensor | None:
+    """Upper triangular U with UᵀU the inverse of the damped moment; None where there is none."""
+    damped = second_moment.double()
+    power = damped.diagonal().mean()
+    if not power > 0:
+        return None  # no input came
+    damped.diagonal().add_(DAMPING * power)
+    lower, failed = torch.linalg.cholesky_ex(damped)
+    if int(failed):
+        return None
+    factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+    return None if int(failed) else factor.float()
