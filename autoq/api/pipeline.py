@@ -29,6 +29,7 @@ from autoq.api.remarks import (
     note_shorter_sequences,
     refuse_useless_formats,
 )
+from autoq.api.refining import RefineOptions, refine_study
 from autoq.api.renewal import RenewingProgress
 from autoq.api.stages import (
     discovery_payload,
@@ -91,6 +92,9 @@ def search(
     export: str | Path | None = None,
     overwrite: bool = False,
     measure: bool = True,
+    refine: int = 0,
+    refine_options: Mapping[str, Any] | None = None,
+    workers: int = 1,
     compare_uniform: bool = False,
     trust_remote_code: bool = False,
     wait_seconds: float = 0.0,
@@ -128,8 +132,10 @@ def search(
         target: "ENGINE:HARDWARE" where the checkpoint is to run, for example "vllm:h200"; None
             asks nothing of formats and container.
         row_fraction: share of the tokens that are scored, in (0, 1].
-        calibration: "best", or "max" for scales from largest magnitudes only, as other tools have
-            them (input scales of w4a8_awq are searched all the same).
+        calibration: "best": scales by the error that they leave, and 4-bit codes that make up for
+            each other's errors (GPTQ); "scales": the nearest codes instead, which is quicker; or
+            "max" for scales from largest magnitudes only, as other tools have them (input scales
+            of w4a8_awq are searched all the same).
         estimator: name of the way to score, one of `autoq.search.estimators.ESTIMATORS`; None is
             the one that wins the benchmark.
         draws: of labels for every sequence; None is what the estimator likes.
@@ -140,6 +146,11 @@ def search(
         export: folder for the checkpoint; None writes none.
         overwrite: replace the export folder if it exists.
         measure: measure the plan on held-out data.
+        refine: plans to measure in order to improve the plan, 0 for none; `Study.refine` does the
+            same later.
+        refine_options: other fields of `autoq.api.refining.RefineOptions`, such as objective; where
+            any is left out it has its default, except `held_out_sequences`, which is the search's.
+        workers: processes that refine at the same time, this one included.
         compare_uniform: measure every format applied to all layers, too.
         wait_seconds: how long to wait for another process that works on the same study.
     Raises:
@@ -147,6 +158,7 @@ def search(
         StudyLockedError: another process works on the study.
     """
     progress = progress or SilentProgress()
+    refining = _refining(refine, refine_options, held_out_sequences)
     place = None if target is None else parse_target(target)
     budgets = budgets_or_default(
         Budgets(
@@ -226,10 +238,14 @@ def search(
         plan = run_solve(study, choose, rules, target=place)
         if held_out is not None:
             run_measure(study, plan, held_out, compare_uniform, progress)
+        if refining is not None:
+            refine_study(
+                study, plan, refining, workers=workers, holds_lease=True, progress=progress
+            )
         if export is not None:
             export_plan(
                 study,
-                plan,
+                study.refined(plan),
                 Path(export),
                 config.container,
                 overwrite=overwrite,
@@ -238,6 +254,17 @@ def search(
             )
         opened.set_status(study.id, WorkStatus.DONE)
     return study
+
+
+def _refining(
+    trials: int, options: Mapping[str, Any] | None, held_out_sequences: int
+) -> RefineOptions | None:
+    """How to refine; None where nobody asked for it."""
+    if not trials:
+        return None
+    return RefineOptions(
+        **{"held_out_sequences": held_out_sequences, **(options or {}), "trials": trials}
+    )
 
 
 def _plan_for(costs: CostTable, budgets: Budgets, sensitivity: SensitivityTable) -> Plan:

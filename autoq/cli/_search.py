@@ -120,8 +120,9 @@ def search(
     calibration: Annotated[
         str,
         typer.Option(
-            metavar="best|max",
-            help="How scales are found: by the error that they leave, or from largest magnitudes.",
+            metavar="best|scales|max",
+            help="best: scales by the error they leave, 4-bit codes with error feedback (GPTQ); "
+            "scales: nearest codes, quicker; max: scales from largest magnitudes.",
         ),
     ] = "best",
     estimator: Annotated[
