@@ -3,6 +3,14 @@
 from autoq.studies._base import SCORING_STAGE
 from autoq.studies._encoding import study_key
 from autoq.studies._leases import LEASE_SECONDS, StudyLease
+from autoq.studies._trials import (
+    GRACE_SECONDS,
+    HEARTBEAT_SECONDS,
+    has_heartbeat,
+    trial_storage,
+    worker_identity,
+    worker_is_gone,
+)
 from autoq.studies.records import (
     ExportFile,
     ExportRecord,
@@ -18,6 +26,8 @@ from autoq.studies.records import (
 from autoq.studies.repository import StudyStore
 
 __all__ = [
+    "GRACE_SECONDS",
+    "HEARTBEAT_SECONDS",
     "LEASE_SECONDS",
     "SCORING_STAGE",
     "ExportFile",
@@ -32,5 +42,9 @@ __all__ = [
     "StudyStore",
     "StudySummary",
     "WorkStatus",
+    "has_heartbeat",
     "study_key",
+    "trial_storage",
+    "worker_identity",
+    "worker_is_gone",
 ]

@@ -19,6 +19,9 @@ PER_SEQUENCE = "per_sequence"
 OTHER_DATA = "data"
 """Key in a measurement's details: where the tokens come from, if not from the study's own."""
 
+REFINED_FROM = "refined_from"
+"""Key in a refined plan's details: the id of its start."""
+
 VALIDATION = "validation"
 """How labels of plans begin that were made to judge the prediction; nobody asked for them."""
 

@@ -21,6 +21,7 @@ from autoq.api.exporting import export_plan
 from autoq.api.measuring import held_out_tokens
 from autoq.api.opening import DEFAULT_STORE
 from autoq.api.quality import check_measurable, smallest_that_keeps
+from autoq.api.refining import RefineOptions, refine_study
 from autoq.api.remarks import (
     installed_versions,
     note_lost_groups,
@@ -29,7 +30,6 @@ from autoq.api.remarks import (
     note_shorter_sequences,
     refuse_useless_formats,
 )
-from autoq.api.refining import RefineOptions, refine_study
 from autoq.api.renewal import RenewingProgress
 from autoq.api.stages import (
     discovery_payload,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoq.api.budgets import Budgets, required_budgets
 from autoq.api.config import parse_container
-from autoq.api.measured import VALIDATION
+from autoq.api.measured import REFINED_FROM, VALIDATION
 from autoq.api.renewal import RenewingProgress
 from autoq.api.study_data import NO_BUDGETS, SOLVE, StudyData
 from autoq.errors import InputError
@@ -17,9 +17,14 @@ from autoq.evaluators import Fidelity
 from autoq.export import check_destination
 from autoq.formats import FormatName
 from autoq.layers.simulate import SimulatedModel, slot_formats_of
+from autoq.layers.weight_cache import WeightCache
+from autoq.models import SlotName
 from autoq.progress import Progress, SilentProgress
 from autoq.search import Plan, Resource, frontier, reachable_bits, smallest, solve, uniform_plan
 from autoq.studies import PlanRecord, WorkStatus
+
+if TYPE_CHECKING:
+    from autoq.api.refining import RefineResult
 
 
 class Study(StudyData):
@@ -83,15 +88,26 @@ class Study(StudyData):
         _, most_bits = reachable_bits(self.sensitivity, costs)
         return solve(self.sensitivity, costs, budgets.limits or most_bits)
 
-    def add_plan(self, label: str, plan: Plan, budgets: Budgets = NO_BUDGETS) -> PlanRecord:
-        """Store a plan; the same plan under the same label is stored once."""
+    def add_plan(
+        self,
+        label: str,
+        plan: Plan,
+        budgets: Budgets = NO_BUDGETS,
+        *,
+        details: Mapping[str, Any] | None = None,
+    ) -> PlanRecord:
+        """Store a plan; the same plan under the same label is stored once.
+
+        Args:
+            details: plain data to keep beside what the budgets say.
+        """
         if self.stored_sizes is None:  # what is not searched was not counted
             counted: dict[Resource, float] = {
                 k: v for k, v in plan.takes.items() if k is not Resource.STORED_BYTES
             }
             plan = replace(plan, takes=counted)
-        details = budgets.details()
-        return self._store.plan(self._store.add_plan(self.id, plan, label=label, details=details))
+        kept = {**budgets.details(), **(details or {})}
+        return self._store.plan(self._store.add_plan(self.id, plan, label=label, details=kept))
 
     def uniform(self, fmt: FormatName) -> PlanRecord:
         """Every group in one format, or in the nearest larger one that it can take."""
@@ -118,15 +134,24 @@ class Study(StudyData):
     def plan(self, effective_bits: float | None = None, **limits: Any) -> PlanRecord:
         """The plan for budgets under the study's rules, or the one that was asked for last.
 
-        The arguments are those of `solve`.
+        Where it was refined, it is the refined plan. The arguments are those of `solve`.
 
         Raises:
             InputError: no plan was solved yet and no budget is given.
         """
+        return self.refined(self.unrefined_plan(effective_bits, **limits))
+
+    def unrefined_plan(self, effective_bits: float | None = None, **limits: Any) -> PlanRecord:
+        """As `plan`, of least predicted loss, whatever refinement has found."""
         budgets = Budgets(effective_bits=effective_bits, **limits)
         if budgets.stated:
             return self.solve_for(budgets, self.rules)
         return self._store.plan(self._finished(SOLVE)["plan_id"])
+
+    def refined(self, plan: PlanRecord) -> PlanRecord:
+        """What the last successful refinement made of a plan; the plan itself where none did."""
+        found = [entry for entry in self.plans() if entry.details.get(REFINED_FROM) == plan.id]
+        return found[-1] if found else plan
 
     def _stored_plan(self, label: str) -> PlanRecord | None:
         return next((plan for plan in self.plans() if plan.label == label), None)
@@ -135,14 +160,30 @@ class Study(StudyData):
 
     def simulate(self, plan: PlanRecord, *, keep_originals: bool = True) -> SimulatedModel:
         """Put the plan's formats into the loaded model, in place."""
+        formats = slot_formats_of(self.model_map, _assignment(plan))
+        return self.simulate_formats(formats, keep_originals=keep_originals)
+
+    def simulate_formats(
+        self,
+        slot_formats: Mapping[SlotName, FormatName],
+        *,
+        keep_originals: bool = True,
+        cache: WeightCache | None = None,
+    ) -> SimulatedModel:
+        """Put a format into every slot of the loaded model, in place.
+
+        Args:
+            keep_originals, cache: as for `autoq.layers.simulate.SimulatedModel`.
+        """
         return SimulatedModel(
             self.loaded().model,
             self.model_map.slots,
-            slot_formats_of(self.model_map, _assignment(plan)),
+            slot_formats,
             self.calibration,
             container=self.config.container,
             scale_dtype=self.storage_dtype,
             keep_originals=keep_originals,
+            cache=cache,
         )
 
     def measure(
@@ -189,6 +230,37 @@ class Study(StudyData):
         """What the last validation found; None before the first."""
         found = self._store.stage(self.id, VALIDATION)
         return found.payload if found and found.status is WorkStatus.DONE else None
+
+    # Refining
+
+    def refine(
+        self,
+        effective_bits: float | None = None,
+        *,
+        workers: int = 1,
+        progress: Progress | None = None,
+        max_gb: float | None = None,
+        max_active_bits: float | None = None,
+        **options: Any,
+    ) -> RefineResult:
+        """Improve a plan by measuring others round it on the real quantised model.
+
+        From then on the refined plan, if one was found, is what `plan`, `summary` and `export` take
+        for this budget.
+
+        Args:
+            effective_bits, max_gb, max_active_bits: another budget than the last plan's.
+            workers: processes that measure at the same time, this one included.
+            options: fields of `autoq.api.refining.RefineOptions`, such as trials and objective.
+        Raises:
+            InputError, ModelError, StudyLockedError: as `autoq.api.refining.refine_study`.
+        """
+        from autoq.api.refining import RefineOptions, refine_study
+
+        plan = self.unrefined_plan(effective_bits, max_gb=max_gb, max_active_bits=max_active_bits)
+        return refine_study(
+            self, plan, RefineOptions(**options), workers=workers, progress=progress
+        )
 
     # Exporting
 

@@ -70,6 +70,11 @@ class StudyData:
         """The study's number in the store."""
         return self._record.id
 
+    @property
+    def trusts_remote_code(self) -> bool:
+        """Whether Python code that the model's folder brings may run."""
+        return self._trust_remote_code
+
     @cached_property
     def config(self) -> ScoringConfig:
         """What the scores were computed with."""

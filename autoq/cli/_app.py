@@ -6,11 +6,13 @@ from typing import Annotated
 
 import typer
 
+from autoq.cli._dashboard import dashboard
 from autoq.cli._generate import generate
 from autoq.cli._kernels import kernels_app
 from autoq.cli._kernels_bench import bench
 from autoq.cli._look import formats, frontier, list_command, report, show
 from autoq.cli._make import evaluate, export
+from autoq.cli._refine import refine
 from autoq.cli._search import search
 from autoq.cli._targets import targets
 from autoq.cli._validate import validate
@@ -27,10 +29,12 @@ app.command("search")(search)
 app.command("show")(show)
 app.command("frontier")(frontier)
 app.command("validate")(validate)
+app.command("refine")(refine)
 app.command("export")(export)
 app.command("eval")(evaluate)
 app.command("generate")(generate)
 app.command("report")(report)
+app.command("dashboard")(dashboard)
 app.command("list")(list_command)
 app.command("formats")(formats)
 app.command("targets")(targets)

@@ -21,6 +21,7 @@ from autoq.layers.quantize import (
     fake_quantize_weight,
 )
 from autoq.layers.taps import MatrixCall, install_taps
+from autoq.layers.weight_cache import WeightCache
 from autoq.models import Assignment, ModelMap, SlotName, WeightSlot
 from autoq.models.weights import slot_weight
 
@@ -39,6 +40,7 @@ class SimulatedModel:
         scale_dtype: torch.dtype,
         weights: Mapping[SlotName, Tensor] | None = None,
         keep_originals: bool = True,
+        cache: WeightCache | None = None,
     ) -> None:
         """
         Args:
@@ -47,12 +49,15 @@ class SimulatedModel:
             weights: dequantised weights [out, in] to use instead of quantising the model's own,
                 for example those read from a checkpoint.
             keep_originals: without them less memory is used, and the assignment is final.
+            cache: quantised weights are taken from there, and left there, where there is one; for
+                this model, calibration and container alone.
         """
         self.model = model
         self._slots = slots
         self._calibration = calibration
         self._container = container
         self._scale_dtype = scale_dtype
+        self._cache = WeightCache(0) if cache is None else cache
         self._formats: dict[SlotName, FormatName] = {}
         self._owners = _owners(model, slots)
         self._originals: dict[SlotName, Tensor] | None = {} if keep_originals else None
@@ -91,16 +96,24 @@ class SimulatedModel:
         if wanted == NONE:
             return
         if replacement is None:
-            replacement = fake_quantize_weight(
-                weight.float(),
-                FORMATS[wanted],
-                self._calibration[name, wanted],
-                scale_dtype=self._scale_dtype,
-                container=self._container,
-            )
+            replacement = self._quantized(name, wanted, weight)
         if self._originals is not None:
             self._originals[name] = weight.clone()
         weight.copy_(replacement)
+
+    def _quantized(self, name: SlotName, wanted: FormatName, weight: Tensor) -> Tensor:
+        kept = self._cache.get(name, wanted)
+        if kept is not None:
+            return kept
+        found = fake_quantize_weight(
+            weight.float(),
+            FORMATS[wanted],
+            self._calibration[name, wanted],
+            scale_dtype=self._scale_dtype,
+            container=self._container,
+        ).to(weight.dtype)
+        self._cache.put(name, wanted, found)
+        return found
 
     def _install_taps(self) -> None:
         inputs = {

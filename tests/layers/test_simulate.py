@@ -244,3 +244,24 @@ def test_slot_formats_follow_the_groups():
     formats = slot_formats_of(model_map, assignment)
     assert set(formats) == set(model_map.slots)
     assert {name for name, fmt in formats.items() if fmt == "fp8"} == set(model_map.groups[0].slots)
+
+
+@every_kind
+def test_cached_weights_are_those_that_quantising_again_gives(name):
+    from autoq.layers.weight_cache import WeightCache
+
+    model = make_tiny_model(name, dtype=torch.float32)
+    model_map = discover(model)
+    cache = WeightCache(1 << 26)
+    with torch.no_grad():
+        simulated = simulate(model, spread(model_map), cache=cache)
+        for shift in (1, 2, 0, 1):
+            simulated.apply(spread(model_map, shift))
+            found = forward_logits(model, token_ids())
+            alone = make_tiny_model(name, dtype=torch.float32)
+            simulate(alone, spread(model_map, shift))
+            assert torch.equal(found, forward_logits(alone, token_ids()))
+        assert cache.bytes_held > 0
+        simulated.restore()
+        own = make_tiny_model(name, dtype=torch.float32)
+        assert torch.equal(forward_logits(model, token_ids()), forward_logits(own, token_ids()))

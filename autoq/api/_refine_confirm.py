@@ -1,0 +1,238 @@
+"""After the trials: whether the best of them is believed, and what is stored then.
+
+Of many plans measured on the same tokens the best is partly the luckiest. So the few best are
+measured again on tokens that chose nothing, and the start with them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from autoq.api._refine_data import RefineData
+from autoq.api._refine_measure import TrialFailedError, TrialMeasurer
+from autoq.api._refine_trials import FAILURE, POSITION, read_history
+from autoq.api.measured import KL_DIVERGENCE, REFINED_FROM, noise_floor_on, with_interval
+from autoq.api.measuring import PlanMeasurer
+from autoq.data import TokenData
+from autoq.errors import InputError
+from autoq.evaluators import compare, parse_objective
+from autoq.models import Assignment
+from autoq.progress import Progress
+from autoq.search import plan_from_assignment
+from autoq.search.refine import Refinement, Source, Trial, Verdict, accepted
+from autoq.studies import PlanRecord
+
+if TYPE_CHECKING:
+    from optuna.study import Study as Trials
+
+    from autoq.api.refining import RefineOptions
+    from autoq.api.study import Study
+
+RESULT = "result"
+"""User attribute of the Optuna study: the verdict, as JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """The plan to take from now on, and why."""
+
+    plan: PlanRecord
+    verdict: Mapping[str, Any]
+
+
+def confirm(
+    study: Study,
+    start: PlanRecord,
+    refinement: Refinement,
+    trials: Trials,
+    data: RefineData,
+    options: RefineOptions,
+    progress: Progress,
+) -> Confirmed:
+    """Measure the finalists on fresh tokens and store the winner, if there is one.
+
+    Done once for the same trials and tokens; processes that share them find the verdict.
+
+    Raises:
+        InputError: the start itself could not be measured.
+    """
+    finished = read_history(trials).finished
+    done_for = [len(finished), data.fresh.sha256, data.report.sha256]
+    known = json.loads(trials.user_attrs.get(RESULT, "{}"))
+    if known.get("done_for") == done_for:
+        return Confirmed(study.store.plan(known["plan_id"]), known)
+    _check_start(trials, finished)
+    finalists = refinement.finalists(finished)
+    if data.remark is not None:
+        progress.note(data.remark)
+    losses = _losses(study, finalists, data.fresh, options, progress, "confirming")
+    floor = float(trials.user_attrs["noise_floor"])
+    chosen, verdict = _chosen(finalists, losses, floor)
+    if chosen is not None:
+        held_out = _losses(
+            study, [finalists[0], chosen], data.report, options, progress, "checking"
+        )
+        if compare(held_out[1], held_out[0], floor).verdict == "worse":
+            chosen = None
+            verdict = replace(
+                verdict,
+                better=False,
+                reason="the best trial won on fresh tokens and lost on the held-out ones",
+            )
+    plan = start if chosen is None else _stored(study, start, chosen.assignment, trials.study_name)
+    reported = _reported(study, [start] if plan is start else [start, plan], data.report, progress)
+    found = {
+        "accepted": plan is not start,
+        "reason": verdict.reason,
+        "difference": verdict.difference,
+        "low": verdict.low,
+        "high": verdict.high,
+        "objective": options.objective,
+        "noise_floor": floor,
+        "finalists": [_row(trial, values) for trial, values in zip(finalists, losses, strict=True)],
+        "selection": _about(data.selection),
+        "fresh": _about(data.fresh),
+        "held_out": {**_about(data.report), **reported},
+        "remark": data.remark,
+        "trials": len(finished),
+        "plan_id": plan.id,
+        "done_for": done_for,
+    }
+    trials.set_user_attr(RESULT, json.dumps(_without_infinities(found)))
+    return Confirmed(plan, found)
+
+
+def _check_start(trials: Trials, finished: Sequence[Trial]) -> None:
+    if any(trial.source is Source.START and trial.complete and trial.losses for trial in finished):
+        return
+    reasons = [
+        entry.user_attrs[FAILURE]
+        for entry in trials.get_trials(deepcopy=False)
+        if FAILURE in entry.user_attrs and POSITION in entry.user_attrs
+    ]
+    raise InputError(
+        "a refinement begins by measuring the plan as it is, and that failed: "
+        f"{reasons[0] if reasons else 'no trial was finished'}; measure with --dtype float32 or "
+        "choose another plan"
+    )
+
+
+def _losses(
+    study: Study,
+    plans: Sequence[Trial],
+    tokens: TokenData,
+    options: RefineOptions,
+    progress: Progress,
+    task: str,
+) -> list[tuple[float, ...]]:
+    """Of each plan, per sequence; of one that cannot be measured there, infinite."""
+    found = []
+    with (
+        TrialMeasurer(
+            study, tokens, parse_objective(options.objective), cache_bytes=options.cache_bytes
+        ) as measurer,
+        progress.task(task, len(plans) * measurer.steps) as advance,
+    ):
+        for plan in plans:
+            try:
+                found.append(measurer.measure(plan.assignment, advance=advance).losses)
+            except TrialFailedError:
+                found.append((math.inf,) * len(tokens.ids))
+    return found
+
+
+def _chosen(
+    finalists: Sequence[Trial], losses: Sequence[tuple[float, ...]], floor: float
+) -> tuple[Trial | None, Verdict]:
+    """The accepted finalist of least loss on fresh tokens; of none, the best one's verdict."""
+    start, others = losses[0], list(zip(finalists[1:], losses[1:], strict=True))
+    others = [(trial, values) for trial, values in others if math.isfinite(sum(values))]
+    if not others:
+        reason = "no trial was better than the start on the tokens that trials are measured on"
+        return None, Verdict(better=False, difference=0.0, low=0.0, high=0.0, reason=reason)
+    judged = [
+        (trial, sum(values), accepted(start, values, floor, candidates=len(others)))
+        for trial, values in others
+    ]
+    trial, _, verdict = min(judged, key=lambda entry: (not entry[2].better, entry[1]))
+    return (trial if verdict.better else None), verdict
+
+
+def _stored(study: Study, start: PlanRecord, assignment: Assignment, refinement: str) -> PlanRecord:
+    found = plan_from_assignment(
+        study.sensitivity, study.costs(study.rules), assignment, start.budget_bits
+    )
+    before = start.to_plan()
+    plan = replace(found, budgets=before.budgets, budget_bits=before.budget_bits)
+    own = {"budgets", "takes", "least"}  # what the plan itself says
+    details = {key: value for key, value in start.details.items() if key not in own}
+    details |= {REFINED_FROM: start.id, "refinement": refinement}
+    return study.add_plan(f"{start.label}, refined", plan, details=details)
+
+
+def _reported(
+    study: Study, plans: Sequence[PlanRecord], tokens: TokenData, progress: Progress
+) -> dict[str, Any]:
+    """Held-out divergence of the start and of the refined plan, stored like every plan's."""
+    known = _divergences(study, tokens)
+    missing = [plan for plan in plans if plan.id not in known]
+    with PlanMeasurer(study, tokens) as measurer:
+        measurer.noise_floor(progress)
+        for plan in missing:
+            measurer.measure(plan, progress)
+    known = _divergences(study, tokens)
+    found: dict[str, Any] = {"start": with_interval(known[plans[0].id])}
+    floor = noise_floor_on(study, tokens.sha256)
+    if len(plans) > 1:
+        found["refined"] = with_interval(known[plans[1].id])
+        values = [known[plan.id].details["per_sequence"] for plan in plans]
+        beside = compare(values[1], values[0], (floor.value if floor else None) or 0.0)
+        found["refined_is"] = beside.verdict
+        found["change"] = {
+            "value": beside.difference,
+            "low": beside.low,
+            "high": beside.high,
+        }
+    return found
+
+
+def _divergences(study: Study, tokens: TokenData) -> dict[int, Any]:
+    """Plan id -> its divergence on these tokens."""
+    return {
+        record.plan_id: record
+        for record in study.store.measurements(study.id)
+        if record.metric == KL_DIVERGENCE
+        and record.plan_id is not None
+        and record.data_sha256 == tokens.sha256
+    }
+
+
+def _row(trial: Trial, losses: Sequence[float]) -> dict[str, Any]:
+    return {
+        "trial": trial.number,
+        "source": trial.source.value,
+        "selected_at": sum(trial.losses) / len(trial.losses),
+        "fresh": sum(losses) / len(losses),
+    }
+
+
+def _about(tokens: TokenData) -> dict[str, Any]:
+    return {
+        "sequences": int(tokens.ids.shape[0]),
+        "tokens": int(tokens.ids.size),
+        "data": tokens.description,
+        "data_sha256": tokens.sha256,
+    }
+
+
+def _without_infinities(value: Any) -> Any:
+    """JSON has none."""
+    if isinstance(value, dict):
+        return {key: _without_infinities(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_infinities(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

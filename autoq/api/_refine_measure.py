@@ -1,0 +1,244 @@
+"""What a trial of a refinement costs: the loss of one plan on tokens that all trials share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import psutil  # type: ignore[import-untyped]
+import torch
+from torch import Tensor
+
+from autoq.api.measured import KL_DIVERGENCE
+from autoq.api.task import output_bytes, output_properties, token_batches
+from autoq.data import TokenData
+from autoq.errors import AutoqError
+from autoq.evaluators import Objective, ReferenceOutputs, measure_fidelity, rounding_noise
+from autoq.formats import FormatName
+from autoq.layers.prefix import PrefixReuse, is_exact
+from autoq.layers.simulate import SimulatedModel, slot_formats_of
+from autoq.layers.weight_cache import WeightCache
+from autoq.models import Assignment, SlotName
+from autoq.models.forward import forward_logits
+
+if TYPE_CHECKING:
+    from autoq.api.study import Study
+
+AVAILABLE_SHARE = 0.25
+"""Of the memory that is free on the model's device: what caches may take unless told otherwise."""
+
+_PROBE_TOKENS = 16
+
+
+class TrialFailedError(AutoqError):
+    """One plan cannot be measured; others may."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was measured of one plan."""
+
+    losses: tuple[float, ...]  # the objective per sequence
+    kl_per_sequence: tuple[float, ...]  # nats per token
+    complete: bool  # False: stopped early, only the first sequences
+
+    @property
+    def loss(self) -> float:
+        """The objective, mean over the sequences that were measured."""
+        return math.fsum(self.losses) / len(self.losses)
+
+
+class TrialMeasurer:
+    """Losses of any number of plans on the same tokens, each as cheap as it can be had exactly.
+
+    Only slots whose format differs from the plan before are changed; their quantised weights, the
+    original's outputs, and what the first blocks gave to plans that agree there are kept. What
+    comes out is bit for bit what a model gives that was quantised for this plan alone. When the
+    context ends the model has its own weights again.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        tokens: TokenData,
+        objective: Objective,
+        *,
+        cache_bytes: int | None = None,
+    ) -> None:
+        """
+        Args:
+            tokens: what every plan is measured on.
+            cache_bytes: bound on quantised weights and block outputs together; None is a share of
+                the memory that is free.
+        """
+        self._study, self._objective = study, objective
+        loaded = study.loaded()
+        self._model = loaded.model
+        self._batches = token_batches(tokens, study.config.batch_size, loaded.device)
+        self._numbers = {id(ids): number for number, ids in enumerate(self._batches)}
+        self._reference = ReferenceOutputs(
+            self._batches, bytes_per_batch=output_bytes(loaded.model, self._batches[0])
+        )
+        if cache_bytes is None:
+            cache_bytes = int(AVAILABLE_SHARE * available_bytes(loaded.device))
+        self._weights = WeightCache(cache_bytes // 2)
+        self._prefixes = _Prefixes(study)
+        self._reuse_bytes = cache_bytes - cache_bytes // 2
+        self._reuse: PrefixReuse | None = None
+        self._simulated: SimulatedModel | None = None
+        self._current: tuple[int, ...] = ()
+        self._stack = ExitStack()
+
+    @property
+    def steps(self) -> int:
+        """How often measuring one plan advances at most."""
+        return len(self._batches)
+
+    def __enter__(self) -> Self:
+        """The measurer itself."""
+        self._stack.enter_context(torch.no_grad())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give the model its own weights back."""
+        try:
+            if self._simulated is not None:
+                self._simulated.restore()
+        finally:
+            self._stack.close()
+
+    def measure(
+        self,
+        assignment: Assignment,
+        *,
+        stop: Callable[[Sequence[float]], bool] = lambda so_far: False,
+        advance: Callable[[], None] = lambda: None,
+    ) -> Measured:
+        """Measure a plan.
+
+        Args:
+            stop: called after each batch but the last with the losses so far.
+            advance: called after each batch.
+        Raises:
+            TrialFailedError: the plan's outputs, or its loss, are not finite.
+        """
+        self._apply(assignment)
+        losses: list[float] = []
+        divergences: list[float] = []
+        pairs = self._reference.pairs(self._run_original, self._forward)
+        for number, (ids, expected, found) in enumerate(pairs, start=1):
+            self._add(losses, divergences, ids, expected, found)
+            advance()
+            if number < len(self._batches) and stop(losses):
+                return Measured(tuple(losses), tuple(divergences), complete=False)
+        return Measured(tuple(losses), tuple(divergences), complete=True)
+
+    def noise_floor(self) -> float:
+        """KL divergence of the original to itself with rounding noise, nats per token."""
+        if self._simulated is not None:
+            self._simulated.restore()
+        noise = torch.Generator(self._study.loaded().device).manual_seed(self._study.config.seed)
+        model_map = self._study.model_map
+
+        def noisy(ids: Tensor) -> Tensor:
+            with rounding_noise(self._model, model_map.slots.values(), model_map.blocks, noise):
+                return forward_logits(self._model, ids)
+
+        pairs = self._reference.pairs(self._run_all, noisy)
+        found = measure_fidelity(pairs, **output_properties(self._model))
+        return found.kl_divergence.value
+
+    def _add(
+        self,
+        losses: list[float],
+        divergences: list[float],
+        ids: Tensor,
+        expected: Tensor,
+        found: Tensor,
+    ) -> None:
+        if not bool(torch.isfinite(found).all()):
+            raise TrialFailedError("the quantised model's output holds NaN or Inf")
+        fidelity = measure_fidelity([(ids, expected, found)], **output_properties(self._model))
+        per_sequence = {KL_DIVERGENCE: fidelity.kl_per_sequence}
+        values = self._objective.per_sequence(per_sequence)
+        if not all(map(math.isfinite, values)):
+            raise TrialFailedError(f"the objective {self._objective.text} is not a finite number")
+        losses.extend(values)
+        divergences.extend(fidelity.kl_per_sequence)
+
+    def _apply(self, assignment: Assignment) -> None:
+        formats = slot_formats_of(self._study.model_map, assignment)
+        if self._simulated is None:
+            self._simulated = self._study.simulate_formats(formats, cache=self._weights)
+            self._reuse = self._exact_reuse()
+        else:
+            self._simulated.apply(formats)
+        self._current = self._prefixes.of(formats)
+
+    def _exact_reuse(self) -> PrefixReuse | None:
+        """None where beginning in the middle is not bit for bit the same, or nothing is kept."""
+        blocks = self._study.model_map.blocks
+        probe = self._batches[0][:1, :_PROBE_TOKENS]
+        if not self._reuse_bytes or not is_exact(
+            self._model, blocks, lambda: forward_logits(self._model, probe)
+        ):
+            return None
+        return PrefixReuse(self._model, blocks, memory_bytes=self._reuse_bytes)
+
+    def _forward(self, ids: Tensor) -> Tensor:
+        if self._reuse is None:
+            return forward_logits(self._model, ids)
+        return self._reuse.run(
+            self._numbers[id(ids)], self._current, lambda: forward_logits(self._model, ids)
+        )
+
+    def _run_original(self, part: Sequence[Tensor]) -> list[Tensor]:
+        assert self._simulated is not None  # a plan has been applied
+        with self._simulated.paused():
+            return self._run_all(part)
+
+    def _run_all(self, part: Sequence[Tensor]) -> list[Tensor]:
+        return [forward_logits(self._model, ids) for ids in part]
+
+
+class _Prefixes:
+    """A number for what decides the outputs of the first blocks, for every count of blocks."""
+
+    def __init__(self, study: Study) -> None:
+        blocks = study.model_map.blocks
+        paths = {f"{path}.": index for index, path in enumerate(blocks)}
+        self._slots: list[list[SlotName]] = [[] for _ in blocks]
+        for name, slot in study.model_map.slots.items():
+            own = (index for path, index in paths.items() if f"{slot.module}.".startswith(path))
+            # What is in no block may be computed before all of them.
+            index = next(own, 0)
+            if index < len(blocks):
+                self._slots[index].append(name)
+        self._numbers: dict[tuple[int, tuple[FormatName, ...]], int] = {}
+
+    def of(self, formats: Mapping[SlotName, FormatName]) -> tuple[int, ...]:
+        """Equal numbers for assignments that are equal in all blocks up to this one."""
+        return tuple(self._of(formats))
+
+    def _of(self, formats: Mapping[SlotName, FormatName]) -> Iterator[int]:
+        number = 0
+        for slots in self._slots:
+            key = number, tuple(formats[slot] for slot in slots)
+            number = self._numbers.setdefault(key, len(self._numbers) + 1)
+            yield number
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that nobody uses on the device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)

@@ -1,0 +1,205 @@
+"""One worker of a refinement: takes trials, as many as are left, and measures their plans."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from autoq.api._refine_measure import Measured, TrialFailedError, TrialMeasurer
+from autoq.api._refine_sampling import SAMPLER_STATE, MultiplierSampler, few_words
+from autoq.api._refine_trials import (
+    FAILURE,
+    LOSSES,
+    PLAN,
+    POSITION,
+    SOURCE,
+    SURPLUS,
+    WORKER,
+    DeadTrials,
+    best_complete,
+    plan_text,
+    read_history,
+)
+from autoq.evaluators.fidelity import bootstrap_interval
+from autoq.formats import FormatName
+from autoq.models import Assignment, GroupName
+from autoq.search.refine import Proposal, Refinement
+from autoq.studies import worker_identity
+
+if TYPE_CHECKING:
+    from optuna import Trial as OptunaTrial
+    from optuna.study import Study as Trials
+
+EXHAUSTED = "exhausted"
+"""User attribute of the Optuna study: nothing was left to try after so many trials."""
+
+_POLL_SECONDS = 0.5
+_SECOND_THOUGHTS = 3
+
+
+class _NothingToDoError(Exception):
+    """A trial was begun that nobody needs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkOrder:
+    """What a worker is to do, beside its model."""
+
+    trials: int
+    prune: bool
+
+
+class Worker:
+    """Measures plans until the refinement has all its trials."""
+
+    def __init__(
+        self,
+        trials: Trials,
+        refinement: Refinement,
+        measurer: TrialMeasurer,
+        sampler: MultiplierSampler,
+        order: WorkOrder,
+        *,
+        advance: Callable[[], None] = lambda: None,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """
+        Args:
+            trials: the Optuna study that all workers share.
+            advance: called whenever a batch was measured, or a moment was spent waiting.
+            note: told of trials that failed.
+        """
+        self._trials, self._refinement, self._measurer = trials, refinement, measurer
+        self._sampler, self._order = sampler, order
+        self._advance, self._note = advance, note
+        self._dead = DeadTrials(trials)
+
+    def run(self) -> None:
+        """Take trials until there are as many as are wanted, and none is unfinished.
+
+        Trials that other workers are measuring are waited for: one that dies leaves its trial.
+        """
+        with few_words():
+            while True:
+                self._dead.bring_back()
+                history = read_history(self._trials)
+                wanted = history.waiting or (
+                    history.counted < self._order.trials and not self._is_exhausted(history.counted)
+                )
+                if wanted:
+                    self._trials.optimize(
+                        self._objective, n_trials=1, catch=(TrialFailedError, _NothingToDoError)
+                    )
+                elif not history.unfinished:
+                    return
+                else:
+                    time.sleep(_POLL_SECONDS)
+                    self._advance()
+
+    def _is_exhausted(self, counted: int) -> bool:
+        return bool(self._trials.user_attrs.get(EXHAUSTED) == counted)
+
+    def _objective(self, trial: OptunaTrial) -> float:
+        import optuna
+
+        trial.set_user_attr(WORKER, worker_identity())
+        if PLAN not in trial.user_attrs:
+            self._choose(trial)
+        plan = json.loads(trial.user_attrs[PLAN])
+        assignment = {GroupName(group): FormatName(fmt) for group, fmt in plan.items()}
+        measured = self._measured(trial, assignment)
+        self._record(trial, measured)
+        if not measured.complete:
+            raise optuna.TrialPruned(f"hopeless after {len(measured.losses)} sequences")
+        return measured.loss
+
+    # What to measure
+
+    def _choose(self, trial: OptunaTrial) -> None:
+        history = read_history(self._trials, before=trial.number)
+        position = trial.user_attrs.get(POSITION, history.counted)
+        if position >= self._order.trials:
+            self._give_up(trial, "there were enough trials")
+        trial.set_user_attr(POSITION, position)
+        for _ in range(_SECOND_THOUGHTS):
+            proposal = self._proposal(trial, position)
+            if not self._is_running_elsewhere(trial, proposal):
+                break
+
+    def _proposal(self, trial: OptunaTrial, position: int) -> Proposal:
+        history = read_history(self._trials, before=trial.number)
+        self._sampler.begin(position)
+        proposal = self._refinement.propose(
+            history.finished, history.running, position, trial.suggest_float
+        )
+        if proposal is None:
+            if not history.running:
+                self._trials.set_user_attr(EXHAUSTED, history.counted)
+            self._give_up(trial, "nothing was left to try")
+        _describe(trial, proposal)
+        if self._sampler.state:
+            trial.set_user_attr(SAMPLER_STATE, json.dumps(self._sampler.state))
+        # Last: a trial that has its plan has everything that trying it again needs.
+        trial.set_user_attr(PLAN, plan_text(proposal.plan.assignment))
+        return proposal
+
+    def _is_running_elsewhere(self, trial: OptunaTrial, proposal: Proposal) -> bool:
+        """Whether a worker that looked at the same moment took the same plan."""
+        running = read_history(self._trials, before=trial.number).running
+        return dict(proposal.plan.assignment) in [dict(other) for other in running]
+
+    def _give_up(self, trial: OptunaTrial, reason: str) -> NoReturn:
+        trial.set_user_attr(SURPLUS, reason)
+        raise _NothingToDoError(reason)
+
+    # Measuring
+
+    def _measured(self, trial: OptunaTrial, assignment: Assignment) -> Measured:
+        best = best_complete(read_history(self._trials, before=trial.number).finished)
+
+        def stop(so_far: Sequence[float]) -> bool:
+            trial.report(float(np.mean(so_far)), step=len(so_far))
+            if best is None or not self._order.prune:
+                return False
+            return self._refinement.hopeless(best.losses, so_far)
+
+        try:
+            return self._measurer.measure(assignment, stop=stop, advance=self._advance)
+        except TrialFailedError as error:
+            trial.set_user_attr(FAILURE, str(error))
+            self._note(f"trial {trial.number} failed: {error}")
+            raise
+
+    def _record(self, trial: OptunaTrial, measured: Measured) -> None:
+        divergences = np.asarray(measured.kl_per_sequence)
+        value = float(divergences.mean())
+        low, high = bootstrap_interval(divergences)
+        predicted = trial.user_attrs["predicted_loss"]
+        found: dict[str, Any] = {
+            "kl_divergence": value,
+            "kl_low": low,
+            "kl_high": high,
+            "measured_over_predicted": value / predicted if predicted else None,
+            "sequences": len(measured.losses),
+            LOSSES: json.dumps(measured.losses),
+        }
+        for name, entry in found.items():
+            trial.set_user_attr(name, entry)
+
+
+def _describe(trial: OptunaTrial, proposal: Proposal) -> None:
+    plan = proposal.plan
+    known: dict[str, Any] = {
+        SOURCE: proposal.source.value,
+        "effective_bits": plan.effective_bits,
+        "stored_bytes": plan.stored_bytes,
+        "predicted_loss": plan.predicted_loss,
+        "details": json.dumps(dict(proposal.details)),
+    }
+    for name, entry in known.items():
+        trial.set_user_attr(name, entry)

@@ -1,0 +1,115 @@
+"""Where Optuna keeps the trials of a refinement: tables of its own in the store's database."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import psutil  # type: ignore[import-untyped]
+from sqlalchemy import Engine, event, make_url, text
+
+from autoq.studies._leases import START_TOLERANCE_SECONDS, pid_namespace, process_started
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+
+HEARTBEAT_SECONDS = 10
+"""How often a worker says that its trial is alive."""
+
+GRACE_SECONDS = 60
+"""After so long without a sign the worker counts as dead, and its trial is tried again."""
+
+_MOST_RETRIES = 3
+_BUSY_TIMEOUT_SECONDS = 60
+
+
+def trial_storage(
+    url: str,
+    *,
+    heartbeat_seconds: int = HEARTBEAT_SECONDS,
+    grace_seconds: int = GRACE_SECONDS,
+) -> BaseStorage:
+    """Optuna's storage in the store's database; its tables are made where there are none.
+
+    Trials of workers that died come back as waiting ones, with what was known of them, when the
+    next trial starts in `optuna.study.Study.optimize`. A store in memory has trials in memory,
+    for this process alone.
+
+    Args:
+        url: `StudyStore.url`.
+        heartbeat_seconds: between a running trial's signs of life.
+        grace_seconds: of silence, until a trial is tried again.
+    """
+    import optuna
+    from optuna.exceptions import ExperimentalWarning
+
+    parsed = make_url(url)
+    is_sqlite = parsed.get_backend_name() == "sqlite"
+    if is_sqlite and parsed.database in (None, "", ":memory:"):
+        return optuna.storages.InMemoryStorage()
+    options: dict[str, Any] = {}
+    if is_sqlite:
+        options["connect_args"] = {"timeout": _BUSY_TIMEOUT_SECONDS}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        storage = optuna.storages.RDBStorage(
+            url,
+            engine_kwargs=options,
+            heartbeat_interval=heartbeat_seconds,
+            grace_period=grace_seconds,
+            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(
+                max_retry=_MOST_RETRIES
+            ),
+        )
+    if is_sqlite:
+        _sync_less(storage.engine)
+    return storage
+
+
+def has_heartbeat(storage: BaseStorage, trial_id: int) -> bool:
+    """Whether the trial ever gave a sign of life.
+
+    One that did not belongs to a worker that died between making it and working on it; Optuna
+    never finds those.
+    """
+    engine = getattr(storage, "engine", None)
+    if engine is None:
+        return True  # in memory: the worker is this process
+    query = text("SELECT count(*) FROM trial_heartbeats WHERE trial_id = :trial_id")
+    with engine.connect() as connection:
+        return bool(connection.execute(query, {"trial_id": trial_id}).scalar())
+
+
+def worker_identity() -> str:
+    """This process, told from all others on any machine."""
+    pid = os.getpid()
+    return json.dumps([socket.gethostname(), pid_namespace(), pid, process_started(pid) or 0.0])
+
+
+def worker_is_gone(identity: str) -> bool:
+    """Whether the process is known to have ended; of other machines nothing is known."""
+    host, namespace, pid, started = json.loads(identity)
+    if (host, namespace) != (socket.gethostname(), pid_namespace()):
+        return False
+    try:
+        found = process_started(pid)
+    except psutil.AccessDenied:
+        return False  # it exists, and belongs to someone else
+    return found is None or abs(found - started) > START_TOLERANCE_SECONDS
+
+
+def _sync_less(engine: Engine) -> None:
+    """As the store itself does: in WAL mode a power cut costs the last trials, never the file.
+
+    Optuna commits every attribute by itself, and full synchronisation made a trial ten times
+    slower to store.
+    """
+
+    def set_pragmas(connection: Any, _record: object) -> None:
+        connection.execute("PRAGMA synchronous = NORMAL")
+
+    event.listen(engine, "connect", set_pragmas)
+    engine.dispose()  # connections of before know nothing of it
