@@ -2,6 +2,7 @@
 
 from autoq.evaluators.comparison import Comparison, compare
 from autoq.evaluators.fidelity import Estimate, Fidelity, measure_fidelity
+from autoq.evaluators.metrics import known_metrics, measure_metrics
 from autoq.evaluators.noise import NOISE_FLOOR, rounded_again, rounding_noise
 from autoq.evaluators.objective import (
     Constraint,
@@ -40,7 +41,9 @@ __all__ = [
     "calibrated_coverage",
     "canonical_name",
     "compare",
+    "known_metrics",
     "measure_fidelity",
+    "measure_metrics",
     "parse_constraint",
     "parse_objective",
     "prediction_quality",
