@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -36,6 +37,18 @@ class StudyStore(StudyRepository, StageRepository, ResultRepository):
     def url(self) -> str:
         """The URL with an absolute path and with its password: for Optuna, not for printing."""
         return self._database.url.render_as_string(hide_password=False)
+
+    @property
+    def file(self) -> Path | None:
+        """The SQLite file that the store is; None for other databases and in memory."""
+        url = self._database.url
+        is_file = url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:")
+        return Path(str(url.database)) if is_file else None
+
+    @property
+    def described(self) -> str:
+        """The store as messages name it: without its password."""
+        return self._database.described
 
     def close(self) -> None:
         """Give the connections back; the store cannot be used afterwards."""
