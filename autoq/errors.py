@@ -22,6 +22,7 @@ Messages say the rule, the value that broke it, and what to do.
 from __future__ import annotations
 
 import math
+import re
 from decimal import ROUND_CEILING, Context
 
 _PRINTED_DIGITS = 6
@@ -33,6 +34,16 @@ def rounded_up(value: float) -> str:
         return str(value)
     printed = Context(prec=_PRINTED_DIGITS, rounding=ROUND_CEILING).create_decimal_from_float(value)
     return f"{float(printed):.{_PRINTED_DIGITS}g}"
+
+
+_PASSWORD = re.compile(r"(?<=://)([^:/?#]*):.*@|([?&](?:ssl)?password=)[^&]*", re.DOTALL)
+
+
+def without_password(url: str) -> str:
+    """A database's URL as messages and pages may show it; what is no URL stays as it is."""
+    return _PASSWORD.sub(
+        lambda match: f"{match[1]}:***@" if match[2] is None else f"{match[2]}***", url
+    )
 
 
 class AutoqError(Exception):

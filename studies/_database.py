@@ -13,7 +13,7 @@ from sqlalchemy import URL, Connection, Engine, StaticPool, create_engine, event
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
-from autoq.errors import StoreError
+from autoq.errors import StoreError, without_password
 
 BUSY_TIMEOUT_MS = 60_000
 _BEGIN_OPTION = "autoq_begin"
@@ -101,7 +101,7 @@ def parse_url(url_or_path: str) -> URL:
     except (ArgumentError, ValueError) as error:
         raise StoreError(
             f"the study store must be a file path or a URL like sqlite:///autoq.db, "
-            f"got {url_or_path!r}"
+            f"got {without_password(url_or_path)!r}"
         ) from error
     if url.get_backend_name() not in _DIALECTS:
         raise StoreError(
@@ -115,7 +115,7 @@ def describe(url: URL) -> str:
     """The store as messages name it: the file, or the URL without its password."""
     if url.get_backend_name() == "sqlite":
         return f"study store {url.database or ':memory:'}"
-    return f"study store {url.render_as_string(hide_password=True)}"
+    return f"study store {without_password(url.render_as_string(hide_password=False))}"
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import json
 import mimetypes
 import re
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ _OF_TRIAL = "dashboard:artifacts:{trial_id}:"
 """Keys of the study's attributes. Optuna keeps a trial's artifacts with the trial, which cannot be
 changed once it is finished; the dashboard also reads them here."""
 
+_TRIAL_KEY = re.compile(_OF_TRIAL.format(trial_id=r"\d+"))
 _IDENTIFIER = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -62,6 +64,20 @@ class ArtifactFiles:
                 self._register(prefix, identifier, name)
             elif self._content(identifier) != content:
                 self._files.write(identifier, io.BytesIO(content))
+
+    def remove_all(self) -> None:
+        """Delete the files of the study and of its trials; their names stay in the database."""
+        for key in self._storage.get_study_system_attrs(self._study_id):
+            kind, _, identifier = key.rpartition(":")
+            if f"{kind}:" == _OF_STUDY or _TRIAL_KEY.fullmatch(f"{kind}:"):
+                self._remove(identifier)
+
+    def _remove(self, identifier: str) -> None:
+        from optuna.artifacts.exceptions import ArtifactNotFound
+
+        if _IDENTIFIER.fullmatch(identifier):
+            with suppress(ArtifactNotFound):
+                self._files.remove(identifier)
 
     def _known(self, prefix: str) -> dict[str, str]:
         """Name -> identifier; the dashboard leaves null where an artifact was deleted."""

@@ -7,8 +7,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autoq.api._dashboard_files import ArtifactFiles
 from autoq.api.measured import KL_DIVERGENCE, OTHER_DATA, PER_SEQUENCE, VALIDATION
 from autoq.errors import InputError
 from autoq.report import Metric, TrialRow
@@ -51,12 +53,16 @@ class _Wanted:
         return trial
 
 
-def measured_plans_study(study: Study, storage: optuna.storages.BaseStorage) -> optuna.Study:
+def measured_plans_study(
+    study: Study, storage: optuna.storages.BaseStorage, folder: Path
+) -> optuna.Study:
     """The Optuna study of the plans that were measured, made or brought up to date.
 
     Two objectives, divergence and bits: over many budgets one of them says nothing. Finished trials
     cannot be changed, so a study whose numbers are out of date is made anew.
 
+    Args:
+        folder: where artifacts are; those of an outdated study are deleted with it.
     Raises:
         InputError: somebody else's Optuna study has the name.
     """
@@ -66,6 +72,7 @@ def measured_plans_study(study: Study, storage: optuna.storages.BaseStorage) -> 
     wanted = {trial.attributes["plan"]: trial for trial in _measured(study)}
     found = existing_measured_plans(study, storage)
     if found is not None and not _is_part_of(found, wanted):
+        ArtifactFiles(found, folder).remove_all()
         optuna.delete_study(study_name=name, storage=storage)
         found = None
     if found is None:

@@ -27,6 +27,7 @@ from autoq.cli._output import (
     write_text,
 )
 from autoq.cli._search import checkpoint_line, print_study, write_report
+from autoq.errors import without_password
 
 if TYPE_CHECKING:
     from autoq.search import Plan
@@ -135,10 +136,10 @@ def list_command(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
 
             studies = list_studies(store)
     if as_json:
-        print_json({"store": store, "studies": studies})
+        print_json({"store": without_password(store), "studies": studies})
         return
     if not studies:
-        typer.echo(f"no studies in {store}")
+        typer.echo(f"no studies in {without_password(store)}")
         return
     _print_studies(studies)
 

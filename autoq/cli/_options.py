@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
-from autoq.errors import InputError
+from autoq.errors import InputError, without_password
 
 if TYPE_CHECKING:
     from autoq.api import Study
@@ -88,5 +88,5 @@ def opened_study(name: str | None, store: str, *, trust_remote_code: bool = Fals
     if name is None:
         count = len(list_studies(store))
         which = "the only one" if count == 1 else f"the latest of {count}"
-        typer.echo(f"study {study.name} ({which} in {store})", err=True)
+        typer.echo(f"study {study.name} ({which} in {without_password(store)})", err=True)
     return study

@@ -27,7 +27,7 @@ from autoq.cli._output import (
     write_text,
 )
 from autoq.cli._progress import make_progress
-from autoq.errors import InputError
+from autoq.errors import InputError, without_password
 
 if TYPE_CHECKING:
     from autoq.api import Study
@@ -263,7 +263,7 @@ def print_study(summary: dict[str, Any]) -> None:
 
 
 def _last_lines(summary: dict[str, Any], store: str, report: Path | None) -> list[str]:
-    lines = [f"study: {summary['study']} in {store}"]
+    lines = [f"study: {summary['study']} in {without_password(store)}"]
     if summary["export"]:
         lines.append(checkpoint_line(summary["export"]))
     if report is not None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, BinaryIO
-
-import numpy as np
 
 from autoq.report._colours import loss_range, ramp_colour
 from autoq.report._data import ReportData
@@ -38,18 +37,18 @@ def heat_map_png(data: ReportData, path: Path | BinaryIO) -> None:
         InputError: matplotlib is not installed.
         OSError: the file cannot be written.
     """
-    from matplotlib.colors import LinearSegmentedColormap, LogNorm
-
     grid = layer_grid(data)
     figure, axes = new_axes(
         width_inches=max(6.0, 2.6 + _CELL_INCHES * len(grid.columns)),
         height_inches=max(3.4, 2.2 + _CELL_INCHES * len(grid.rows)),
     )
+    from matplotlib.colors import LinearSegmentedColormap, LogNorm
+
     low, high = loss_range(loss for row in grid.losses for loss in row)
     shades = [ramp_colour(step / _RAMP_STEPS) for step in range(_RAMP_STEPS + 1)]
-    losses = np.array(grid.losses, dtype=float).reshape(len(grid.rows), len(grid.columns))
+    losses = [[loss or math.nan for loss in row] for row in grid.losses]
     image = axes.pcolormesh(
-        np.ma.masked_less_equal(np.nan_to_num(losses), 0.0),
+        losses,
         cmap=LinearSegmentedColormap.from_list("loss", shades),
         norm=LogNorm(low, high),
         edgecolors="white",
@@ -72,6 +71,6 @@ def _draw_choices(axes: Any, grid: LayerGrid) -> None:
 
 def _name_cells(axes: Any, grid: LayerGrid) -> None:
     names = [f"{kind}  {fmt}" for kind, fmt in grid.columns]
-    axes.set_xticks(np.arange(len(names)) + 0.5, names, rotation=90, fontsize=8)
-    axes.set_yticks(np.arange(len(grid.rows)) + 0.5, grid.rows, fontsize=8)
+    axes.set_xticks([place + 0.5 for place in range(len(names))], names, rotation=90, fontsize=8)
+    axes.set_yticks([place + 0.5 for place in range(len(grid.rows))], grid.rows, fontsize=8)
     axes.invert_yaxis()
