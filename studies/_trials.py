@@ -46,9 +46,8 @@ def trial_storage(
     import optuna
     from optuna.exceptions import ExperimentalWarning
 
-    parsed = make_url(url)
-    is_sqlite = parsed.get_backend_name() == "sqlite"
-    if is_sqlite and parsed.database in (None, "", ":memory:"):
+    is_sqlite = make_url(url).get_backend_name() == "sqlite"
+    if is_in_memory(url):
         return optuna.storages.InMemoryStorage()
     options: dict[str, Any] = {}
     if is_sqlite:
@@ -67,6 +66,12 @@ def trial_storage(
     if is_sqlite:
         _sync_less(storage.engine)
     return storage
+
+
+def is_in_memory(url: str) -> bool:
+    """Whether the store ends with this process, and no other sees it."""
+    parsed = make_url(url)
+    return parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:")
 
 
 def has_heartbeat(storage: BaseStorage, trial_id: int) -> bool:

@@ -76,7 +76,7 @@ def confirm(
         held_out = _losses(
             study, [finalists[0], chosen], data.report, options, progress, "checking"
         )
-        if compare(held_out[1], held_out[0], floor).verdict == "worse":
+        if is_worse(held_out[1], held_out[0], floor):
             chosen = None
             verdict = replace(
                 verdict,
@@ -104,6 +104,11 @@ def confirm(
     }
     trials.set_user_attr(RESULT, json.dumps(_without_infinities(found)))
     return Confirmed(plan, found)
+
+
+def is_worse(losses: Sequence[float], start: Sequence[float], noise_floor: float) -> bool:
+    """Whether a plan that was accepted is significantly worse than its start after all."""
+    return compare(losses, start, noise_floor).verdict == "worse"
 
 
 def _check_start(trials: Trials, finished: Sequence[Trial]) -> None:

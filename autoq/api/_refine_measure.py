@@ -98,6 +98,11 @@ class TrialMeasurer:
         """How often measuring one plan advances at most."""
         return len(self._batches)
 
+    @property
+    def blocks_skipped(self) -> int:
+        """How many of the blocks' runs were not needed so far."""
+        return 0 if self._reuse is None else self._reuse.blocks_skipped
+
     def __enter__(self) -> Self:
         """The measurer itself."""
         self._stack.enter_context(torch.no_grad())

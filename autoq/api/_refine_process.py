@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from autoq.errors import AutoqError, InputError
 from autoq.progress import Progress, SilentProgress
-from autoq.studies import PlanRecord
+from autoq.studies import PlanRecord, is_in_memory
 
 if TYPE_CHECKING:
     from autoq.api.study import Study
@@ -44,7 +44,7 @@ def started_helpers(
             "other workers read the model from its folder, and this study was made from a model "
             "in memory; refine it with one worker"
         )
-    if ":memory:" in study.store.url:
+    if is_in_memory(study.store.url):
         raise InputError(
             "workers share trials through the store, and this one is in memory; name a file or a "
             "database with --store"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autoq.api.measured import measured_summary
+from autoq.api.measured import REFINED_FROM, measured_summary
 from autoq.api.validation import validation_summary
 from autoq.formats import NONE, FormatName
 from autoq.search import CostTable, SensitivityTable
@@ -29,6 +29,7 @@ def summarise(study: Study, plan: PlanRecord) -> dict[str, Any]:
         "takes": plan_takes(plan),
         "latency": plan.details.get("latency"),
         "target": study.target,
+        "refined_from": refined_from(study, plan),
         "assignment": _assignment_by_module(study, plan),
         "groups": group_rows(study, plan.assignment),
         "excluded": [
@@ -54,6 +55,12 @@ def summarise(study: Study, plan: PlanRecord) -> dict[str, Any]:
         "configuration": study.record.configuration,
         "versions": study.record.versions,
     }
+
+
+def refined_from(study: Study, plan: PlanRecord) -> str | None:
+    """Label of the plan that refinement made this one from; None for all others."""
+    start = plan.details.get(REFINED_FROM)
+    return None if start is None else study.store.plan(start).label
 
 
 def plan_budgets(plan: PlanRecord) -> dict[str, float]:

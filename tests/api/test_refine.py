@@ -1,0 +1,360 @@
+"""Refining by measuring: what trials cost, who shares them, and what is believed in the end."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+
+import numpy as np
+import optuna
+import pytest
+import torch
+
+import autoq
+from autoq.api import open_study
+from autoq.api._refine_data import refine_data
+from autoq.api._refine_measure import TrialFailedError, TrialMeasurer
+from autoq.api._refine_trials import LOSSES, PLAN, POSITION, SOURCE, read_history
+from autoq.api.measuring import PlanMeasurer
+from autoq.api.refining import RefineOptions, open_trials
+from autoq.errors import InputError, ModelError
+from autoq.evaluators import parse_objective
+from autoq.search import effective_bits
+from autoq.search.sampling import random_plans
+from autoq.studies import trial_storage, worker_identity, worker_is_gone
+
+SMALL = {"sequences": 4, "fresh_sequences": 4, "held_out_sequences": 2}
+
+
+@pytest.fixture
+def study(llama_folder, quick):
+    return autoq.search(llama_folder, **quick)
+
+
+def entries(study, **options):
+    """What each trial of the refinement is, by its place."""
+    trials = open_trials(study, study.unrefined_plan(), RefineOptions(**{**SMALL, **options}))
+    counted = [entry for entry in trials.get_trials() if LOSSES in entry.user_attrs]
+    counted.sort(key=lambda entry: entry.user_attrs[POSITION])
+    return [
+        (entry.user_attrs[PLAN], entry.user_attrs[SOURCE], entry.user_attrs[LOSSES], entry.params)
+        for entry in counted
+    ]
+
+
+# What a trial measures
+
+
+def test_losses_are_those_of_a_model_quantised_for_the_plan_alone(study):
+    """Whatever was measured before it: cached weights and block outputs change no bit."""
+    plans = random_plans(study.sensitivity, study.costs(), count=6, seed=3)
+    tokens = refine_data(study, RefineOptions(**SMALL)).selection
+    with TrialMeasurer(study, tokens, parse_objective("kl"), cache_bytes=1 << 26) as measurer:
+        found = [measurer.measure(plan.assignment) for plan in [*plans, *reversed(plans)]]
+        assert measurer.blocks_skipped > 0
+    for plan, measured in zip([*plans, *reversed(plans)], found, strict=True):
+        record = study.add_plan("alone", plan)
+        with PlanMeasurer(study, tokens) as alone:
+            expected = alone.measure(record)
+        assert measured.kl_per_sequence == expected.kl_per_sequence
+        assert measured.complete
+
+
+def test_a_trial_that_is_stopped_has_the_first_sequences_only(study):
+    tokens = refine_data(study, RefineOptions(**SMALL)).selection
+    plan = study.plan().to_plan()
+    with TrialMeasurer(study, tokens, parse_objective("kl")) as measurer:
+        whole = measurer.measure(plan.assignment)
+        part = measurer.measure(plan.assignment, stop=lambda so_far: True)
+    assert not part.complete
+    assert part.losses == whole.losses[: study.config.batch_size]
+
+
+def test_the_model_has_its_own_weights_after_measuring(study):
+    model = study.loaded().model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    tokens = refine_data(study, RefineOptions(**SMALL)).selection
+    with TrialMeasurer(study, tokens, parse_objective("kl")) as measurer:
+        measurer.measure(study.plan().to_plan().assignment)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_three_parts_of_the_data_share_no_sequence(study):
+    data = refine_data(study, RefineOptions(**SMALL))
+    rows = [tuple(row) for part in (data.selection, data.fresh, data.report) for row in part.ids]
+    assert len(rows) == len(set(rows)) == 4 + 4 + 2
+    assert data.remark is None
+
+
+def test_without_further_tokens_the_held_out_part_is_split_and_that_is_said(
+    llama_folder, quick, tmp_path
+):
+    ids = np.random.default_rng(0).integers(4, 260, (32, 32))
+    np.save(tmp_path / "ids.npy", ids)  # 24 sequences to calibrate on, 8 held out
+    quick |= {"calibration_sequences": 24, "calibration_data": str(tmp_path / "ids.npy")}
+    found = autoq.search(llama_folder, **quick)
+    options = RefineOptions(sequences=4, fresh_sequences=16, held_out_sequences=8)
+    data = refine_data(found, options)
+    assert (len(data.fresh.ids), len(data.report.ids)) == (4, 4)
+    assert {tuple(row) for row in data.fresh.ids}.isdisjoint(tuple(row) for row in data.report.ids)
+    assert "held-out part is split" in data.remark
+
+
+# The procedure
+
+
+def test_a_refinement_measures_as_many_plans_as_asked_each_within_the_budget(study):
+    result = study.refine(trials=6, **SMALL)
+    found = entries(study)
+    assert result.trials == len(found) == 6
+    assert found[0][1] == "start"
+    assert json.loads(found[0][0]) == study.unrefined_plan().assignment
+    assert len({plan for plan, *_ in found}) == 6
+    costs = study.costs()
+    assert all(effective_bits(costs, json.loads(plan)) <= 6.0 for plan, *_ in found)
+
+
+def test_the_same_seed_gives_the_same_trials_and_another_seed_others(llama_folder, quick, tmp_path):
+    found = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        quick["store"] = f"sqlite:///{tmp_path / name}.db"
+        again = autoq.search(llama_folder, **quick)
+        again.refine(trials=5, seed=seed, **SMALL)
+        found.append(entries(again, seed=seed))
+    assert found[0] == found[1]
+    assert found[0] != found[2]
+
+
+def test_more_trials_go_on_where_fewer_ended(llama_folder, quick, tmp_path, study):
+    study.refine(trials=3, **SMALL)
+    first = entries(study)
+    result = study.refine(trials=6, **SMALL)
+    assert entries(study)[:3] == first
+    assert result.trials == 6
+    assert study.refine(trials=6, **SMALL).as_plain() == result.as_plain()
+
+
+def test_a_better_plan_is_taken_from_then_on_and_the_start_stays_beside_it(study, monkeypatch):
+    from autoq.api import _refine_confirm
+    from autoq.search.refine import Verdict
+
+    start = study.unrefined_plan()
+
+    def generous(*_args, **_options):
+        return Verdict(better=True, difference=-1.0, low=-2.0, high=-0.5, reason="better")
+
+    monkeypatch.setattr(_refine_confirm, "accepted", generous)
+    monkeypatch.setattr(
+        "autoq.search.refine.Refinement.finalists",
+        lambda self, finished: sorted(finished, key=lambda trial: trial.number)[:2],
+    )
+    monkeypatch.setattr(_refine_confirm, "is_worse", lambda *_: False)
+    result = study.refine(trials=2, **SMALL)
+    assert result.improved
+    assert result.plan.label == "6 bits, refined"
+    assert study.plan().id == study.plan(6.0).id == result.plan.id
+    assert study.plan().assignment == json.loads(entries(study)[1][0])
+    assert study.unrefined_plan().id == start.id
+    summary = study.summary()
+    assert summary["refined_from"] == "6 bits"
+    labels = [row["label"] for row in summary["measurements"]]
+    assert labels == ["6 bits", "6 bits, refined"]
+    assert open_study(None, study.store.url).plan().id == result.plan.id
+
+
+def test_what_wins_by_luck_is_not_kept(study):
+    """Tiny random models: with four sequences nothing is significant, and that is said."""
+    result = study.refine(trials=5, **SMALL)
+    if not result.improved:
+        assert study.plan().id == study.unrefined_plan().id
+        assert result.verdict["reason"]
+        assert "refined" not in result.verdict["held_out"]
+
+
+def test_a_search_can_refine_at_its_end(llama_folder, quick, tmp_path):
+    options = {key: value for key, value in SMALL.items() if key != "held_out_sequences"}
+    study = autoq.search(
+        llama_folder, **quick, refine=3, refine_options=options, export=tmp_path / "out"
+    )
+    assert len(entries(study)) == 3
+    assert study.summary()["export"]["path"] == str(tmp_path / "out")
+
+
+# Failures
+
+
+def test_a_plan_that_gives_nan_fails_alone(study, monkeypatch):
+    real = TrialMeasurer.measure
+    calls = []
+
+    def sometimes(self, assignment, **options):
+        calls.append(assignment)
+        if len(calls) == 3:
+            raise TrialFailedError("the quantised model's output holds NaN or Inf")
+        return real(self, assignment, **options)
+
+    monkeypatch.setattr(TrialMeasurer, "measure", sometimes)
+    result = study.refine(trials=5, **SMALL)
+    assert result.trials == 5
+    assert len(entries(study)) == 4  # one has no losses
+
+
+def test_outputs_that_are_not_finite_fail_the_trial(study, monkeypatch):
+    tokens = refine_data(study, RefineOptions(**SMALL)).selection
+    plan = study.plan().to_plan()
+    with TrialMeasurer(study, tokens, parse_objective("kl")) as measurer:
+        measurer.measure(plan.assignment)
+        monkeypatch.setattr(
+            TrialMeasurer,
+            "_forward",
+            lambda self, ids: torch.full((*ids.shape, 288), math.nan),
+        )
+        with pytest.raises(TrialFailedError, match="NaN"):
+            measurer.measure(plan.assignment)
+
+
+def test_a_start_that_cannot_be_measured_ends_the_refinement(study, monkeypatch):
+    def fail(self, assignment, **options):
+        raise TrialFailedError("the quantised model's output holds NaN or Inf")
+
+    monkeypatch.setattr(TrialMeasurer, "measure", fail)
+    with pytest.raises(InputError, match=r"plan as it is.*NaN or Inf"):
+        study.refine(trials=2, **SMALL)
+
+
+def test_a_worker_with_another_model_is_refused(study, llama_folder, tmp_path):
+    import shutil
+
+    folder = tmp_path / "moved"
+    shutil.copytree(llama_folder, folder)
+    again = autoq.search(folder, **{"store": study.store.url, **_like(study), "name": "other"})
+    from safetensors.torch import load_file, save_file
+
+    (weights,) = folder.glob("*.safetensors")
+    tensors = load_file(weights)
+    name = next(name for name in tensors if name.endswith("down_proj.weight"))
+    tensors[name] = tensors[name] + 1
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="has changed since study"):
+        open_study(again.name, study.store.url).refine(trials=2, **SMALL)
+
+
+def _like(study):
+    config = asdict(study.config)
+    return {
+        "formats": ("fp8", "nvfp4"),
+        "effective_bits": 6.0,
+        "calibration_sequences": config["calibration_sequences"],
+        "sequence_length": config["sequence_length"],
+        "batch_size": config["batch_size"],
+        "held_out_sequences": 2,
+        "seed": 5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trials": 0}, "trials must be >= 1, got 0"),
+        ({"sequences": 1}, "sequences must be >= 2, got 1"),
+        ({"sampler": "bayes"}, "no sampler named 'bayes'; known: tpe, gp, nsga2"),
+        ({"strategies": ("luck",)}, "no strategy named 'luck'"),
+        ({"objective": "kl +"}, "objective must be arithmetic"),
+        ({"cache_gb": -1.0}, "cache_gb must be >= 0, got -1"),
+        ({"workers": 0}, "workers must be >= 1, got 0"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_runs(study, options, message):
+    with pytest.raises(InputError, match=message.replace("+", r"\+")):
+        study.refine(**options)
+
+
+def test_several_workers_need_a_store_that_they_can_share(llama_folder, quick):
+    quick["store"] = "sqlite:///:memory:"
+    study = autoq.search(llama_folder, **quick)
+    with pytest.raises(InputError, match="share trials through the store"):
+        study.refine(trials=2, workers=2, **SMALL)
+    assert study.refine(trials=2, **SMALL).trials == 2
+
+
+# Workers that die
+
+
+def test_a_process_that_ended_is_known_to_be_gone():
+    child = subprocess.Popen(
+        [sys.executable, "-c", "from autoq.studies import worker_identity as w; print(w())"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    identity, _ = child.communicate()
+    assert worker_is_gone(identity)
+    assert not worker_is_gone(worker_identity())
+    elsewhere = json.loads(identity)
+    elsewhere[0] = "another-host"
+    assert not worker_is_gone(json.dumps(elsewhere))
+
+
+REFINE = """
+import sys
+from autoq.api import open_study
+study = open_study(None, sys.argv[1])
+study.refine(trials=int(sys.argv[2]), sequences=4, fresh_sequences=4, held_out_sequences=2)
+"""
+
+
+def start(store, trials):
+    return subprocess.Popen(
+        [sys.executable, "-c", REFINE, store, str(trials)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for_trials(study, count, child):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert child.poll() is None, "it ended before it could be killed"
+        if len(_numbers(study)) > count:
+            return
+        time.sleep(0.05)
+    raise AssertionError("no trials")
+
+
+def _numbers(study):
+    storage = trial_storage(study.store.url)
+    names = [entry.study_name for entry in optuna.get_all_study_summaries(storage=storage)]
+    if not names:
+        return []
+    return optuna.load_study(study_name=names[0], storage=storage).get_trials()
+
+
+@pytest.mark.slow
+def test_killed_and_run_again_it_ends_with_the_trials_of_a_run_that_was_not(
+    llama_folder, quick, tmp_path, study
+):
+    child = start(study.store.url, 12)
+    wait_for_trials(study, 3, child)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    result = study.refine(trials=12, **SMALL)
+    assert result.trials == 12
+    quick["store"] = f"sqlite:///{tmp_path / 'undisturbed'}.db"
+    undisturbed = autoq.search(llama_folder, **quick)
+    undisturbed.refine(trials=12, **SMALL)
+    assert entries(study) == entries(undisturbed)
+
+
+@pytest.mark.slow
+def test_two_workers_share_the_trials_and_a_third_joins_them(study):
+    other = start(study.store.url, 10)
+    result = study.refine(trials=10, workers=2, **SMALL)
+    assert other.wait(timeout=120) == 0
+    assert result.trials == 10
+    history = read_history(open_trials(study, study.unrefined_plan(), RefineOptions(**SMALL)))
+    assert sorted(trial.number for trial in history.finished) == list(range(10))
+    assert history.unfinished == 0
