@@ -49,13 +49,13 @@ __all__ = [
 
 EVERY_STRATEGY = (Source.DIVERSE, Source.SWAP, Source.MULTIPLIERS)
 
-_FINALISTS = 4
+_FINALISTS = 3
 """Trials worth measuring on fresh tokens, the start included."""
 
 _DIVERSE_SHARE, _MOST_DIVERSE = 0.1, 6
 """Of the trials, when other strategies are there: they tell apart what the scores cannot."""
 
-_MOST_DIVERSE_ALONE = 100
+_MOST_DIVERSE_ALONE = 32
 
 _PATIENCE = 0.9
 """By which what a strategy gained counts less with every trial since."""
@@ -151,7 +151,7 @@ class Refinement:
     def finalists(self, finished: Sequence[Trial]) -> list[Trial]:
         """The few trials worth measuring on fresh tokens: the start, then others, best first.
 
-        At most three others, which are expected to be better than the start by more than the noise
+        At most two others, which are expected to be better than the start by more than the noise
         floor: the measured difference, shrunk by what all trials together say. Empty as long as
         the start was not measured.
         """
