@@ -24,6 +24,7 @@ __all__ = [
     "TaskResults",
     "TaskRun",
     "known_task",
+    "require_harness",
     "run_tasks",
     "similar_tasks",
 ]
@@ -122,7 +123,12 @@ def _run_task(model: Any, name: str, limit: int | None, fewshot: int | None) -> 
 
     file = find_task(name)
     if file is None:
-        raise InputError(f"no evaluation task is named {name!r}; see `lm_eval ls tasks`")
+        close = ", ".join(similar_tasks(name))
+        hint = f" (did you mean {close}?)" if close else ""
+        raise InputError(
+            f"no evaluation task is named {name!r}{hint}; see `lm_eval ls tasks`, or name a YAML "
+            "file"
+        )
     loaded = _load(name, file)
     for task in loaded["tasks"].values():
         _set_fewshot(task, fewshot)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,20 @@ from torch import Tensor
 from autoq.api.config import ScoringConfig
 from autoq.api.measured import noise_floor_on, with_interval
 from autoq.api.measuring import advancing, held_out_tokens, measure_plan
-from autoq.api.opening import DEFAULT_STORE, open_study
+from autoq.api.metrics import folder_metrics, plan_metrics, wanted_metrics
+from autoq.api.opening import DEFAULT_STORE
 from autoq.api.study import Study
 from autoq.api.task import LoadedModel, load, load_data, output_properties, token_batches
+from autoq.api.task_evaluation import (
+    folder_subject,
+    folder_tasks,
+    is_model_folder,
+    opened_plan,
+    study_tasks,
+)
 from autoq.data import TokenData
 from autoq.errors import InputError
-from autoq.evaluators import Estimate, Fidelity, measure_fidelity
+from autoq.evaluators import Estimate, Fidelity, Subject, measure_fidelity
 from autoq.models.forward import forward_logits
 from autoq.progress import Progress, SilentProgress
 from autoq.studies import StudyStore
@@ -41,12 +50,17 @@ def evaluate(
     device: str = "auto",
     seed: int = 0,
     trust_remote_code: bool = False,
+    tasks: Sequence[str] = (),
+    limit: int | None = None,
+    task_batch_size: int | str = "auto",
+    metrics: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure a checkpoint folder, or a study's plan, against the original model.
 
     Args:
-        target: an exported checkpoint's folder, or the name of a study.
+        target: an exported checkpoint's folder, the name of a study, or, for tasks alone, an
+            original model's folder.
         reference: the original model's folder; a study knows its own.
         data: a file, a `datasets` name, or "held_out" (also None): the held-out part of the
             study's calibration data, for checkpoints that of the bundled text.
@@ -54,25 +68,33 @@ def evaluate(
         sequences: how many to measure on.
         sequence_length: tokens in each; None is 512, or what the study was searched with.
         trust_remote_code: run Python code that the original model's folder brings.
+        tasks: of lm-eval, bundled ones, or YAML files. A folder's tasks need no reference, but
+            stand beside its figures where there is one.
+        limit: examples of each task; None is all.
+        task_batch_size: sequences of tasks at once, or "auto".
+        metrics: further ones by name; `autoq.evaluators.known_metrics` lists them.
     Returns:
         Metrics by name with value and 95 % interval, and what they were measured on; of a study
-        also the noise floor on those tokens.
+        also the noise floor on those tokens. Tasks that ran are in "tasks", and why others did not
+        in "task_failures".
     Raises:
         InputError: something that was given breaks a rule.
     """
     progress = progress or SilentProgress()
     source = None if data in (None, HELD_OUT) else data
-    if not (Path(target) / "config.json").is_file():
+    wanted = wanted_metrics(metrics)
+    if not is_model_folder(target):
         if (sequence_length, dtype, device) != (None, "auto", "auto"):
             raise InputError(
                 f"study {target} is measured as it was searched; leave out --sequence-length, "
                 "--dtype and --device, or measure its exported checkpoint"
             )
-        study = open_study(str(target), store, trust_remote_code=trust_remote_code)
-        plan = study.plan(effective_bits)
+        study, plan = opened_plan(
+            str(target), store, effective_bits=effective_bits, trust_remote_code=trust_remote_code
+        )
         tokens = held_out_tokens(study, source, sequences=sequences)
         fidelity = measure_plan(study, plan, tokens, data=source, progress=progress)
-        return {
+        found = {
             "target": study.name,
             "plan": plan.label,
             "reference": study.record.model_path,
@@ -80,39 +102,99 @@ def evaluate(
             **_plain(fidelity),
             "noise_floor": _floor(study, tokens),
         }
-    if reference is None:
+        if wanted:
+            more = plan_metrics(study, plan, tokens, wanted, data=source, progress=progress)
+            found["metrics"].update(more)
+        if tasks:
+            found |= study_tasks(
+                study, plan, tasks, limit=limit, batch_size=task_batch_size, progress=progress
+            )
+        return found
+    return _evaluate_folder(
+        Path(target),
+        None if reference is None else Path(reference),
+        ScoringConfig(
+            dtype=dtype,
+            device=device,
+            batch_size=batch_size,
+            seed=seed,
+            trust_remote_code=trust_remote_code,
+        ),
+        _Wanted(source, sequences, sequence_length, wanted, tuple(tasks), limit, task_batch_size),
+        progress,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What is measured of a folder, and on what."""
+
+    data: str | None
+    sequences: int
+    sequence_length: int | None
+    metrics: tuple[str, ...]
+    tasks: tuple[str, ...]
+    limit: int | None
+    task_batch_size: int | str
+
+
+def _evaluate_folder(
+    path: Path, reference: Path | None, config: ScoringConfig, wanted: _Wanted, progress: Progress
+) -> dict[str, Any]:
+    if reference is None and (wanted.metrics or not wanted.tasks):
         raise InputError(
-            f"measuring the checkpoint {target} needs the original model; name its folder "
+            f"measuring the checkpoint {path} needs the original model; name its folder "
             "(--reference)"
         )
-    config = ScoringConfig(
-        dtype=dtype,
-        device=device,
-        batch_size=batch_size,
-        seed=seed,
-        trust_remote_code=trust_remote_code,
-    )
-    original = load(config, reference)
+    found: dict[str, Any] = {"target": str(path)}
+    original: LoadedModel | None = None
+    if reference is not None:
+        original = load(config, reference)
+        found |= {"reference": str(reference)}
+        found |= _folder_fidelity(path, original, config, wanted, progress)
+    if wanted.tasks:
+        subject = folder_subject(
+            path,
+            device=config.device,
+            dtype=config.dtype,
+            trust_remote_code=config.trust_remote_code,
+        )
+        beside = None
+        if original is not None:
+            beside = Subject(model=original.model, tokenizer=original.tokenizer)
+        found |= folder_tasks(
+            subject,
+            beside,
+            wanted.tasks,
+            limit=wanted.limit,
+            batch_size=wanted.task_batch_size,
+            progress=progress,
+        )
+    return found
+
+
+def _folder_fidelity(
+    path: Path, original: LoadedModel, config: ScoringConfig, wanted: _Wanted, progress: Progress
+) -> dict[str, Any]:
     tokens = load_data(
         original,
-        source,
-        sequences=sequences,
-        sequence_length=sequence_length or config.sequence_length,
+        wanted.data,
+        sequences=wanted.sequences,
+        sequence_length=wanted.sequence_length or config.sequence_length,
         split="held_out",
-        seed=seed,
+        seed=config.seed,
     )
-    batches = token_batches(tokens, batch_size, original.device)
+    batches = token_batches(tokens, config.batch_size, original.device)
     with progress.task("measuring", len(batches)) as advance, torch.no_grad():
         fidelity = measure_fidelity(
-            advancing(_checkpoint_pairs(Path(target), original, batches), advance),
+            advancing(_checkpoint_pairs(path, original, batches), advance),
             **output_properties(original.model),
         )
-    return {
-        "target": str(target),
-        "reference": str(reference),
-        **_data(tokens),
-        **_plain(fidelity),
-    }
+    found = {**_data(tokens), **_plain(fidelity)}
+    if wanted.metrics:
+        more = folder_metrics(path, original, batches, wanted.metrics, config, progress)
+        found["metrics"].update(more)
+    return found
 
 
 def _checkpoint_pairs(

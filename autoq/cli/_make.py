@@ -24,6 +24,7 @@ from autoq.cli._options import (
 from autoq.cli._output import print_json, quiet_libraries, results_kept_clean
 from autoq.cli._progress import make_progress
 from autoq.cli._search import checkpoint_line
+from autoq.cli._task_results import end_after_failed_tasks, print_tasks
 from autoq.errors import InputError
 
 
@@ -91,12 +92,30 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences in a batch.")] = 4,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TASK,...",
+            help="Tasks of lm-eval, autoq_choices, autoq_text, or YAML files; checkpoints need no "
+            "--reference for them.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Examples of each task; all if left out.")
+    ] = None,
+    task_batch_size: Annotated[
+        str, typer.Option(metavar="N|auto", help="Sequences of tasks at once.")
+    ] = "auto",
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="METRIC,...", help="Further metrics, such as kl_p99."),
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure against the original: KL divergence, top-1 agreement, perplexity."""
+    """Measure against the original: KL divergence, top-1 agreement, perplexity, tasks."""
     _check_target(target, store)
     quiet_libraries()
     with results_kept_clean():
@@ -114,12 +133,21 @@ def evaluate(
             dtype=dtype,
             device=device,
             trust_remote_code=trust_remote_code,
+            tasks=_listed(tasks),
+            limit=limit,
+            task_batch_size=task_batch_size,
+            metrics=_listed(metrics),
             progress=make_progress(quiet=quiet),
         )
     if as_json:
         print_json(found)
     else:
         _print_metrics(found)
+    end_after_failed_tasks(found)
+
+
+def _listed(names: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (names or "").split(",") if name.strip())
 
 
 def _check_target(target: str, store: str) -> None:
@@ -135,14 +163,16 @@ def _check_target(target: str, store: str) -> None:
 def _print_metrics(found: dict[str, Any]) -> None:
     from autoq.report.numbers import metric_text, metric_value_text
 
-    typer.echo(f"{found['target']} against the original, on {found['data']}:")
-    metrics = {**found["metrics"], "noise_floor": found.get("noise_floor")}
-    for name, measured in metrics.items():
-        if measured is None:
-            continue
-        entry = measured if isinstance(measured, dict) else {"value": measured}
-        line = f"  {metric_text(name)}: {metric_value_text(name, entry['value'])}"
-        if entry.get("low") is not None:
-            low, high = (metric_value_text(name, entry[end]) for end in ("low", "high"))
-            line += f" (95 %: {low} to {high})"
-        typer.echo(line)
+    if "metrics" in found:
+        typer.echo(f"{found['target']} against the original, on {found['data']}:")
+        metrics = {**found["metrics"], "noise_floor": found.get("noise_floor")}
+        for name, measured in metrics.items():
+            if measured is None:
+                continue
+            entry = measured if isinstance(measured, dict) else {"value": measured}
+            line = f"  {metric_text(name)}: {metric_value_text(name, entry['value'])}"
+            if entry.get("low") is not None:
+                low, high = (metric_value_text(name, entry[end]) for end in ("low", "high"))
+                line += f" (95 %: {low} to {high})"
+            typer.echo(line)
+    print_tasks(found)

@@ -106,6 +106,23 @@ METRIC_TEXT = {
     "top1_agreement": "top-1 agreement",
     "perplexity": "perplexity",
     "reference_perplexity": "perplexity of the original",
+    "word_perplexity": "perplexity per word",
+    "reference_word_perplexity": "perplexity per word of the original",
+    "byte_perplexity": "perplexity per byte",
+    "reference_byte_perplexity": "perplexity per byte of the original",
+    "kl_median": "KL divergence, median of tokens",
+    "kl_p90": "KL divergence, 90th percentile of tokens",
+    "kl_p99": "KL divergence, 99th percentile of tokens",
+    "kl_unsure": "KL divergence where the original is unsure (below 50 %)",
+    "kl_likely": "KL divergence where the original is 50 to 90 % sure",
+    "kl_sure": "KL divergence where the original is at least 90 % sure",
+    "generation_agreement": "equal tokens in greedy continuations",
+    "first_divergence": "tokens before greedy continuations part",
+    "cosine_similarity": "cosine of outputs",
+    "seconds_per_step": "seconds per step",
+    "step_time_ratio": "seconds per step, of the original's",
+    "weight_bytes": "bytes of weights in memory",
+    "weight_bytes_ratio": "bytes of weights in memory, of the original's",
 }
 
 

@@ -1,0 +1,209 @@
+"""Evaluation tasks on checkpoints, studies and originals, and as a model inside lm-eval."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import autoq
+from autoq.api.measured import PER_SEQUENCE
+from autoq.api.task_evaluation import ORIGINAL
+from autoq.bundled import model_path, tasks_path
+from autoq.errors import InputError
+
+TASKS = ("autoq_choices", "autoq_text")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A study of the bundled model, its store and its checkpoint."""
+    folder = tmp_path_factory.mktemp("tasks")
+    store = f"sqlite:///{folder}/autoq.db"
+    study = autoq.search(
+        model_path(),
+        effective_bits=5.0,
+        store=store,
+        export=folder / "out",
+        calibration_sequences=1,
+        sequence_length=32,
+        calibration="max",
+        measure=False,
+    )
+    return study, store, folder / "out"
+
+
+@pytest.fixture(scope="module")
+def measured(found: Any) -> dict[str, Any]:
+    study, store, _ = found
+    return autoq.evaluate(
+        study.name,
+        store=store,
+        sequences=2,
+        tasks=[*TASKS, "nothing_like_it"],
+        limit=16,
+        metrics=["kl_p99"],
+    )
+
+
+def test_a_study_keeps_what_its_tasks_gave(found: Any, measured: dict[str, Any]) -> None:
+    study, _, _ = found
+    assert [run["task"] for run in measured["tasks"]] == list(TASKS)
+    (failure,) = measured["task_failures"]
+    assert failure["task"] == "nothing_like_it"
+    assert "no evaluation task is named" in failure["error"]
+    records = {
+        (record.label, record.metric): record for record in study.store.measurements(study.id)
+    }
+    plan = study.plan()
+    for label, plan_id in ((ORIGINAL, None), (plan.label, plan.id)):
+        record = records[label, "autoq_choices.acc"]
+        assert record.plan_id == plan_id
+        assert record.details["versions"] == {"autoq_choices": 1.0}
+        assert record.details["configurations"]["autoq_choices"]["output_type"] == "multiple_choice"
+        assert record.details["examples"] == {"autoq_choices": 16}
+        assert record.details["limit"] == 16
+        assert record.details["harness"].startswith("lm_eval 0.4")
+        assert sum(record.details[PER_SEQUENCE]) / 16 == record.value
+        assert (label, "autoq_text.byte_perplexity") in records
+    entry = measured["tasks"][0]["metrics"]["autoq_choices.acc"]
+    assert entry["value"] == records[plan.label, "autoq_choices.acc"].value
+    assert entry["original"] == records[ORIGINAL, "autoq_choices.acc"].value
+    assert entry["difference"]["value"] == pytest.approx(entry["value"] - entry["original"])
+
+
+def test_tasks_do_not_become_columns_of_the_plans_table(
+    found: Any, measured: dict[str, Any]
+) -> None:
+    assert not any("autoq_" in name for name in found[0].summary()["measured"])
+
+
+def test_further_metrics_are_measured_and_stored(found: Any, measured: dict[str, Any]) -> None:
+    study, _, _ = found
+    entry = measured["metrics"]["kl_p99"]
+    assert entry["low"] <= entry["value"] <= entry["high"]
+    assert entry["value"] > measured["metrics"]["kl_divergence"]["value"]
+    stored = [r for r in study.store.measurements(study.id) if r.metric == "kl_p99"]
+    assert [r.value for r in stored] == [entry["value"]]
+
+
+def test_the_model_of_a_study_is_its_own_again_afterwards(found: Any, measured: Any) -> None:
+    study, store, _ = found
+    again = autoq.evaluate(study.name, store=store, sequences=2)
+    assert again["metrics"]["kl_divergence"] == measured["metrics"]["kl_divergence"]
+
+
+def test_a_checkpoint_gives_what_its_plan_gives(found: Any, measured: dict[str, Any]) -> None:
+    _, _, checkpoint = found
+    alone = autoq.evaluate(checkpoint, tasks=TASKS, limit=16, device="cpu")
+    assert "metrics" not in alone
+    for run, simulated in zip(alone["tasks"], measured["tasks"], strict=True):
+        for name, entry in run["metrics"].items():
+            # On CPUs packed and simulated models compute the same bits.
+            assert entry["value"] == simulated["metrics"][name]["value"]
+
+
+def test_an_original_is_a_target_for_tasks(found: Any, measured: dict[str, Any]) -> None:
+    alone = autoq.evaluate(model_path(), tasks=["autoq_choices"], limit=16, device="cpu")
+    entry = alone["tasks"][0]["metrics"]["autoq_choices.acc"]
+    assert entry["value"] == measured["tasks"][0]["metrics"]["autoq_choices.acc"]["original"]
+
+
+def test_beside_a_reference_both_are_measured(found: Any) -> None:
+    _, _, checkpoint = found
+    both = autoq.evaluate(
+        checkpoint,
+        reference=model_path(),
+        sequences=1,
+        sequence_length=32,
+        tasks=["autoq_choices"],
+        limit=8,
+        metrics=["kl_median"],
+        device="cpu",
+    )
+    assert both["metrics"]["kl_divergence"]["value"] > 0
+    assert both["metrics"]["kl_median"]["value"] > 0
+    assert both["tasks"][0]["metrics"]["autoq_choices.acc"]["original"] is not None
+
+
+def test_a_metric_is_no_task_and_a_task_no_metric(found: Any) -> None:
+    _, _, checkpoint = found
+    with pytest.raises(InputError, match="autoq_choices must be a metric, and is an evaluation"):
+        autoq.evaluate(checkpoint, reference=model_path(), metrics=["autoq_choices"])
+    with pytest.raises(InputError, match="needs the original model"):
+        autoq.evaluate(checkpoint, tasks=TASKS, metrics=["kl"])
+
+
+def run_harness(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "autoq.lm_eval", "run", "--model", "autoq", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
+    )
+
+
+@pytest.mark.slow
+def test_the_harness_own_command_line_runs_our_model(
+    found: Any, measured: dict[str, Any], tmp_path: Path
+) -> None:
+    study, store, checkpoint = found
+    task = str(tasks_path() / "autoq_choices.yaml")
+    for name, model in (
+        ("packed", f"pretrained={checkpoint}"),
+        ("plan", f"study={study.name},store={store},bits=5.0"),
+    ):
+        output = tmp_path / name
+        result = run_harness(
+            *("--model_args", model, "--tasks", task, "--limit", "16"),
+            *("--batch_size", "auto", "--device", "cpu", "--output_path", str(output)),
+        )
+        assert result.returncode == 0, result.stderr
+        (file,) = output.rglob("results*.json")
+        accuracy = json.loads(file.read_text())["results"]["autoq_choices"]["acc,none"]
+        assert accuracy == measured["tasks"][0]["metrics"]["autoq_choices.acc"]["value"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "needs either pretrained=FOLDER or study=NAME"),
+        ({"pretrained": "a", "study": "b"}, "needs either pretrained=FOLDER or study=NAME"),
+        ({"pretrained": "/no/such"}, "holds no config.json"),
+        ({"pretrained": "a", "peft": "x"}, "has no argument peft"),
+        ({"pretrained": str(model_path()), "batch_size": "many"}, "batch_size must be a positive"),
+    ],
+)
+def test_arguments_of_the_harness_model(arguments: dict[str, str], message: str) -> None:
+    from lm_eval.api.registry import get_model
+
+    import autoq.lm_eval  # noqa: F401
+
+    with pytest.raises(InputError, match=message):
+        get_model("autoq")(**arguments)
+
+
+def test_the_harness_takes_our_model_by_name(found: Any, measured: dict[str, Any]) -> None:
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    import autoq.lm_eval  # noqa: F401
+
+    study, store, _ = found
+    results = lm_eval.simple_evaluate(
+        model="autoq",
+        model_args={"study": study.name, "store": store, "bits": 5.0},
+        tasks=[str(tasks_path() / "autoq_choices.yaml")],
+        task_manager=TaskManager(include_defaults=False),
+        batch_size="auto",
+        limit=16,
+        bootstrap_iters=0,
+    )
+    accuracy = results["results"]["autoq_choices"]["acc,none"]
+    assert accuracy == measured["tasks"][0]["metrics"]["autoq_choices.acc"]["value"]
