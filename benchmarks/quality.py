@@ -11,6 +11,10 @@ Models: the bundled one, the same with activation outliers, and a mixture of exp
   because it counts W4A8 as 4.0 instead of 4.25 bits, autoq gets what the peer took.
 - **product**: each tool's own final model, quantised and calibrated by itself.
 
+With `--refine TRIALS` the first table has further blocks: autoq's plans at the bits of the peer's
+rescaled ones after refinement by so many measured trials, which see calibration tokens and fresh
+tokens of the same text, and none of those that plans are judged on.
+
 The peer runs as shipped with small batches, which are its best case, and with large ones; and with
 its scores rescaled, which its solver needs. NVFP4 runs as NVFP4_DEFAULT_CFG and as
 NVFP4_AWQ_LITE_CFG, and in the second table the better one counts. Every run leaves one JSON file in
@@ -30,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from compare_peer import write_tokens
-from quality_tables import Row, allocation_rows, markdown, plain, product_rows
+from quality_tables import Row, allocation_rows, markdown, plain, product_rows, refined_rows
 
 SCRIPTS = Path(__file__).resolve().parent / "peer"
 SETS = (("nvfp4", "fp8"), ("nvfp4", "fp8", "w4a8_awq"))
@@ -78,6 +82,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=4, help="sequences per batch")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--estimator", help="of autoq's scores; its default if left out")
+    parser.add_argument(
+        "--refine", type=int, default=0, metavar="TRIALS", help="for each of autoq's plans"
+    )
     parser.add_argument("--out", type=Path, help="JSON file for the tables' figures")
     return parser.parse_args()
 
@@ -129,8 +136,14 @@ class Case:
         product = self._autoq("product", list(peers))
         return [
             *allocation_rows(self.model, label, plain_scales),
+            *(self._refined_rows(label) if self.arguments.refine else ()),
             *product_rows(self.model, label, product, peers),
         ]
+
+    def _refined_rows(self, label: str) -> list[Row]:
+        variant = f"refined_{self.arguments.refine}"
+        found = self._autoq(variant, [self._label("peer", PLAIN_SCALES)])
+        return refined_rows(self.model, label, found)
 
     @property
     def versions(self) -> dict[str, Any]:
@@ -161,7 +174,9 @@ class Case:
         program += ["--sequence-length", arguments.sequence_length]
         if arguments.estimator:
             program += ["--estimator", arguments.estimator]
-        if variant == PLAIN_SCALES:
+        if variant.startswith("refined"):
+            program += ["--refine", arguments.refine]
+        if variant != "product":
             program += ["--peer-assignments", "--calibration", PLAIN_SCALES]
         return self._cached(self._label("autoq", variant), program)
 

@@ -62,6 +62,38 @@ def allocation_rows(model: str, formats: str, own: dict[str, Any]) -> list[Row]:
     ]
 
 
+REFINED = {
+    "rescaled, equal bits, before refinement": "start",
+    "rescaled, equal bits, refined": "",
+    "rescaled, equal bits, refined, best finalist whether sure or not": "best",
+}
+"""Comparison -> which of the plans that a refinement left; the empty one is what the product keeps."""
+
+
+def refined_rows(model: str, formats: str, own: dict[str, Any]) -> list[Row]:
+    """The peer's rescaled assignments and refined ones of autoq under autoq's quantiser.
+
+    Args:
+        own: what `quality_autoq.py` wrote with `--peer-assignments` and `--refine`.
+    """
+    rows = []
+    for comparison, which in REFINED.items():
+        chosen = {limit: plan[which] if which else plan for limit, plan in own["own"].items()}
+        rows += [
+            _row(
+                "allocation",
+                model,
+                formats,
+                comparison,
+                plan,
+                {**own, "own": chosen},
+                plan["kl_per_sequence"],
+            )
+            for plan in own["peer_plans"]
+        ]
+    return rows
+
+
 def product_rows(
     model: str, formats: str, own: dict[str, Any], peers: dict[str, dict[str, Any]]
 ) -> list[Row]:
@@ -101,7 +133,7 @@ def _row(
     peer_divergences: Sequence[float],
 ) -> Row:
     limit = plan["effective_bits"]
-    if ALLOCATION[comparison][1]:
+    if ALLOCATION.get(comparison, ("", False))[1]:
         limit = max(limit, plan["budget_bits"])
     ours = own["own"][repr(limit)]
     theirs_kl, ours_kl = np.array(peer_divergences), np.array(ours["kl_per_sequence"])

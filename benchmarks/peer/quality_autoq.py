@@ -1,7 +1,9 @@
 """Search a model with autoq, and measure its plans at the bits of the peer's and at its budgets.
 
 Reads what `quality_modelopt.py` wrote. With `--peer-assignments` the peer's plans are measured under
-autoq's quantiser too, so that nothing but the choice of formats differs.
+autoq's quantiser too, so that nothing but the choice of formats differs. With `--refine` autoq's
+plans at the bits of the peer's rescaled ones are refined by as many measured trials, and nothing else
+is measured.
 """
 
 from __future__ import annotations
@@ -38,7 +40,10 @@ def main() -> None:
         seconds = time.perf_counter() - started
         measurer = Measurer(study, arguments)
         peer = [_peer_plan(measurer, arguments, *entry) for entry in _peer_plans(arguments)]
-        own = {repr(limit): measurer.own(limit) for limit in _limits(peer, arguments.bits)}
+        if arguments.refine:
+            own = _refined(measurer, study, arguments, {plan["effective_bits"] for plan in peer})
+        else:
+            own = {repr(limit): measurer.own(limit) for limit in _limits(peer, arguments.bits)}
         result = {
             "versions": {
                 "autoq": study.record.versions["autoq"],
@@ -65,6 +70,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--bits", type=lambda text: [float(b) for b in text.split(",")])
     parser.add_argument("--calibration", help="as in autoq.search; its default if left out")
     parser.add_argument("--estimator", help="as in autoq.search; its default if left out")
+    parser.add_argument(
+        "--refine", type=int, metavar="TRIALS", help="measured trials for each plan"
+    )
+    parser.add_argument("--refine-sequences", type=int, default=64, help="to measure trials on")
+    parser.add_argument("--fresh-sequences", type=int, default=128, help="to confirm the best on")
     parser.add_argument("--sequences", type=int, required=True)
     parser.add_argument("--sequence-length", type=int, required=True, help="tokens")
     parser.add_argument("--batch", type=int, default=4, help="sequences per batch")
@@ -119,12 +129,16 @@ class Measurer:
     def own(self, limit: float) -> dict[str, Any]:
         """Autoq's plan for a budget, with what it takes and its divergence."""
         plan = self._study.solve(limit + ROUNDING)
+        return self.of_assignment(plan.assignment)
+
+    def of_assignment(self, assignment: Mapping[Any, Any]) -> dict[str, Any]:
+        """An assignment of formats to groups, with what it takes and its divergence."""
         formats = {
-            slot: plan.assignment[group] for slot, group in self._study.model_map.group_of().items()
+            slot: assignment[group] for slot, group in self._study.model_map.group_of().items()
         }
         return {
-            "effective_bits": plan.effective_bits,
-            "assignment": dict(plan.assignment),
+            "effective_bits": self.effective_bits(formats),
+            "assignment": dict(assignment),
             "kl_per_sequence": self.divergences(formats),
         }
 
@@ -175,7 +189,8 @@ def _of_nearest_parent(name: str, formats: Mapping[str, str]) -> str:
 def _peer_plans(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     for path in arguments.peer_plans:
         for plan in json.loads(path.read_text())["plans"]:
-            yield path.stem, plan
+            if not arguments.refine or plan["solver"] == RESCALED:
+                yield path.stem, plan
 
 
 def _peer_plan(
@@ -189,6 +204,32 @@ def _peer_plan(
         "effective_bits": measurer.effective_bits(formats),
         "kl_per_sequence": measurer.divergences(formats) if arguments.peer_assignments else None,
     }
+
+
+def _refined(
+    measurer: Measurer, study: Study, arguments: argparse.Namespace, limits: set[float]
+) -> dict[str, Any]:
+    """Limit -> the plan that scores lead to, and what refinement makes of it."""
+    from refining import Refiner
+
+    refiner = Refiner(
+        study,
+        trials=arguments.refine,
+        sequences=arguments.refine_sequences,
+        fresh=arguments.fresh_sequences,
+    )
+    found = {}
+    for limit in sorted(limits):
+        start = study.solve(limit + ROUNDING).to_plan()
+        refined = refiner.refine(start)
+        found[repr(limit)] = {
+            "start": measurer.of_assignment(start.assignment),
+            "best": measurer.of_assignment(refined.best),
+            **measurer.of_assignment(refined.kept),
+            "trials": refined.trials,
+            "stopped_early": refined.stopped_early,
+        }
+    return found
 
 
 def _limits(peer: list[dict[str, Any]], budgets: list[float]) -> list[float]:
