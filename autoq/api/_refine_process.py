@@ -22,7 +22,7 @@ from autoq.studies import PlanRecord, is_in_memory
 if TYPE_CHECKING:
     from autoq.api.study import Study
 
-_END_SECONDS = 60.0  # a helper looks for work twice a second, but may only be loading its model
+_END_SECONDS = 5.0  # a helper looks for work twice a second; a late one may still load its model
 _REFUSED = 2
 
 
