@@ -2,7 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/format_cost.py [--model DIR] [--batches 8]
 
-All in one process on the same batches, by turns; ratios are to one forward pass of the same batch.
+All in one process on the same batches, by turns, in processor time, which a busy machine changes
+less; ratios are to one forward pass of the same batch.
 """
 
 from __future__ import annotations
@@ -85,10 +86,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds that `work` takes."""
-    started = time.perf_counter()
+    """Processor seconds that `work` takes."""
+    started = time.process_time()
     work()
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def report(medians: dict[int, float]) -> None:
