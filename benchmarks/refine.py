@@ -17,7 +17,8 @@ interval from resampling the held-out sequences, pairs kept together. A plan tha
 counts as no improvement. Of wrong scores the table says which share of the possible gain came back:
 possible is the best plan that any run found for the case, by its held-out divergence.
 
-Divergences are kept in the cache, so a run that was stopped goes on where it was.
+Divergences and results are kept in the cache, so what was stopped goes on where it was, and several
+processes may share the work by `--only`; delete what is out of date.
 """
 
 from __future__ import annotations
@@ -51,14 +52,15 @@ if TYPE_CHECKING:
 
 FORMATS = ("nvfp4", "fp8", "w4a8_awq")
 BUDGETS = (4.5, 5.0, 6.0)
-STRATEGIES: Mapping[str, tuple[Source, ...]] = {
-    "diverse": (Source.DIVERSE,),
-    "exchanges": (Source.SWAP,),
-    "multipliers": (Source.MULTIPLIERS,),
-    "whole": EVERY_STRATEGY,
-}
 WRONG = "whole, wrong scores"
 WRONG_SIGMA = 1.0
+RUNS: Mapping[str, tuple[Source, ...]] = {
+    "whole": EVERY_STRATEGY,
+    WRONG: EVERY_STRATEGY,
+    "exchanges": (Source.SWAP,),
+    "multipliers": (Source.MULTIPLIERS,),
+    "diverse": (Source.DIVERSE,),
+}
 
 SEQUENCE_LENGTH = 128
 CALIBRATION_SEQUENCES = 64
@@ -76,12 +78,16 @@ def main() -> None:
     arguments = _arguments()
     arguments.cache.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    rows: list[dict[str, Any]] = []
-    for name, folder in _models(arguments).items():
-        model = MeasuredModel(name, folder, arguments.cache)
-        for bits in arguments.bits:
-            rows += _case(model, bits, arguments)
-            _note(json.dumps(rows[-1]["improvement"]))
+    models = _models(arguments)
+    cases = {
+        name: Cases(MeasuredModel(name, folder, arguments.cache), arguments)
+        for name, folder in models.items()
+    }
+    for strategy in RUNS:  # every case of one before the next, so that a part is of use, too
+        for model in cases.values():
+            for bits in arguments.bits:
+                model.run(bits, strategy)
+    rows = [row for model in cases.values() for bits in arguments.bits for row in model.rows(bits)]
     print(markdown(rows))
     if arguments.out:
         settings = {
@@ -214,25 +220,39 @@ def _searched(folder: Path, store: Path) -> Study:
     )
 
 
-def _case(model: MeasuredModel, bits: float, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """One model at one budget: every strategy, and the wrong scores."""
-    runs = {
-        name: Run(model, model.sensitivity, bits, strategies, arguments.trials)
-        for name, strategies in STRATEGIES.items()
-    }
-    runs[WRONG] = Run(model, _made_wrong(model.sensitivity), bits, EVERY_STRATEGY, arguments.trials)
-    rows = []
-    for name, run in runs.items():
+@dataclass(frozen=True, slots=True)
+class Cases:
+    """One model at every budget, with every strategy; what has a result already is not run."""
+
+    model: MeasuredModel
+    arguments: argparse.Namespace
+
+    def run(self, bits: float, strategy: str) -> dict[str, Any]:
+        """One refinement's result."""
+        path = self.arguments.cache / f"{self.model.name} {bits:g} {strategy}.json"
+        if path.is_file():
+            known: dict[str, Any] = json.loads(path.read_text())
+            return known
         started = time.process_time()
-        rows.append({"model": model.name, "bits": bits, "strategy": name, **run.result()})
-        _note(f"{model.name} {bits:g} {name}: {time.process_time() - started:.0f} CPU seconds")
-        model.save()
-    best = min(min(row["start_kl"], row["best_kl"]) for row in rows)
-    for row in rows:
-        possible = row["start_kl"] - best
-        gained = row["start_kl"] - row["kept_kl"]
-        row["share_of_possible"] = gained / possible if possible > 0.0 else None
-    return rows
+        table = self.model.sensitivity
+        table = _made_wrong(table) if strategy == WRONG else table
+        run = Run(self.model, table, bits, RUNS[strategy], self.arguments.trials)
+        row = {"model": self.model.name, "bits": bits, "strategy": strategy, **run.result()}
+        row["cpu_seconds"] = round(time.process_time() - started, 1)
+        self.model.save()
+        path.write_text(json.dumps(row))
+        _note(f"{path.stem}: {row['improvement']} {row['cpu_seconds']} CPU seconds")
+        return row
+
+    def rows(self, bits: float) -> list[dict[str, Any]]:
+        """All results at one budget, with the share of the possible gain that each made."""
+        rows = [self.run(bits, strategy) for strategy in RUNS]
+        best = min(min(row["start_kl"], row["best_kl"]) for row in rows)
+        for row in rows:
+            possible = row["start_kl"] - best
+            gained = row["start_kl"] - row["kept_kl"]
+            row["share_of_possible"] = gained / possible if possible > 0.0 else None
+        return rows
 
 
 def _made_wrong(table: SensitivityTable) -> SensitivityTable:

@@ -21,20 +21,25 @@ Sources: Rasmussen and Williams, Gaussian Processes for Machine Learning (2006),
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+
+from autoq.search._refine_observations import (
+    Floats,
+    Observations,
+    Prior,
+    changes,
+    sampling_covariance,
+    square_root,
+    summed_by_label,
+)
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
-
-Floats = NDArray[np.float64]
-Columns = NDArray[np.int64]
-"""Format column of every group, [groups]."""
 
 _EXPECTED_VARIANCE: Mapping[str, float] = {
     "all": 0.1,
@@ -62,52 +67,6 @@ _SCALES = np.linspace(-4.0, 6.0, 41)
 _JITTER = 1e-10
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Observations:
-    """Plans measured on the same sequences, the reference first."""
-
-    columns: tuple[Columns, ...]
-    losses: tuple[Floats, ...]  # per sequence; a trial stopped early has only the first ones
-
-    def differences(self) -> list[Floats]:
-        """Of every plan but the reference, per sequence, to the reference."""
-        reference = self.losses[0]
-        return [losses - reference[: len(losses)] for losses in self.losses[1:]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prior:
-    """Predicted losses, and which errors cells share."""
-
-    losses: Floats  # [groups, formats], above zero except where a format costs nothing
-    spread: Floats  # [groups, formats]: variance of log loss from the spread over sequences
-    shared: Mapping[str, NDArray[np.int64]]  # error -> [groups, formats], whose error a cell has
-
-    @classmethod
-    def of(
-        cls, losses: Floats, errors: Floats, types: NDArray[np.int64], classes: NDArray[np.int64]
-    ) -> Prior:
-        """From predicted losses and their standard errors [groups, formats], NaN where unusable.
-
-        A loss that is zero or negative, as noisy estimates can be, counts as half its standard
-        error; one that is zero without error stays zero.
-        """
-        finite = np.where(np.isfinite(losses), losses, 0.0)
-        noise = np.where(np.isfinite(errors), errors, 0.0)
-        positive = np.maximum(finite, noise / 2)
-        shape = losses.shape
-        relative = np.divide(noise, positive, out=np.zeros(shape), where=positive > 0.0)
-        rows = np.broadcast_to(np.arange(shape[0])[:, None], shape)
-        shared = {
-            "all": np.zeros(shape, dtype=np.int64),
-            "type": np.broadcast_to(types[:, None], shape),
-            "class": np.broadcast_to(classes[:, None], shape),
-            "group": rows,
-            "cell": np.arange(losses.size).reshape(shape),
-        }
-        return cls(losses=positive, spread=np.log1p(relative**2), shared=shared)
-
-
 class Posterior:
     """Losses of all cells in the light of what was measured."""
 
@@ -121,10 +80,10 @@ class Posterior:
         reference = observations.columns[0]
         self._unit = float(prior.losses[self._rows, reference].sum()) or 1.0
         self._losses = prior.losses / self._unit
-        self._changes = _changes(observations.columns, prior.losses.shape)
+        self._changes = changes(observations.columns, prior.losses.shape)
         differences = [each / self._unit for each in observations.differences()]
         self._measured = np.array([each.mean() for each in differences])
-        self._sampling = _sampling_covariance(differences)
+        self._sampling = sampling_covariance(differences)
         self._fit()
 
     @cached_property
@@ -137,7 +96,7 @@ class Posterior:
         that of a draw from the posterior."""
         linear = self._linear
         noise = generator.standard_normal(len(self._measured)) * np.sqrt(linear.remainder)
-        noise += _factor(self._sampling) @ generator.standard_normal(len(self._measured))
+        noise += square_root(self._sampling) @ generator.standard_normal(len(self._measured))
         prior_errors, seen = np.zeros(self._losses.shape), noise
         for name, feature in linear.features.items():
             size = feature.shape[1]
@@ -162,7 +121,7 @@ class Posterior:
     def _fit(self) -> None:
         self._variances = dict(_EXPECTED_VARIANCE)
         self._errors = np.zeros(self._losses.shape)
-        self._errors += self._first_scale()
+        self._errors += self._first_scale()  # computed where all errors are zero
         for _ in range(_STEPS):
             linear = self._linearised()
             self._variances = self._better_variances(linear)
@@ -174,15 +133,16 @@ class Posterior:
 
     def _first_scale(self) -> float:
         """The common error that explains the measurements best, with all others at zero."""
+        linear = self._with_variances(self._linearised())
+        predicted = self._changes @ self._losses.ravel()
+        modelled = linear.total - self._sampling
         densities = []
         for scale in _SCALES:
-            self._errors[:] = scale
-            linear = self._with_variances(self._linearised())
-            # With a common error of `scale` as the mean instead of zero.
-            residual = self._measured - self._changes @ self._exponential(self._errors).ravel()
-            penalty = scale**2 / (2 * _MOST_VARIANCE)
-            densities.append(_log_density(linear.total, residual) - penalty)
-        self._errors[:] = 0.0
+            # Every loss is multiplied by the same factor, and so is all that is made of them.
+            factor = math.exp(scale)
+            total = modelled * factor**2 + self._sampling
+            density = _log_density(total, self._measured - factor * predicted)
+            densities.append(density - scale**2 / (2 * _MOST_VARIANCE))
         return float(_SCALES[int(np.argmax(densities))])
 
     def _exponential(self, errors: Floats) -> Floats:
@@ -193,7 +153,8 @@ class Posterior:
         weighted = self._changes * losses[None, :]
         at_no_error = self._changes @ losses - weighted @ self._errors.ravel()
         features = {
-            name: _gathered(weighted, labels.ravel()) for name, labels in self._prior.shared.items()
+            name: summed_by_label(weighted, labels.ravel())
+            for name, labels in self._prior.shared.items()
         }
         products = {}
         for name, feature in features.items():
@@ -268,50 +229,6 @@ class _Linear:
     residual: Floats  # [plans], measured less that
     remainder: Floats  # [plans], variance of what is not additive
     total: Floats  # [plans, plans], covariance of the residuals
-
-
-def _changes(columns: Sequence[Columns], shape: tuple[int, ...]) -> csr_array:
-    """+1 for each cell that a plan takes and the reference does not, -1 the other way round."""
-    from scipy.sparse import csr_array
-
-    rows, cells, signs = [], [], []
-    for row, taken in enumerate(columns[1:]):
-        differs = np.flatnonzero(taken != columns[0])
-        for chosen, sign in ((taken, 1.0), (columns[0], -1.0)):
-            cells.append(differs * shape[1] + chosen[differs])
-            rows.append(np.full(len(differs), row))
-            signs.append(np.full(len(differs), sign))
-    coordinates = (np.concatenate(rows), np.concatenate(cells))
-    size = (len(columns) - 1, int(np.prod(shape)))
-    return csr_array((np.concatenate(signs), coordinates), shape=size)
-
-
-def _gathered(weighted: csr_array, labels: NDArray[np.int64]) -> csr_array:
-    """Columns with the same label summed up, [plans, labels]."""
-    from scipy.sparse import csr_array
-
-    entries = weighted.tocoo()
-    rows, cells = entries.coords
-    size = (weighted.shape[0], int(labels.max()) + 1)
-    return csr_array((entries.data, (rows, labels[cells])), shape=size)
-
-
-def _sampling_covariance(differences: Sequence[Floats]) -> Floats:
-    """Covariance of the plans' mean differences, from how they vary together over sequences."""
-    longest = max(len(each) for each in differences)
-    deviations = np.zeros((len(differences), longest))
-    for row, each in enumerate(differences):
-        count = len(each)
-        if count > 1:
-            centred = each - each.mean()
-            deviations[row, :count] = centred / math.sqrt(count * (count - 1))
-    return np.asarray(deviations @ deviations.T, dtype=np.float64)
-
-
-def _factor(covariance: Floats) -> Floats:
-    """A square root of a covariance that may be singular."""
-    values, vectors = np.linalg.eigh(covariance)
-    return np.asarray(vectors * np.sqrt(np.maximum(values, 0.0)), dtype=np.float64)
 
 
 def _solved(matrix: Floats, values: Floats) -> Floats:

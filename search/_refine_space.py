@@ -16,7 +16,7 @@ from autoq.search import costs as cost_functions
 from autoq.search._knapsack import Tolerance
 from autoq.search._problem import Problem
 from autoq.search._refine_layers import LayerClasses, layer_classes
-from autoq.search._refine_posterior import Prior
+from autoq.search._refine_observations import Prior
 from autoq.search._types import Budget, CostTable, Plan, SensitivityTable
 from autoq.search._within import choice_of, limit_of, limiting_budgets, solve_within
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autoq.errors import InputError
-from autoq.search._refine_posterior import Observations, Posterior
+from autoq.search._refine_observations import Observations
+from autoq.search._refine_posterior import Posterior
 from autoq.search._refine_space import Space
 from autoq.search._refine_types import Proposal, Source, Suggest, Trial
 from autoq.search._types import Plan
@@ -113,8 +114,8 @@ def exchange(
     being measured), draws from the posterior, nearby at first, exchange other formats of the
     groups that are least certain.
     """
-    for width in (0.0, *_WIDTHS):
-        plan = space.best_for(_scores(space, posterior, width, generator))
+    for width, scores in next_scores(space, posterior, generator):
+        plan = space.best_for(scores)
         if key(space.columns(plan.assignment)) not in taken:
             return Proposal(
                 plan=plan,
@@ -124,13 +125,22 @@ def exchange(
     return None
 
 
-def _scores(
-    space: Space, posterior: Posterior | None, width: float, generator: np.random.Generator
-) -> NDArray[np.float64]:
-    if posterior is None:
-        noise = generator.standard_normal(space.prior.losses.shape)
-        return space.prior.losses * np.exp(_BLIND_ERROR * max(width, 1.0) * noise)
-    return posterior.draw(generator, width) if width else posterior.expected
+def next_scores(
+    space: Space, posterior: Posterior | None, generator: np.random.Generator
+) -> Iterator[tuple[float, NDArray[np.float64]]]:
+    """Widths and losses to solve for, until a plan is new: what is expected, then draws.
+
+    Without a posterior, the scores, then the scores times random errors.
+    """
+    for width in (0.0, *_WIDTHS):
+        if posterior is not None:
+            yield width, posterior.draw(generator, width) if width else posterior.expected
+            continue
+        losses = space.prior.losses
+        if width:
+            noise = generator.standard_normal(losses.shape)
+            losses = losses * np.exp(_BLIND_ERROR * max(width, 1.0) * noise)
+        yield width, losses
 
 
 def _exchanged(incumbent: Plan, plan: Plan) -> dict[str, Any]:

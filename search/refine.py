@@ -19,6 +19,7 @@ import numpy as np
 from autoq.errors import InputError
 from autoq.models import Assignment
 from autoq.search import _refine_stopping
+from autoq.search._refine_front import FrontRefinement, measured_front
 from autoq.search._refine_posterior import Posterior
 from autoq.search._refine_space import Space
 from autoq.search._refine_stopping import Verdict, accepted
@@ -38,6 +39,7 @@ from autoq.search._types import Budget, CostTable, Plan, SensitivityTable
 
 __all__ = [
     "EVERY_STRATEGY",
+    "FrontRefinement",
     "Proposal",
     "Refinement",
     "Source",
@@ -45,6 +47,7 @@ __all__ = [
     "Trial",
     "Verdict",
     "accepted",
+    "measured_front",
 ]
 
 EVERY_STRATEGY = (Source.DIVERSE, Source.SWAP, Source.MULTIPLIERS)
