@@ -34,17 +34,16 @@ class CompactLogits:
             kept: K; no more than the vocabulary is kept.
         """
         log_probabilities = logits.float().log_softmax(-1)
-        # A stable sort puts the first of equal logits first, as argmax does; topk need not.
-        order = logits.float().argsort(dim=-1, descending=True, stable=True)
-        indices, others = order.tensor_split([kept], dim=-1)
-        log_rest = log_probabilities.gather(-1, others).double().logsumexp(-1)
-        follows = torch.zeros_like(log_rest, dtype=torch.float32)
+        indices = log_probabilities.topk(min(kept, logits.shape[-1]), dim=-1).indices
+        _put_first(indices, logits.argmax(-1))
+        others = log_probabilities.double().scatter(-1, indices, -torch.inf)
+        follows = torch.zeros(logits.shape[:-1], dtype=torch.float32, device=logits.device)
         targets = ids[..., 1:, None].to(logits.device)
         follows[..., :-1] = log_probabilities[..., :-1, :].gather(-1, targets).squeeze(-1)
         return cls(
             indices.to(torch.int32),
             log_probabilities.gather(-1, indices),
-            log_rest.float(),
+            others.logsumexp(-1).float(),
             follows,
         )
 
@@ -75,6 +74,13 @@ class CompactLogits:
         rest = self.log_rest.double()
         share = rest.exp() * (rest - others)
         return found + torch.where(rest == -torch.inf, torch.zeros_like(share), share)
+
+
+def _put_first(indices: Tensor, likeliest: Tensor) -> None:
+    """Put the token that `argmax` finds first; `topk` orders equal logits as it likes."""
+    place = (indices == likeliest[..., None]).int().argmax(-1, keepdim=True)
+    indices.scatter_(-1, place, indices[..., :1].clone())
+    indices[..., 0] = likeliest
 
 
 def bytes_per_token(kept: int) -> int:

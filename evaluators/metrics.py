@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from autoq.errors import EvaluationError, UnknownNameError
+from autoq.evaluators import floor, generation, packed_cost  # noqa: F401  (they register themselves)
 from autoq.evaluators.builtin import OutputEvaluator, evaluate_outputs
 from autoq.evaluators.fidelity import Estimate
 from autoq.evaluators.objective import canonical_name
