@@ -55,8 +55,8 @@ for _estimator in (
 ):
     ESTIMATORS.register(_estimator.name, _estimator)
 
-DEFAULT_ESTIMATOR = TokenProjection.name
-"""Compared with others in docs/method.md."""
+DEFAULT_ESTIMATOR = FisherProjection.name
+"""The winner of `benchmarks/estimators.py`; docs/method.md has the table."""
 
 
 def make_estimator(
