@@ -27,3 +27,24 @@ def quick(tmp_path: Path) -> dict[str, Any]:
         "held_out_sequences": 2,
         "store": f"sqlite:///{tmp_path / 'studies.db'}",
     }
+
+
+@pytest.fixture(scope="session")
+def measured_store(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with one study, its plan of 6 bits and five others measured; copy it to change it."""
+    import autoq
+
+    path = tmp_path_factory.mktemp("measured") / "studies.db"
+    study = autoq.search(
+        llama_folder,
+        formats=("fp8", "nvfp4"),
+        effective_bits=6.0,
+        calibration_sequences=6,
+        sequence_length=32,
+        batch_size=2,
+        held_out_sequences=2,
+        store=f"sqlite:///{path}",
+    )
+    study.validate(random=3, near=3, sequences=2)
+    study.store.close()
+    return path
