@@ -56,13 +56,16 @@ _DOUBT = 1.5
 """Standard deviation of the logarithm of these variances."""
 
 _LEAST_VARIANCE, _MOST_VARIANCE = 1e-6, 8.0
-_STEPS = 6
-_LONGEST_STEP = 1.0
+_MOST_STEPS = 20
+_LONGEST_STEP, _SMALL_STEP = 1.0, 0.02
 _LARGEST_ERROR = 5.0
 """Of u: a loss is at most 150 times, or a 150th, of what was predicted."""
 
 _SCALES = np.linspace(-4.0, 6.0, 41)
-"""Logarithms of the objective's unit over that of the scores, among which the search begins."""
+"""Logarithms of the objective's unit over that of the scores, among which the likeliest is taken."""
+
+_SCALE_VARIANCE = 8.0
+"""Of these logarithms beforehand: nearly anything may be, and the same unit is most likely."""
 
 _JITTER = 1e-10
 
@@ -121,18 +124,20 @@ class Posterior:
     def _fit(self) -> None:
         self._variances = dict(_EXPECTED_VARIANCE)
         self._errors = np.zeros(self._losses.shape)
-        self._errors += self._first_scale()  # computed where all errors are zero
-        for _ in range(_STEPS):
+        self._losses = self._losses * self._scale()
+        for _ in range(_MOST_STEPS):
             linear = self._linearised()
             self._variances = self._better_variances(linear)
             linear = self._with_variances(linear)
             found = self._errors_from(linear, _solved(linear.total, linear.residual))
             step = np.clip(found - self._errors, -_LONGEST_STEP, _LONGEST_STEP)
             self._errors = np.clip(self._errors + step, -_LARGEST_ERROR, _LARGEST_ERROR)
+            if np.abs(step).max() < _SMALL_STEP:
+                break
         self._linear = self._with_variances(self._linearised())
 
-    def _first_scale(self) -> float:
-        """The common error that explains the measurements best, with all others at zero."""
+    def _scale(self) -> float:
+        """The objective's unit over that of the scores, as far as the measurements tell."""
         linear = self._with_variances(self._linearised())
         predicted = self._changes @ self._losses.ravel()
         modelled = linear.total - self._sampling
@@ -142,8 +147,8 @@ class Posterior:
             factor = math.exp(scale)
             total = modelled * factor**2 + self._sampling
             density = _log_density(total, self._measured - factor * predicted)
-            densities.append(density - scale**2 / (2 * _MOST_VARIANCE))
-        return float(_SCALES[int(np.argmax(densities))])
+            densities.append(density - scale**2 / (2 * _SCALE_VARIANCE))
+        return math.exp(_SCALES[int(np.argmax(densities))])
 
     def _exponential(self, errors: Floats) -> Floats:
         return np.asarray(self._losses * np.exp(np.clip(errors, -8.0, 8.0)), dtype=np.float64)
