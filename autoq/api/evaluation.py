@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,14 @@ from torch import Tensor
 from autoq.api.config import ScoringConfig
 from autoq.api.measured import noise_floor_on, with_interval
 from autoq.api.measuring import advancing, held_out_tokens, measure_plan
-from autoq.api.metrics import folder_metrics, plan_metrics, wanted_metrics
+from autoq.api.metrics import (
+    cached_fidelity,
+    cached_outputs,
+    folder_metrics,
+    plan_metrics,
+    quantised_model,
+    wanted_metrics,
+)
 from autoq.api.opening import DEFAULT_STORE
 from autoq.api.study import Study
 from autoq.api.task import LoadedModel, load, load_data, output_properties, token_batches
@@ -28,6 +36,7 @@ from autoq.api.task_evaluation import (
 from autoq.data import TokenData
 from autoq.errors import InputError
 from autoq.evaluators import Estimate, Fidelity, Subject, measure_fidelity
+from autoq.evaluators.cache import DEFAULT_BYTES, LogitsCache
 from autoq.models.forward import forward_logits
 from autoq.progress import Progress, SilentProgress
 from autoq.studies import StudyStore
@@ -54,6 +63,8 @@ def evaluate(
     limit: int | None = None,
     task_batch_size: int | str = "auto",
     metrics: Sequence[str] = (),
+    cache: str | Path | None = None,
+    cache_gb: float = DEFAULT_BYTES / 1e9,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure a checkpoint folder, or a study's plan, against the original model.
@@ -73,6 +84,11 @@ def evaluate(
         limit: examples of each task; None is all.
         task_batch_size: sequences of tasks at once, or "auto".
         metrics: further ones by name; `autoq.evaluators.known_metrics` lists them.
+        cache: a folder for the original's outputs, so that the next checkpoint does not run it
+            again; not for studies, which measure all their plans in one go.
+        cache_gb: bound on that folder in 10^9 bytes. Where the outputs do not fit in full, only
+            the likeliest tokens of each are kept, and the KL divergence is a lower bound: then
+            "kl_lower_bound" says how many tokens.
     Returns:
         Metrics by name with value and 95 % interval, and what they were measured on; of a study
         also the noise floor on those tokens. Tasks that ran are in "tasks", and why others did not
@@ -84,6 +100,8 @@ def evaluate(
     source = None if data in (None, HELD_OUT) else data
     wanted = wanted_metrics(metrics)
     if not is_model_folder(target):
+        if cache is not None:
+            raise InputError(f"study {target} keeps no outputs on disk; leave out --cache")
         if (sequence_length, dtype, device) != (None, "auto", "auto"):
             raise InputError(
                 f"study {target} is measured as it was searched; leave out --sequence-length, "
@@ -120,7 +138,16 @@ def evaluate(
             seed=seed,
             trust_remote_code=trust_remote_code,
         ),
-        _Wanted(source, sequences, sequence_length, wanted, tuple(tasks), limit, task_batch_size),
+        _Wanted(
+            source,
+            sequences,
+            sequence_length,
+            wanted,
+            tuple(tasks),
+            limit,
+            task_batch_size,
+            None if cache is None else LogitsCache(Path(cache), max_bytes=_bytes(cache_gb)),
+        ),
         progress,
     )
 
@@ -136,6 +163,13 @@ class _Wanted:
     tasks: tuple[str, ...]
     limit: int | None
     task_batch_size: int | str
+    cache: LogitsCache | None
+
+
+def _bytes(gigabytes: float) -> int:
+    if not 0 < gigabytes < math.inf:
+        raise InputError(f"cache_gb must be above 0, got {gigabytes:g}")
+    return int(gigabytes * 1e9)
 
 
 def _evaluate_folder(
@@ -185,30 +219,29 @@ def _folder_fidelity(
         seed=config.seed,
     )
     batches = token_batches(tokens, config.batch_size, original.device)
-    with progress.task("measuring", len(batches)) as advance, torch.no_grad():
-        fidelity = measure_fidelity(
-            advancing(_checkpoint_pairs(path, original, batches), advance),
-            **output_properties(original.model),
-        )
-    found = {**_data(tokens), **_plain(fidelity)}
+    outputs = None
+    if wanted.cache is not None:
+        outputs = cached_outputs(wanted.cache, original, batches)
+        found = cached_fidelity(path, original, outputs, batches, progress)
+    else:
+        with progress.task("measuring", len(batches)) as advance, torch.no_grad():
+            fidelity = measure_fidelity(
+                advancing(_checkpoint_pairs(path, original, batches), advance),
+                **output_properties(original.model),
+            )
+        found = _plain(fidelity)
     if wanted.metrics:
-        more = folder_metrics(path, original, batches, wanted.metrics, config, progress)
+        more = folder_metrics(
+            path, original, batches, wanted.metrics, config, progress, outputs=outputs
+        )
         found["metrics"].update(more)
-    return found
+    return {**_data(tokens), **found}
 
 
 def _checkpoint_pairs(
     path: Path, original: LoadedModel, batches: Sequence[Tensor]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    from autoq.export import simulated_checkpoint
-
-    dtype = next(original.model.parameters()).dtype
-    quantised = simulated_checkpoint(path, dtype=dtype).model.to(original.device)
-    if type(quantised) is not type(original.model):
-        raise InputError(
-            f"the checkpoint {path} is a {type(quantised).__name__} and the reference a "
-            f"{type(original.model).__name__}; name the folder of the model it was made from"
-        )
+    quantised = quantised_model(path, original)
     forward = partial(forward_logits, original.model)
     for ids in batches:
         yield ids, forward(ids), forward_logits(quantised, ids)

@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from autoq.api.config import ScoringConfig
@@ -17,8 +18,10 @@ from autoq.api.task_evaluation import folder_subject
 from autoq.data import TokenData
 from autoq.errors import InputError
 from autoq.evaluators import Estimate, Reference, Subject, known_metrics, measure_metrics
+from autoq.evaluators.cache import CachedOutputs, LogitsCache
 from autoq.evaluators.metrics import wanted
 from autoq.layers.simulate import SimulatedModel
+from autoq.models.forward import forward_logits, is_causal, output_kind
 from autoq.progress import Progress
 from autoq.studies import PlanRecord
 
@@ -89,17 +92,87 @@ def folder_metrics(
     names: Sequence[str],
     config: ScoringConfig,
     progress: Progress,
+    *,
+    outputs: CachedOutputs | None = None,
 ) -> dict[str, dict[str, float | None]]:
-    """Measure metrics of a checkpoint, packed as it runs, beside the original."""
+    """Measure metrics of a checkpoint, packed as it runs, beside the original.
+
+    Args:
+        outputs: the original's, if they are kept on disk.
+    """
     subject = folder_subject(
         path,
         device=config.device,
         dtype=config.dtype,
         trust_remote_code=config.trust_remote_code,
     )
-    reference = Reference(batches, lambda: nullcontext(original.model))
+    reference = Reference(batches, lambda: nullcontext(original.model), outputs=outputs)
     found = _measure(subject, reference, names, progress)
     return {name: _plain(estimate) for name, estimate in found.items()}
+
+
+def cached_outputs(
+    cache: LogitsCache, original: LoadedModel, batches: Sequence[Tensor]
+) -> CachedOutputs:
+    """The original's outputs on some tokens, as the cache keeps them.
+
+    Raises:
+        InputError: they do not fit.
+    """
+    model: Any = original.model
+    if output_kind(model) != "logits":
+        raise InputError(
+            f"outputs of {type(model).__name__} are hidden states, which are not kept on disk; "
+            "leave out --cache"
+        )
+    with torch.no_grad():
+        output = forward_logits(model, batches[0][:1, :1])  # heads may be wider than embeddings
+    return cache.outputs(
+        batches, fingerprint=original.fingerprint, width=output.shape[-1], dtype=output.dtype
+    )
+
+
+def cached_fidelity(
+    path: Path,
+    original: LoadedModel,
+    outputs: CachedOutputs,
+    batches: Sequence[Tensor],
+    progress: Progress,
+) -> dict[str, Any]:
+    """What `evaluate` always measures of a checkpoint, beside outputs that are kept on disk."""
+    subject = Subject(model=quantised_model(path, original))
+    reference = Reference(batches, lambda: nullcontext(original.model), outputs=outputs)
+    names = ["kl_divergence", "top1_agreement"]
+    names += ["perplexity", "reference_perplexity"] if is_causal(original.model) else []
+    with progress.task("measuring", len(batches)) as advance:
+        found = measure_metrics(subject, reference, names, advance=advance)
+    return {
+        "tokens": sum(batch.numel() for batch in batches),
+        "kl_lower_bound": None if outputs.is_exact else {"kept_tokens": outputs.kept},
+        "metrics": {
+            name: found[name].value if name.endswith("perplexity") else _plain(found[name])
+            for name in names
+            if name in found
+        },
+    }
+
+
+def quantised_model(path: Path, original: LoadedModel) -> nn.Module:
+    """The checkpoint with dequantised weights, in the original's dtype and on its device.
+
+    Raises:
+        InputError: it is of another architecture.
+    """
+    from autoq.export import simulated_checkpoint
+
+    dtype = next(original.model.parameters()).dtype
+    quantised = simulated_checkpoint(path, dtype=dtype).model.to(original.device)
+    if type(quantised) is not type(original.model):
+        raise InputError(
+            f"the checkpoint {path} is a {type(quantised).__name__} and the reference a "
+            f"{type(original.model).__name__}; name the folder of the model it was made from"
+        )
+    return quantised
 
 
 def _measure(

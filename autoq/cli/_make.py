@@ -110,6 +110,11 @@ def evaluate(
         str | None,
         typer.Option(metavar="METRIC,...", help="Further metrics, such as kl_p99."),
     ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep the original's outputs for the next checkpoint."),
+    ] = None,
+    cache_gb: Annotated[float, typer.Option(help="Bound on that folder, in 10^9 bytes.")] = 4.0,
     trust_remote_code: TrustRemoteCode = False,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
@@ -137,6 +142,8 @@ def evaluate(
             limit=limit,
             task_batch_size=task_batch_size,
             metrics=_listed(metrics),
+            cache=cache,
+            cache_gb=cache_gb,
             progress=make_progress(quiet=quiet),
         )
     if as_json:
@@ -175,4 +182,10 @@ def _print_metrics(found: dict[str, Any]) -> None:
                 low, high = (metric_value_text(name, entry[end]) for end in ("low", "high"))
                 line += f" (95 %: {low} to {high})"
             typer.echo(line)
+        if found.get("kl_lower_bound"):
+            kept = found["kl_lower_bound"]["kept_tokens"]
+            typer.echo(
+                f"  (KL divergence is a lower bound: the cache keeps {kept} tokens of each "
+                "distribution; --cache-gb allows more)"
+            )
     print_tasks(found)

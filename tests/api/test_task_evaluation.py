@@ -130,6 +130,33 @@ def test_beside_a_reference_both_are_measured(found: Any) -> None:
     assert both["tasks"][0]["metrics"]["autoq_choices.acc"]["original"] is not None
 
 
+def test_outputs_on_disk_give_the_same_figures(found: Any, tmp_path: Path) -> None:
+    _, _, checkpoint = found
+    options: dict[str, Any] = {
+        "reference": model_path(),
+        "sequences": 2,
+        "sequence_length": 32,
+        "device": "cpu",
+    }
+    plain = autoq.evaluate(checkpoint, **options)
+    for _ in range(2):
+        cached = autoq.evaluate(checkpoint, **options, cache=tmp_path / "full")
+        assert cached["kl_lower_bound"] is None
+        assert cached["tokens"] == plain["tokens"]
+        for name, entry in plain["metrics"].items():
+            # sums over sequences and means of means differ by some units in the last place
+            assert cached["metrics"][name] == pytest.approx(entry, rel=1e-9)
+    # 64 tokens with their 10 likeliest take 88 bytes each
+    compact = autoq.evaluate(
+        checkpoint, **options, cache=tmp_path / "small", cache_gb=64 * 88 / 1e9
+    )
+    assert compact["kl_lower_bound"] == {"kept_tokens": 10}
+    bound = compact["metrics"]["kl_divergence"]["value"]
+    assert 0 < bound < plain["metrics"]["kl_divergence"]["value"]
+    with pytest.raises(InputError, match="allow more, or measure on fewer"):
+        autoq.evaluate(checkpoint, **options, cache=tmp_path / "none", cache_gb=1e-7)
+
+
 def test_a_metric_is_no_task_and_a_task_no_metric(found: Any) -> None:
     _, _, checkpoint = found
     with pytest.raises(InputError, match="autoq_choices must be a metric, and is an evaluation"):

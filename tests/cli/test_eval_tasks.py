@@ -48,13 +48,16 @@ def test_names_are_passed_on(api, run, evaluated):
     evaluated(**TASKS)
     run(
         *("eval", "llama-ab12", "--tasks", "arc_easy, my_task.yaml,", "--limit", "7"),
-        *("--task-batch-size", "3", "--metrics", "kl_p99"),
+        *("--task-batch-size", "3", "--metrics", "kl_p99", "--cache", "outputs"),
+        *("--cache-gb", "0.5"),
     )
     passed = api.arguments("evaluate")
     assert passed["tasks"] == ("arc_easy", "my_task.yaml")
     assert passed["limit"] == 7
     assert passed["task_batch_size"] == "3"
     assert passed["metrics"] == ("kl_p99",)
+    assert str(passed["cache"]) == "outputs"
+    assert passed["cache_gb"] == 0.5
 
 
 def test_tasks_stand_below_the_metrics(run, evaluated):
@@ -82,3 +85,11 @@ def test_a_task_that_did_not_run_ends_with_2_after_the_others(run, evaluated):
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1] == f"error: {error}"
     assert "  acc norm: 0.7500" in result.stdout.splitlines()
+
+
+def test_a_lower_bound_is_called_one(run, evaluated):
+    evaluated(kl_lower_bound={"kept_tokens": 10})
+    assert run("eval", "llama-ab12").stdout.splitlines()[-1] == (
+        "  (KL divergence is a lower bound: the cache keeps 10 tokens of each distribution; "
+        "--cache-gb allows more)"
+    )
