@@ -84,10 +84,11 @@ class Bench:
     sequences: int
     held_out: int
     single_sequences: int
+    formats: tuple[FormatName, ...] = FORMATS
     measured: dict[tuple[FormatName, ...], NDArray[np.float64]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.config = ScoringConfig(formats=FORMATS, calibration_sequences=self.sequences)
+        self.config = ScoringConfig(formats=self.formats, calibration_sequences=self.sequences)
         self.loaded = load(self.config, self.folder)
         self.model = self.loaded.model
         self.model_map = discover(self.model)
@@ -103,7 +104,7 @@ class Bench:
         self.calibration = calibrate(
             self.model,
             self.model_map,
-            FORMATS,
+            self.formats,
             task.batches,
             task.run,
             run_small=task.run_small,
@@ -129,7 +130,7 @@ class Bench:
         )
         with torch.no_grad():
             self.reference = [forward_logits(self.model, ids) for ids in self.batches]
-        self.costs: CostTable = build_cost_table(self.model_map, (*FORMATS, NONE))
+        self.costs: CostTable = build_cost_table(self.model_map, (*self.formats, NONE))
 
     def score(
         self, name: str, options: Mapping[str, Any], seed: int
@@ -145,7 +146,7 @@ class Bench:
                 chosen,
                 self.model,
                 self.model_map,
-                FORMATS,
+                self.formats,
                 self.calibration,
                 container=Container.MODELOPT,
                 scale_dtype=self.loaded.storage_dtype,
@@ -153,7 +154,7 @@ class Bench:
                 **options,
             )
 
-        config = ScoringConfig(formats=FORMATS, estimator=name, seed=seed)
+        config = ScoringConfig(formats=self.formats, estimator=name, seed=seed)
         task = scoring_task(self.loaded, self.data, config)
         started = time.process_time()
         estimator, contributions = ScoringPass(
@@ -171,7 +172,7 @@ class Bench:
         """Scores as the solver takes them."""
         return SensitivityTable(
             groups=tuple(group.name for group in self.model_map.groups),
-            formats=FORMATS,
+            formats=self.formats,
             contributions=contributions,
             unit=unit,
             estimator=name,
@@ -179,10 +180,10 @@ class Bench:
 
     def single_divergences(self) -> NDArray[np.float64]:
         """Measured divergence of quantising one group alone, [groups, formats]."""
-        found = np.full((len(self.model_map.groups), len(FORMATS)), np.nan)
+        found = np.full((len(self.model_map.groups), len(self.formats)), np.nan)
         batches = max(1, self.single_sequences // self.config.batch_size)
         for row, group in enumerate(self.model_map.groups):
-            for column, name in enumerate(FORMATS):
+            for column, name in enumerate(self.formats):
                 if all((slot, name) in self.calibration for slot in group.slots):
                     self.simulated.apply(dict.fromkeys(group.slots, name))
                     found[row, column] = self._divergences(batches).mean()
@@ -214,7 +215,13 @@ class Bench:
 
 def run(folder: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything of one model, as plain data."""
-    bench = Bench(folder, arguments.sequences, arguments.held_out, arguments.single_sequences)
+    bench = Bench(
+        folder,
+        arguments.sequences,
+        arguments.held_out,
+        arguments.single_sequences,
+        tuple(FormatName(name) for name in arguments.formats.split(",")),
+    )
     singles = bench.single_divergences()
     measured = bench.table("measured", singles[None], "nats_per_token")
     judge = Judge(
@@ -236,7 +243,7 @@ def run(folder: str, arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "model": Path(folder).name,
         "settings": {
-            "formats": FORMATS,
+            "formats": bench.formats,
             "budgets": judge.budgets,
             "seeds": arguments.seeds,
             "calibration_sequences": arguments.sequences,
@@ -326,6 +333,7 @@ def main() -> None:
     )
     parser.add_argument("--model", action="append", help="model folder; repeatable")
     parser.add_argument("--case", action="append", choices=list(CASES), help="all if left out")
+    parser.add_argument("--formats", default=",".join(FORMATS))
     parser.add_argument("--budgets", default=",".join(f"{budget:g}" for budget in BUDGETS))
     parser.add_argument("--sequences", type=int, default=128, help="to calibrate and score on")
     parser.add_argument("--held-out", type=int, default=128, help="sequences for plans")
