@@ -129,7 +129,7 @@ def search(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="How to score: token_projection (the default), fisher_projection, "
+            help="How to score: fisher_projection (the default), token_projection, "
             "sequence_projection, diagonal, factored, quantized_point, forward_only.",
         ),
     ] = None,
