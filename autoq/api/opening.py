@@ -17,6 +17,9 @@ DEFAULT_STORE = "sqlite:///autoq.db"
 
 BITS = Resource.EFFECTIVE_BITS.value
 
+UNIFORM = "uniform "
+"""How labels of plans begin that give every group one format."""
+
 _UNITS = {
     Resource.STORED_BYTES.value: (BYTES_PER_GB, "GB"),
     Resource.ACTIVE_BITS.value: (1.0, "active bits"),
@@ -81,6 +84,7 @@ def _entry(study: StudySummary, plans: Sequence[PlanRecord]) -> dict[str, Any]:
 
 def _asked_budgets(plan: PlanRecord) -> dict[str, float]:
     """What a plan was asked to keep; nothing for one that was made to compare with."""
-    if not plan.details:  # made before there were budgets of other kinds
-        return {} if plan.label.startswith("uniform ") else {BITS: plan.budget_bits}
-    return plan_budgets(plan)
+    if plan.label.startswith(UNIFORM):
+        return {}
+    # Plans of before there were budgets of other kinds have no details.
+    return plan_budgets(plan) if plan.details else {BITS: plan.budget_bits}

@@ -314,6 +314,8 @@ def test_w4a8_is_never_offered_unasked_and_warned_of(llama_folder: Path, quick: 
 
 def test_compare_uniform_measures_every_format(llama_folder: Path, quick: Any) -> None:
     study = autoq.search(llama_folder, **quick, compare_uniform=True)
+    # Nobody asked for the bits of the plans that it is compared with.
+    assert autoq.list_studies(quick["store"])[0]["budgets"] == [quick["effective_bits"]]
     rows = {row["label"]: row for row in study.summary()["measurements"]}
     assert rows.keys() == {"6 bits", "uniform fp8", "uniform nvfp4"}
     losses = [
