@@ -79,7 +79,8 @@ def test_tables_show_means_over_seeds_and_leave_out_what_is_not_known(tables: Mo
 @pytest.fixture(scope="module")
 def cases() -> dict[str, tuple[str, dict[str, Any]]]:
     """Label -> estimator and its options."""
-    load_script(BENCHMARKS / "estimator_tables.py")  # which the other script imports
+    for name in ("estimator_tables.py", "estimator_bench.py"):  # which the other script imports
+        load_script(BENCHMARKS / name)
     found: dict[str, tuple[str, dict[str, Any]]] = load_script(BENCHMARKS / "estimators.py").CASES
     return found
 
