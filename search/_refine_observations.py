@@ -17,6 +17,9 @@ Floats: TypeAlias = NDArray[np.float64]
 Columns: TypeAlias = NDArray[np.int64]
 """Format column of every group, [groups]."""
 
+_LEAST_DIFFICULTY = 0.05
+"""Of the mean: sequences that lose next to nothing do not weigh more than twenty others."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observations:
@@ -26,9 +29,31 @@ class Observations:
     losses: tuple[Floats, ...]  # per sequence; a trial stopped early has only the first ones
 
     def differences(self) -> list[Floats]:
-        """Of every plan but the reference, per sequence, to the reference."""
-        reference = self.losses[0]
-        return [losses - reference[: len(losses)] for losses in self.losses[1:]]
+        """Of every plan but the reference, per sequence, to the reference.
+
+        Sequences differ in difficulty by factors, and the losses of all plans with them: the few
+        hardest would decide alone, with all their noise. So differences are taken relative to the
+        sequence's difficulty, and multiplied by the mean difficulty: every sequence counts alike,
+        and the unit stays.
+        """
+        reference, weights = self.losses[0], self._weights()
+        return [
+            (losses - reference[: len(losses)]) * weights[: len(losses)]
+            for losses in self.losses[1:]
+        ]
+
+    def _weights(self) -> Floats:
+        """Mean difficulty over difficulty, the median loss of all complete trials, [sequences].
+
+        All are one where some sequence has none: such an objective is no divergence.
+        """
+        sequences = len(self.losses[0])
+        complete = [losses for losses in self.losses if len(losses) == sequences]
+        difficulty = np.median(complete, axis=0)
+        if difficulty.min() <= 0.0:
+            return np.ones(sequences)
+        difficulty = np.maximum(difficulty, _LEAST_DIFFICULTY * difficulty.mean())
+        return np.asarray(difficulty.mean() / difficulty, dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ BITS = np.array([8.0, 4.5, 4.25, 16.0])
 WEIGHTS = {"self_attn.qkv_proj": 6, "self_attn.o_proj": 4, "mlp.up_proj": 22, "mlp.down_proj": 11}
 SEQUENCES = 32
 PAIRS = 400
+BANDS = 4  # of depth
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class World:
     pair_losses: np.ndarray  # [pairs]
 
     @classmethod
-    def of(cls, seed, *, layers, sigma, interactions=0.5, spread=0.3):
+    def of(cls, seed, *, layers, sigma, class_sigma=0.0, interactions=0.5, spread=0.3):
         rng = np.random.default_rng(seed)
         names = tuple(
             GroupName(f"model.layers.{layer}.{kind}") for layer in range(layers) for kind in WEIGHTS
@@ -44,6 +45,10 @@ class World:
         contributions = predicted * rng.lognormal(-(spread**2) / 2, spread, (SEQUENCES, groups, 3))
         true = np.zeros((groups, 4))
         true[:, :3] = predicted * rng.lognormal(0.0, sigma, predicted.shape)
+        if class_sigma:
+            errors = rng.lognormal(0.0, class_sigma, (BANDS, 1, len(WEIGHTS)))
+            bands = np.arange(layers) * BANDS // layers
+            true[:, :3] *= errors[bands].reshape(groups, 1)
         pairs = np.stack(
             [rng.integers(0, groups, (PAIRS, 2)), rng.integers(0, 3, (PAIRS, 2))], axis=2
         )
