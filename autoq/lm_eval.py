@@ -2,33 +2,29 @@
 
     python -m autoq.lm_eval run --model autoq --model_args pretrained=CHECKPOINT --tasks ...
 
-lm-eval 0.4 looks for models of other packages nowhere, so something has to import them first: this
-module, or in programs `import autoq.lm_eval` before `lm_eval.simple_evaluate(model="autoq", ...)`.
+lm-eval 0.4 does not look for models of other packages, so something has to tell it first: this
+module; in programs `import autoq.lm_eval` before `lm_eval.simple_evaluate(model="autoq", ...)`; and
+for lm-eval's own command a bundled task, named by its file, among the tasks.
 """
 
 from __future__ import annotations
 
 import sys
 
+from autoq.bundled.harness_tasks import register_model
 from autoq.evaluators.tasks import require_harness
 
 _INPUT = 2  # exit code: something given cannot be used
 
-MODEL = "autoq.api.harness_model:AutoqModel"
-
 
 def register() -> None:
-    """Tell lm-eval of the model; what it needs is imported when it is first asked for.
+    """Tell lm-eval of the model.
 
     Raises:
         InputError: lm-eval is not installed.
     """
     require_harness()
-    import lm_eval.models  # noqa: F401  (its own models first: it reads them into an empty list only)
-    from lm_eval.api.registry import model_registry
-
-    if "autoq" not in model_registry:
-        model_registry.register("autoq", target=MODEL)
+    register_model()
 
 
 def main() -> None:

@@ -14,6 +14,8 @@ from typing import Any
 from autoq.bundled import tasks_path
 from autoq.bundled.language import documents, multiple_choice_questions
 
+_MODEL = "autoq.api.harness_model:AutoqModel"
+
 SEED = 7
 """Not 0, so that the texts are not those that plans are measured on by default."""
 
@@ -54,6 +56,15 @@ def choices(**_: Any) -> dict[str, Any]:
 def texts(**_: Any) -> dict[str, Any]:
     """The data of the task `autoq_text`."""
     return _dataset("texts")
+
+
+def register_model() -> None:
+    """Tell lm-eval of the model `autoq`; what it needs is imported when it is first asked for."""
+    import lm_eval.models  # noqa: F401  (its own models first: it adds them to an empty list only)
+    from lm_eval.api.registry import model_registry
+
+    if "autoq" not in model_registry:
+        model_registry.register("autoq", target=_MODEL)
 
 
 def _dataset(name: str) -> dict[str, Any]:

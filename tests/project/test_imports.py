@@ -32,9 +32,9 @@ IMPORT_EVERYTHING = """
 import importlib, pkgutil
 import autoq
 
-# Programs, migrations (run by Alembic itself) and Triton kernels (imported at their first launch)
-# may import what they are about.
-LEFT_OUT = ("__main__", "migrations", "_jit", "_launch", "_compile_cases")
+# Programs, migrations (run by Alembic itself), Triton kernels (imported at their first launch) and
+# the models that lm-eval calls may import what they are about.
+LEFT_OUT = ("__main__", "migrations", "_jit", "_launch", "_compile_cases", "harness_model", "lm_eval")
 
 def visit(package):
     for found in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
