@@ -13,12 +13,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from autoq.api._refine_data import RefineData
-from autoq.api._refine_measure import TrialFailedError, TrialMeasurer
-from autoq.api._refine_trials import FAILURE, POSITION, read_history
-from autoq.api.measured import KL_DIVERGENCE, REFINED_FROM, noise_floor_on, with_interval
+from autoq.api._refine_measure import TrialMeasurer
+from autoq.api._refine_metrics import Aim
+from autoq.api._refine_trials import FAILURE, POSITION, SOURCE, VIOLATES, read_history
+from autoq.api.measured import (
+    KL_DIVERGENCE,
+    REFINED_FROM,
+    REFINEMENT,
+    noise_floor_on,
+    with_interval,
+)
 from autoq.api.measuring import PlanMeasurer
 from autoq.data import TokenData
-from autoq.errors import InputError
+from autoq.errors import EvaluationError, InputError
 from autoq.evaluators import compare, parse_objective
 from autoq.models import Assignment
 from autoq.progress import Progress
@@ -34,6 +41,10 @@ if TYPE_CHECKING:
 
 RESULT = "result"
 """User attribute of the Optuna study: the verdict, as JSON."""
+
+
+_MOST_KEPT = 2
+"""Trials that are measured on fresh tokens where the start breaks a constraint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +77,14 @@ def confirm(
     if known.get("done_for") == done_for:
         return Confirmed(study.store.plan(known["plan_id"]), known)
     _check_start(trials, finished)
-    finalists = refinement.finalists(finished)
+    broken = _broken_by_the_start(trials)
+    finalists = _finalists(refinement, finished, broken)
     if data.remark is not None:
         progress.note(data.remark)
     losses = _losses(study, finalists, data.fresh, options, progress, "confirming")
     floor = float(trials.user_attrs["noise_floor"])
-    chosen, verdict = _chosen(finalists, losses, floor)
-    if chosen is not None:
+    chosen, verdict = _chosen(finalists, losses, floor, broken)
+    if chosen is not None and not broken:
         held_out = _losses(
             study, [finalists[0], chosen], data.report, options, progress, "checking"
         )
@@ -94,9 +106,9 @@ def confirm(
         "objective": options.objective,
         "noise_floor": floor,
         "finalists": [_row(trial, values) for trial, values in zip(finalists, losses, strict=True)],
-        "selection": _about(data.selection),
-        "fresh": _about(data.fresh),
-        "held_out": {**_about(data.report), **reported},
+        "selection": about_tokens(data.selection),
+        "fresh": about_tokens(data.fresh),
+        "held_out": {**about_tokens(data.report), **reported},
         "remark": data.remark,
         "trials": len(finished),
         "plan_id": plan.id,
@@ -108,6 +120,8 @@ def confirm(
 
 def is_worse(losses: Sequence[float], start: Sequence[float], noise_floor: float) -> bool:
     """Whether a plan that was accepted is significantly worse than its start after all."""
+    if len(start) == 1:
+        return losses[0] > start[0] + noise_floor
     return compare(losses, start, noise_floor).verdict == "worse"
 
 
@@ -138,33 +152,78 @@ def _losses(
     found = []
     with (
         TrialMeasurer(
-            study, tokens, parse_objective(options.objective), cache_bytes=options.cache_bytes
+            study,
+            tokens,
+            Aim(parse_objective(options.objective)),
+            cache_bytes=options.cache_bytes,
         ) as measurer,
         progress.task(task, len(plans) * measurer.steps) as advance,
     ):
         for plan in plans:
             try:
                 found.append(measurer.measure(plan.assignment, advance=advance).losses)
-            except TrialFailedError:
+            except EvaluationError:
                 found.append((math.inf,) * len(tokens.ids))
     return found
 
 
+def _finalists(refinement: Refinement, finished: Sequence[Trial], broken: str) -> list[Trial]:
+    """The start and what may replace it; where the start breaks a constraint, any that keeps it."""
+    if not broken:
+        return refinement.finalists(finished)
+    start = next(trial for trial in finished if trial.source is Source.START)
+    kept = [trial for trial in finished if trial.complete and trial.losses and trial is not start]
+    return [start, *sorted(kept, key=lambda trial: (trial.loss, trial.number))[:_MOST_KEPT]]
+
+
+def _broken_by_the_start(trials: Trials) -> str:
+    """The constraints, or nothing."""
+    for entry in trials.get_trials(deepcopy=False):
+        if entry.user_attrs.get(SOURCE) == Source.START and VIOLATES in entry.user_attrs:
+            return ", ".join(json.loads(entry.user_attrs[VIOLATES]))
+    return ""
+
+
 def _chosen(
-    finalists: Sequence[Trial], losses: Sequence[tuple[float, ...]], floor: float
+    finalists: Sequence[Trial], losses: Sequence[tuple[float, ...]], floor: float, broken: str
 ) -> tuple[Trial | None, Verdict]:
     """The accepted finalist of least loss on fresh tokens; of none, the best one's verdict."""
     start, others = losses[0], list(zip(finalists[1:], losses[1:], strict=True))
     others = [(trial, values) for trial, values in others if math.isfinite(sum(values))]
     if not others:
-        reason = "no trial was better than the start on the tokens that trials are measured on"
+        reason = (
+            f"the start breaks {broken}, and so does every trial"
+            if broken
+            else "no trial was better than the start on the tokens that trials are measured on"
+        )
         return None, Verdict(better=False, difference=0.0, low=0.0, high=0.0, reason=reason)
     judged = [
-        (trial, sum(values), accepted(start, values, floor, candidates=len(others)))
+        (trial, sum(values), _verdict(start, values, floor, len(others), broken))
         for trial, values in others
     ]
     trial, _, verdict = min(judged, key=lambda entry: (not entry[2].better, entry[1]))
     return (trial if verdict.better else None), verdict
+
+
+def _verdict(
+    start: Sequence[float], values: Sequence[float], floor: float, candidates: int, broken: str
+) -> Verdict:
+    difference = (sum(values) - sum(start)) / len(start)
+    if broken:
+        reason = f"the start breaks {broken}; of the trials that keep it this one loses least"
+        return Verdict(
+            better=True, difference=difference, low=-math.inf, high=math.inf, reason=reason
+        )
+    if len(start) > 1:
+        return accepted(start, values, floor, candidates=candidates)
+    reason = "the objective has no values per sequence, so nothing is known of its spread"
+    return Verdict(
+        better=difference < -floor,
+        difference=difference,
+        low=-math.inf,
+        high=math.inf,
+        reason=f"{reason}; the difference is {difference:.4g}",
+    )
 
 
 def _stored(study: Study, start: PlanRecord, assignment: Assignment, refinement: str) -> PlanRecord:
@@ -175,7 +234,7 @@ def _stored(study: Study, start: PlanRecord, assignment: Assignment, refinement:
     plan = replace(found, budgets=before.budgets, budget_bits=before.budget_bits)
     own = {"budgets", "takes", "least"}  # what the plan itself says
     details = {key: value for key, value in start.details.items() if key not in own}
-    details |= {REFINED_FROM: start.id, "refinement": refinement}
+    details |= {REFINED_FROM: start.id, REFINEMENT: refinement}
     return study.add_plan(f"{start.label}, refined", plan, details=details)
 
 
@@ -183,13 +242,13 @@ def _reported(
     study: Study, plans: Sequence[PlanRecord], tokens: TokenData, progress: Progress
 ) -> dict[str, Any]:
     """Held-out divergence of the start and of the refined plan, stored like every plan's."""
-    known = _divergences(study, tokens)
+    known = divergences_on(study, tokens)
     missing = [plan for plan in plans if plan.id not in known]
     with PlanMeasurer(study, tokens) as measurer:
         measurer.noise_floor(progress)
         for plan in missing:
             measurer.measure(plan, progress)
-    known = _divergences(study, tokens)
+    known = divergences_on(study, tokens)
     found: dict[str, Any] = {"start": with_interval(known[plans[0].id])}
     floor = noise_floor_on(study, tokens.sha256)
     if len(plans) > 1:
@@ -205,7 +264,7 @@ def _reported(
     return found
 
 
-def _divergences(study: Study, tokens: TokenData) -> dict[int, Any]:
+def divergences_on(study: Study, tokens: TokenData) -> dict[int, Any]:
     """Plan id -> its divergence on these tokens."""
     return {
         record.plan_id: record
@@ -225,7 +284,8 @@ def _row(trial: Trial, losses: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def _about(tokens: TokenData) -> dict[str, Any]:
+def about_tokens(tokens: TokenData) -> dict[str, Any]:
+    """Which tokens, as plain data."""
     return {
         "sequences": int(tokens.ids.shape[0]),
         "tokens": int(tokens.ids.size),

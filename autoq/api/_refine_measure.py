@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import psutil  # type: ignore[import-untyped]
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from autoq.api.measured import KL_DIVERGENCE
+from autoq.api._refine_metrics import Aim, AimedMetrics, Gathered
 from autoq.api.task import output_bytes, output_properties, token_batches
 from autoq.data import TokenData
-from autoq.errors import AutoqError
-from autoq.evaluators import Objective, ReferenceOutputs, measure_fidelity, rounding_noise
+from autoq.errors import EvaluationError
+from autoq.evaluators import Reference, ReferenceOutputs, measure_fidelity, rounding_noise
 from autoq.formats import FormatName
 from autoq.layers.prefix import PrefixReuse, is_exact
 from autoq.layers.simulate import SimulatedModel, slot_formats_of
@@ -34,22 +34,15 @@ AVAILABLE_SHARE = 0.25
 _PROBE_TOKENS = 16
 
 
-class TrialFailedError(AutoqError):
-    """One plan cannot be measured; others may."""
-
-
 @dataclass(frozen=True, slots=True)
 class Measured:
     """What was measured of one plan."""
 
-    losses: tuple[float, ...]  # the objective per sequence
+    losses: tuple[float, ...]  # the objective per sequence; one number where it has none such
     kl_per_sequence: tuple[float, ...]  # nats per token
     complete: bool  # False: stopped early, only the first sequences
-
-    @property
-    def loss(self) -> float:
-        """The objective, mean over the sequences that were measured."""
-        return math.fsum(self.losses) / len(self.losses)
+    loss: float  # the objective of what was measured
+    metrics: Mapping[str, float] = field(default_factory=dict)  # of a complete one
 
 
 class TrialMeasurer:
@@ -65,18 +58,22 @@ class TrialMeasurer:
         self,
         study: Study,
         tokens: TokenData,
-        objective: Objective,
+        aim: Aim,
         *,
         cache_bytes: int | None = None,
     ) -> None:
         """
         Args:
             tokens: what every plan is measured on.
+            aim: what is to be known of every plan.
             cache_bytes: bound on quantised weights and block outputs together; None is a share of
                 the memory that is free.
+        Raises:
+            UnknownNameError, InputError: a metric is not known, or not one of such a model.
         """
-        self._study, self._objective = study, objective
+        self._study = study
         loaded = study.loaded()
+        self.metrics = AimedMetrics(aim, loaded)
         self._model = loaded.model
         self._batches = token_batches(tokens, study.config.batch_size, loaded.device)
         self._numbers = {id(ids): number for number, ids in enumerate(self._batches)}
@@ -131,21 +128,27 @@ class TrialMeasurer:
         """Measure a plan.
 
         Args:
-            stop: called after each batch but the last with the losses so far.
+            stop: called after each batch but the last with the losses so far, where the objective
+                has one for each sequence.
             advance: called after each batch.
         Raises:
-            TrialFailedError: the plan's outputs, or its loss, are not finite.
+            EvaluationError: the plan's outputs, or its loss, are not finite.
         """
         self._apply(assignment)
-        losses: list[float] = []
-        divergences: list[float] = []
+        gathered = self.metrics.gathered()
         pairs = self._reference.pairs(self._run_original, self._forward)
         for number, (ids, expected, found) in enumerate(pairs, start=1):
-            self._add(losses, divergences, ids, expected, found)
+            gathered.add(ids, expected, found)
             advance()
-            if number < len(self._batches) and stop(losses):
-                return Measured(tuple(losses), tuple(divergences), complete=False)
-        return Measured(tuple(losses), tuple(divergences), complete=True)
+            if number < len(self._batches) and gathered.losses and stop(gathered.losses):
+                mean = math.fsum(gathered.losses) / len(gathered.losses)
+                return self._measured(gathered, mean, complete=False)
+        metrics = self.metrics.finished(gathered, self._beside())
+        return self._measured(gathered, self.metrics.value(metrics), metrics, complete=True)
+
+    def original(self) -> dict[str, float]:
+        """What the original has of the metrics that constraints compare with."""
+        return self.metrics.of_the_original(self._beside(paused=False))
 
     def noise_floor(self) -> float:
         """KL divergence of the original to itself with rounding noise, nats per token."""
@@ -162,23 +165,29 @@ class TrialMeasurer:
         found = measure_fidelity(pairs, **output_properties(self._model))
         return found.kl_divergence.value
 
-    def _add(
+    def _measured(
         self,
-        losses: list[float],
-        divergences: list[float],
-        ids: Tensor,
-        expected: Tensor,
-        found: Tensor,
-    ) -> None:
-        if not bool(torch.isfinite(found).all()):
-            raise TrialFailedError("the quantised model's output holds NaN or Inf")
-        fidelity = measure_fidelity([(ids, expected, found)], **output_properties(self._model))
-        per_sequence = {KL_DIVERGENCE: fidelity.kl_per_sequence}
-        values = self._objective.per_sequence(per_sequence)
-        if not all(map(math.isfinite, values)):
-            raise TrialFailedError(f"the objective {self._objective.text} is not a finite number")
-        losses.extend(values)
-        divergences.extend(fidelity.kl_per_sequence)
+        gathered: Gathered,
+        loss: float,
+        metrics: Mapping[str, float] | None = None,
+        *,
+        complete: bool,
+    ) -> Measured:
+        losses = tuple(gathered.losses) or (loss,)
+        if not all(map(math.isfinite, (loss, *losses))):
+            text = self.metrics.aim.objective.text
+            raise EvaluationError(f"the objective {text} is not a finite number")
+        return Measured(losses, tuple(gathered.divergences), complete, loss, metrics or {})
+
+    def _beside(self, *, paused: bool = True) -> Reference:
+        """The same original for metrics that look at more than outputs for the tokens."""
+
+        @contextmanager
+        def original() -> Iterator[nn.Module]:
+            with self._simulated.paused() if self._simulated and paused else nullcontext():
+                yield self._model
+
+        return Reference(self._batches, original, outputs=self._reference)
 
     def _apply(self, assignment: Assignment) -> None:
         formats = slot_formats_of(self._study.model_map, assignment)

@@ -132,7 +132,8 @@ def main() -> int:
 
     order = json.load(sys.stdin)
     options = order["options"]
-    options["strategies"] = tuple(options["strategies"])
+    for name in ("strategies", "constraints"):
+        options[name] = tuple(options[name])
     try:
         study = open_study(
             str(order["study"]), order["store"], trust_remote_code=order["trust_remote_code"]

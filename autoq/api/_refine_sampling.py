@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 from optuna.samplers import BaseSampler
 
 from autoq.errors import InputError
@@ -59,13 +60,18 @@ class MultiplierSampler(BaseSampler):
             seed: with a trial's place it decides what that trial gets.
         """
         self._name, self._seed = check_sampler(name), seed
-        self._place = 0
+        self._place = ""
         self._drawn: dict[str, Any] | None = None  # what the trial at hand gets
         self.state: dict[str, Any] = {}  # what the next trials' sampler wants to find
 
-    def begin(self, place: int) -> None:
-        """Draw for another trial from now on: the one at this place of the refinement."""
-        self._place, self._drawn, self.state = place, None, {}
+    def begin(self, place: int, attempt: int = 0) -> None:
+        """Draw for another trial from now on: the one at this place of the refinement.
+
+        Args:
+            attempt: how often numbers were drawn for this place that led to nothing.
+        """
+        self._place = f"{place}/{attempt}" if attempt else f"{place}"
+        self._drawn, self.state = None, {}
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -109,7 +115,8 @@ class MultiplierSampler(BaseSampler):
             return {}
         space = before[-1].distributions
         like_it = [trial for trial in before if trial.distributions == space]
-        with few_words():
+        # A trial runs without gradients; the Gaussian process wants its own.
+        with few_words(), torch.enable_grad():
             inner = optuna.create_study(
                 directions=study.directions, sampler=self._sampler(self._seed_here())
             )

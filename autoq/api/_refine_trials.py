@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ LOSSES = "losses"
 WORKER = "worker"
 FAILURE = "failure"
 """Why a trial could not be measured; a trial that failed without was interrupted."""
+VIOLATES = "violates"
+"""Constraints that the plan breaks, as a JSON list; a plan that breaks none has no such."""
 SURPLUS = "surplus"
 """Of a trial that was begun when there was nothing left to do."""
 
@@ -41,11 +44,7 @@ class History:
     counted: int  # trials that are finished or will be
     unfinished: int  # those of them that are running or wait to be tried again
     waiting: int
-
-    @property
-    def done(self) -> int:
-        """Trials that have ended."""
-        return self.counted - self.unfinished
+    attempts: Mapping[int, int]  # place -> how often nothing was found to try for it
 
 
 def read_history(trials: Trials, *, before: int | None = None) -> History:
@@ -57,7 +56,8 @@ def read_history(trials: Trials, *, before: int | None = None) -> History:
     """
     from optuna.trial import TrialState
 
-    entries = [entry for entry in trials.get_trials(deepcopy=False) if _counts(entry)]
+    everything = trials.get_trials(deepcopy=False)
+    entries = [entry for entry in everything if _counts(entry)]
     others = [entry for entry in entries if entry.number != before]
     unfinished = [entry for entry in others if not entry.state.is_finished()]
     return History(
@@ -66,7 +66,18 @@ def read_history(trials: Trials, *, before: int | None = None) -> History:
         counted=sum(before is None or entry.number < before for entry in others),
         unfinished=len(unfinished),
         waiting=sum(entry.state is TrialState.WAITING for entry in unfinished),
+        attempts=Counter(
+            entry.user_attrs[POSITION]
+            for entry in everything
+            if {SURPLUS, POSITION} <= entry.user_attrs.keys()
+        ),
     )
+
+
+def done_trials(trials: Trials) -> int:
+    """How many trials have ended; those that died are not among them."""
+    entries = trials.get_trials(deepcopy=False)
+    return sum(_counts(entry) and entry.state.is_finished() for entry in entries)
 
 
 def as_trial(entry: FrozenTrial) -> Trial:
@@ -75,12 +86,15 @@ def as_trial(entry: FrozenTrial) -> Trial:
 
     attributes = entry.user_attrs
     failed = FAILURE in attributes
+    source = Source(attributes[SOURCE])
+    # The start is what others are measured against, whatever it breaks.
+    allowed = VIOLATES not in attributes or source is Source.START
     return Trial(
         number=attributes[POSITION],
-        source=Source(attributes[SOURCE]),
+        source=source,
         assignment=_assignment(entry),
         losses=() if failed else tuple(json.loads(attributes[LOSSES])),
-        complete=entry.state is TrialState.COMPLETE,
+        complete=entry.state is TrialState.COMPLETE and allowed,
     )
 
 

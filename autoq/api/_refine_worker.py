@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import numpy as np
 
-from autoq.api._refine_measure import Measured, TrialFailedError, TrialMeasurer
+from autoq.api._refine_measure import Measured, TrialMeasurer
 from autoq.api._refine_sampling import SAMPLER_STATE, MultiplierSampler, few_words
 from autoq.api._refine_trials import (
     FAILURE,
@@ -19,16 +19,18 @@ from autoq.api._refine_trials import (
     POSITION,
     SOURCE,
     SURPLUS,
+    VIOLATES,
     WORKER,
     DeadTrials,
     best_complete,
     plan_text,
     read_history,
 )
+from autoq.errors import EvaluationError
 from autoq.evaluators.fidelity import bootstrap_interval
 from autoq.formats import FormatName
 from autoq.models import Assignment, GroupName
-from autoq.search.refine import Proposal, Refinement
+from autoq.search.refine import FrontRefinement, Proposal, Refinement
 from autoq.studies import worker_identity
 
 if TYPE_CHECKING:
@@ -40,6 +42,10 @@ EXHAUSTED = "exhausted"
 
 _POLL_SECONDS = 0.5
 _SECOND_THOUGHTS = 3
+_MOST_ATTEMPTS = 10
+
+
+Proposer: TypeAlias = Refinement | FrontRefinement
 
 
 class _NothingToDoError(Exception):
@@ -52,6 +58,8 @@ class WorkOrder:
 
     trials: int
     prune: bool
+    against_bits: bool = False
+    original: Mapping[str, float] = field(default_factory=dict)  # metrics of the original model
 
 
 class Worker:
@@ -60,7 +68,7 @@ class Worker:
     def __init__(
         self,
         trials: Trials,
-        refinement: Refinement,
+        refinement: Proposer,
         measurer: TrialMeasurer,
         sampler: MultiplierSampler,
         order: WorkOrder,
@@ -78,6 +86,8 @@ class Worker:
         self._sampler, self._order = sampler, order
         self._advance, self._note = advance, note
         self._dead = DeadTrials(trials)
+        # Where the sampler asks for a budget whose plans are all known, it may ask for another.
+        self._attempts = 1 if isinstance(refinement, Refinement) else _MOST_ATTEMPTS
 
     def run(self) -> None:
         """Take trials until there are as many as are wanted, and none is unfinished.
@@ -93,7 +103,7 @@ class Worker:
                 )
                 if wanted:
                     self._trials.optimize(
-                        self._objective, n_trials=1, catch=(TrialFailedError, _NothingToDoError)
+                        self._objective, n_trials=1, catch=(EvaluationError, _NothingToDoError)
                     )
                 elif not history.unfinished:
                     return
@@ -104,7 +114,7 @@ class Worker:
     def _is_exhausted(self, counted: int) -> bool:
         return bool(self._trials.user_attrs.get(EXHAUSTED) == counted)
 
-    def _objective(self, trial: OptunaTrial) -> float:
+    def _objective(self, trial: OptunaTrial) -> float | tuple[float, float]:
         import optuna
 
         trial.set_user_attr(WORKER, worker_identity())
@@ -116,6 +126,9 @@ class Worker:
         self._record(trial, measured)
         if not measured.complete:
             raise optuna.TrialPruned(f"hopeless after {len(measured.losses)} sequences")
+        self._judge(trial, measured)
+        if self._order.against_bits:
+            return measured.loss, trial.user_attrs["effective_bits"]
         return measured.loss
 
     # What to measure
@@ -133,12 +146,13 @@ class Worker:
 
     def _proposal(self, trial: OptunaTrial, position: int) -> Proposal:
         history = read_history(self._trials, before=trial.number)
-        self._sampler.begin(position)
+        self._sampler.begin(position, history.attempts.get(position, 0))
         proposal = self._refinement.propose(
             history.finished, history.running, position, trial.suggest_float
         )
         if proposal is None:
-            if not history.running:
+            attempts = history.attempts.get(position, 0) + 1
+            if not history.running and attempts >= self._attempts:
                 self._trials.set_user_attr(EXHAUSTED, history.counted)
             self._give_up(trial, "nothing was left to try")
         _describe(trial, proposal)
@@ -163,14 +177,18 @@ class Worker:
         best = best_complete(read_history(self._trials, before=trial.number).finished)
 
         def stop(so_far: Sequence[float]) -> bool:
+            if self._order.against_bits:  # every budget has its own best
+                return False
             trial.report(float(np.mean(so_far)), step=len(so_far))
             if best is None or not self._order.prune:
                 return False
-            return self._refinement.hopeless(best.losses, so_far)
+            return isinstance(self._refinement, Refinement) and self._refinement.hopeless(
+                best.losses, so_far
+            )
 
         try:
             return self._measurer.measure(assignment, stop=stop, advance=self._advance)
-        except TrialFailedError as error:
+        except EvaluationError as error:
             trial.set_user_attr(FAILURE, str(error))
             self._note(f"trial {trial.number} failed: {error}")
             raise
@@ -190,6 +208,16 @@ class Worker:
         }
         for name, entry in found.items():
             trial.set_user_attr(name, entry)
+
+    def _judge(self, trial: OptunaTrial, measured: Measured) -> None:
+        """Note the metrics, and which constraints the plan breaks."""
+        trial.set_user_attr("metrics", json.dumps(dict(measured.metrics)))
+        excess = self._measurer.metrics.violations(measured.metrics, self._order.original)
+        for name, value in excess.items():
+            trial.set_constraint(name, value)
+        broken = [name for name, value in excess.items() if value > 0]
+        if broken:
+            trial.set_user_attr(VIOLATES, json.dumps(broken))
 
 
 def _describe(trial: OptunaTrial, proposal: Proposal) -> None:

@@ -22,13 +22,17 @@ OTHER_DATA = "data"
 REFINED_FROM = "refined_from"
 """Key in a refined plan's details: the id of its start."""
 
+REFINEMENT = "refinement"
+"""Key in a plan's details: the Optuna study that found it."""
+
 VALIDATION = "validation"
 """How labels of plans begin that were made to judge the prediction; nobody asked for them."""
 
 
 def is_asked_for(plan: PlanRecord) -> bool:
-    """Whether a plan is a user's and not one of `Study.validate`."""
-    return not plan.label.startswith(f"{VALIDATION} ")
+    """Whether a plan is a user's, and not one of `Study.validate` or of a measured front."""
+    of_a_front = REFINEMENT in plan.details and REFINED_FROM not in plan.details
+    return not plan.label.startswith(f"{VALIDATION} ") and not of_a_front
 
 
 def noise_floor_on(study: Study, data_sha256: str | None) -> MeasurementRecord | None:

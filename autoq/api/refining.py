@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from autoq.api._refine_confirm import Confirmed, confirm
 from autoq.api._refine_data import RefineData, refine_data
+from autoq.api._refine_front import confirm_front
 from autoq.api._refine_measure import TrialMeasurer
+from autoq.api._refine_metrics import Aim
 from autoq.api._refine_sampling import MultiplierSampler, check_sampler, few_words
-from autoq.api._refine_trials import read_history
+from autoq.api._refine_trials import done_trials
 from autoq.api._refine_worker import Worker, WorkOrder
 from autoq.api.renewal import RenewingProgress
 from autoq.api.validation import with_known_budgets
-from autoq.errors import InputError
-from autoq.evaluators import parse_objective
+from autoq.errors import AutoqError, InputError
+from autoq.evaluators import parse_constraint, parse_objective
 from autoq.progress import Progress, SilentProgress
-from autoq.search.refine import EVERY_STRATEGY, Refinement, Source
+from autoq.search import Resource, reachable_bits
+from autoq.search.refine import EVERY_STRATEGY, FrontRefinement, Refinement, Source
 from autoq.studies import GRACE_SECONDS, HEARTBEAT_SECONDS, PlanRecord, trial_storage
 
 if TYPE_CHECKING:
@@ -27,8 +32,10 @@ if TYPE_CHECKING:
     from autoq.api.study import Study
 
 DEFAULT_TRIALS = 100
+_LOOK_SECONDS = 1.0  # between counts of the trials of all workers: each reads the store
 _CONFIRMATION_WAIT_SECONDS = 600.0
 BYTES_PER_GB = 1e9
+AGAINST_BITS = "bits"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +48,8 @@ class RefineOptions:
 
     trials: int = DEFAULT_TRIALS  # plans to measure, the start included
     objective: str = "kl"  # arithmetic over metrics, to be minimised
+    constraints: tuple[str, ...] = ()  # "METRIC>=NUMBER", with an x for times the original's
+    against: str | None = None  # "bits": a front of the objective against effective bits
     sampler: str = "tpe"  # of Optuna, for the trials that ask for numbers
     strategies: tuple[str, ...] = tuple(strategy.value for strategy in EVERY_STRATEGY)
     sequences: int = 32  # of calibration data that trials are measured on
@@ -59,12 +68,26 @@ class RefineOptions:
                 raise InputError(f"{name} must be >= {least}, got {getattr(self, name)}")
         if self.cache_gb is not None and not self.cache_gb >= 0:
             raise InputError(f"cache_gb must be >= 0, got {self.cache_gb:g}")
-        parse_objective(self.objective)
+        if self.against not in (None, AGAINST_BITS):
+            raise InputError(
+                f"an objective can be set against {AGAINST_BITS}, got {self.against!r}; leave it "
+                "out for one objective"
+            )
+        _ = self.aim
         check_sampler(self.sampler)
         known = [strategy.value for strategy in EVERY_STRATEGY]
         for name in self.strategies:
             if name not in known:
                 raise InputError(f"no strategy named {name!r}; known: {', '.join(known)}")
+
+    @property
+    def aim(self) -> Aim:
+        """What trials minimise and keep.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        return Aim(parse_objective(self.objective), tuple(map(parse_constraint, self.constraints)))
 
     @property
     def cache_bytes(self) -> int | None:
@@ -78,6 +101,9 @@ class RefineOptions:
         parts = []
         if self.objective != plain.objective:
             parts.append(self.objective)
+        parts += list(self.constraints)
+        if self.against is not None:
+            parts.append(f"against {self.against}")
         if set(self.strategies) != set(plain.strategies):
             parts.append("+".join(self.strategies))
         if self.sampler != plain.sampler:
@@ -127,6 +153,7 @@ def refine_study(
     *,
     workers: int = 1,
     holds_lease: bool = False,
+    annotate: bool = False,
     progress: Progress | None = None,
 ) -> RefineResult:
     """Measure plans round `plan` until the trials are spent, and keep the best if it is better.
@@ -141,6 +168,7 @@ def refine_study(
         plan: the start; not a refined one.
         workers: processes, this one included.
         holds_lease: the caller holds the study's lease; otherwise it is taken at the end.
+        annotate: write notes, plots and files for Optuna's dashboard, where it is installed.
     Raises:
         InputError: an option breaks a rule, or the start itself cannot be measured.
         ModelError: the model's folder has changed since the search.
@@ -154,9 +182,13 @@ def refine_study(
     with _helpers(study, plan, options, workers, progress):
         work(study, plan, options, trials, data, progress)
     with _leased(study, holds_lease, progress) as renewing:
-        confirmed = confirm(
-            study, plan, _refinement(study, plan, options, 0.0), trials, data, options, renewing
-        )
+        refinement = _refinement(study, plan, options, float(trials.user_attrs["noise_floor"]))
+        if isinstance(refinement, Refinement):
+            confirmed = confirm(study, plan, refinement, trials, data, options, renewing)
+        else:
+            confirmed = confirm_front(study, plan, trials, data, options, renewing)
+        if annotate:
+            _annotate(study, trials, renewing)
     return _result(study, plan, trials, confirmed)
 
 
@@ -174,10 +206,11 @@ def open_trials(study: Study, plan: PlanRecord, options: RefineOptions) -> Trial
             storage=storage,
             study_name=f"{study.name} · {plan.label}{options.suffix}",
             sampler=MultiplierSampler(options.sampler, options.seed),
-            direction="minimize",
+            directions=["minimize"] * (1 if options.against is None else 2),
             load_if_exists=True,
         )
-        trials.set_metric_names([options.objective])
+        against = [] if options.against is None else ["effective bits"]
+        trials.set_metric_names([options.objective, *against])
     known = trials.user_attrs
     for name, value in _about(study, plan, options).items():
         if name not in known:
@@ -197,19 +230,22 @@ def work(
     sampler = trials.sampler
     assert isinstance(sampler, MultiplierSampler)
     with TrialMeasurer(
-        study,
-        data.selection,
-        parse_objective(options.objective),
-        cache_bytes=options.cache_bytes,
+        study, data.selection, options.aim, cache_bytes=options.cache_bytes
     ) as measurer:
-        noise_floor = _noise_floor(trials, measurer)
+        noise_floor = _known(trials, "noise_floor", lambda: _noise_floor(measurer))
+        original = _known(trials, "original", measurer.original)
         with _trial_progress(trials, options.trials, progress) as advance:
             worker = Worker(
                 trials,
                 _refinement(study, plan, options, noise_floor),
                 measurer,
                 sampler,
-                WorkOrder(trials=options.trials, prune=options.prune),
+                WorkOrder(
+                    trials=options.trials,
+                    prune=options.prune,
+                    against_bits=options.against is not None,
+                    original=original,
+                ),
                 advance=advance,
                 note=progress.note,
             )
@@ -218,9 +254,13 @@ def work(
 
 def _refinement(
     study: Study, plan: PlanRecord, options: RefineOptions, noise_floor: float
-) -> Refinement:
+) -> Refinement | FrontRefinement:
     costs = study.costs(study.rules)
     start = with_known_budgets(plan.to_plan(), costs)
+    if options.against is not None:
+        others = [b for b in start.budgets if b.resource is not Resource.EFFECTIVE_BITS]
+        bits = reachable_bits(study.sensitivity, costs)
+        return FrontRefinement(study.sensitivity, costs, bits, others, seed=options.seed)
     return Refinement(
         study.sensitivity,
         costs,
@@ -245,30 +285,36 @@ def _about(study: Study, plan: PlanRecord, options: RefineOptions) -> dict[str, 
     }
 
 
-def _noise_floor(trials: Trials, measurer: TrialMeasurer) -> float:
-    """Measured by the first worker; all others take its number."""
-    known = trials.user_attrs.get("noise_floor")
-    if known is None:
-        known = measurer.noise_floor()
-        trials.set_user_attr("noise_floor", known)
-    return float(known)
+def _known(trials: Trials, name: str, measure: Callable[[], Any]) -> Any:
+    """What the first worker measures; all others take its numbers."""
+    if name not in trials.user_attrs:
+        trials.set_user_attr(name, measure())
+    return trials.user_attrs[name]
+
+
+def _noise_floor(measurer: TrialMeasurer) -> float:
+    """Of the objective; of others than the divergence it is not known."""
+    return measurer.noise_floor() if measurer.metrics.aim.is_divergence else 0.0
 
 
 @contextmanager
 def _trial_progress(trials: Trials, wanted: int, progress: Progress) -> Iterator[Any]:
-    """Counts the trials that all workers have finished."""
+    """Counts the trials that all workers have finished; every look renews a lease, too."""
     with progress.task("refining", wanted) as advance:
-        shown = 0
+        shown, looked = 0, -math.inf
 
-        def update() -> None:
-            nonlocal shown
-            done = min(read_history(trials).done, wanted)
+        def update(*, now: bool = False) -> None:
+            nonlocal shown, looked
+            if not now and time.monotonic() - looked < _LOOK_SECONDS:
+                return
+            looked = time.monotonic()
+            done = min(done_trials(trials), wanted)
             advance(done - shown)
             shown = done
 
-        update()
+        update(now=True)
         yield update
-        update()
+        update(now=True)
 
 
 @contextmanager
@@ -294,11 +340,26 @@ def _helpers(
         yield
 
 
+def _annotate(study: Study, trials: Trials, progress: Progress) -> None:
+    """What was found is stored already: a picture that cannot be drawn is only a pity."""
+    from autoq.api.dashboard import annotate, artifact_folder, check_dashboard_installed
+
+    try:
+        check_dashboard_installed()
+    except InputError:
+        return  # nobody here looks at a dashboard
+    try:
+        folder = None if study.store.file is None else artifact_folder(study.store)
+        annotate(study, trials, artifacts=folder)
+    except (AutoqError, OSError) as error:
+        progress.note(f"the dashboard's notes were not written: {error}")
+
+
 def _result(study: Study, plan: PlanRecord, trials: Trials, confirmed: Confirmed) -> RefineResult:
     return RefineResult(
         study=study.name,
         trials_study=trials.study_name,
-        trials=read_history(trials).done,
+        trials=done_trials(trials),
         start=plan,
         plan=confirmed.plan,
         verdict=confirmed.verdict,

@@ -238,6 +238,7 @@ class Study(StudyData):
         effective_bits: float | None = None,
         *,
         workers: int = 1,
+        annotate: bool = False,
         progress: Progress | None = None,
         max_gb: float | None = None,
         max_active_bits: float | None = None,
@@ -251,6 +252,7 @@ class Study(StudyData):
         Args:
             effective_bits, max_gb, max_active_bits: another budget than the last plan's.
             workers: processes that measure at the same time, this one included.
+            annotate: write notes, plots and files for Optuna's dashboard, where it is installed.
             options: fields of `autoq.api.refining.RefineOptions`, such as trials and objective.
         Raises:
             InputError, ModelError, StudyLockedError: as `autoq.api.refining.refine_study`.
@@ -259,7 +261,12 @@ class Study(StudyData):
 
         plan = self.unrefined_plan(effective_bits, max_gb=max_gb, max_active_bits=max_active_bits)
         return refine_study(
-            self, plan, RefineOptions(**options), workers=workers, progress=progress
+            self,
+            plan,
+            RefineOptions(**options),
+            workers=workers,
+            annotate=annotate,
+            progress=progress,
         )
 
     # Exporting

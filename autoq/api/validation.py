@@ -134,7 +134,7 @@ def _random(study: Study, count: int, seed: int) -> Iterator[_Candidate]:
 def _near(study: Study, count: int, seed: int) -> Iterator[_Candidate]:
     """The best plans for evenly spaced budgets, then those round the study's own plan."""
     costs = study.costs(study.rules)
-    own = with_known_budgets(study.plan().to_plan(), costs)
+    own = with_known_budgets(study.unrefined_plan().to_plan(), costs)
     assignments: set[tuple[tuple[str, str], ...]] = set()
     at_budgets = _at_budgets(study, costs, count - count // 2)
     for plan in chain(at_budgets, [own], _round(study, costs, own, count // 4, seed)):

@@ -29,6 +29,14 @@ ObjectiveText: TypeAlias = Annotated[
         help="What trials minimise: arithmetic over metrics, as 'kl + 0.1*ppl'; kl if left out.",
     ),
 ]
+MinTask: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="METRIC>=NUMBER",
+        help="What plans must keep: a task or a metric and a bound, with an x for times the "
+        "original's, as 'arc_easy>=0.99x'; repeatable.",
+    ),
+]
 Workers: TypeAlias = Annotated[
     int, typer.Option(min=1, help="Processes that measure trials at the same time.")
 ]
@@ -48,6 +56,15 @@ def refine(
         str | None, typer.Option(help="What trials minimise, where it is one metric: kl.")
     ] = None,
     objective: ObjectiveText = None,
+    min_task: MinTask = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="bits",
+            help="Look for the whole front of the objective against effective bits instead of one "
+            "plan.",
+        ),
+    ] = None,
     workers: Workers = 1,
     sampler: SamplerName = "tpe",
     bits: Bits = None,
@@ -90,9 +107,12 @@ def refine(
             max_gb=max_gb,
             max_active_bits=max_active_bits,
             workers=workers,
+            annotate=True,
             progress=make_progress(quiet=quiet),
             trials=trials,
             objective=chosen,
+            constraints=tuple(min_task or ()),
+            against=against,
             sampler=sampler,
             sequences=sequences,
             fresh_sequences=fresh_sequences,
@@ -120,6 +140,8 @@ def chosen_objective(metric: str | None, objective: str | None) -> str:
 
 
 def _lines(result: dict[str, Any]) -> list[str]:
+    if "front" in result:
+        return _front_lines(result)
     held_out = result["held_out"]
     lines = [f"{result['study']}: {result['trials']} trials round {result['start']['label']}"]
     start = _interval(held_out["start"])
@@ -137,6 +159,20 @@ def _lines(result: dict[str, Any]) -> list[str]:
             f"  KL divergence on held-out text: {start}",
         ]
     return lines
+
+
+def _front_lines(result: dict[str, Any]) -> list[str]:
+    from autoq.report.numbers import bits_text
+
+    rows = [
+        f"  {bits_text(row['effective_bits']):>8}  {_interval(row['held_out'])}"
+        for row in result["front"]
+    ]
+    return [
+        f"{result['study']}: {result['trials']} trials for {result['objective']} against bits",
+        "  effective bits, KL divergence on held-out text:",
+        *rows,
+    ]
 
 
 def _interval(entry: dict[str, Any]) -> str:

@@ -27,6 +27,7 @@ from autoq.cli._output import (
     write_text,
 )
 from autoq.cli._progress import make_progress
+from autoq.cli._refine import MinTask, ObjectiveText, Workers
 from autoq.errors import InputError, without_password
 
 if TYPE_CHECKING:
@@ -153,6 +154,15 @@ def search(
         bool,
         typer.Option("--compare-uniform", help="Measure every format applied to all layers, too."),
     ] = False,
+    refine: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=0, help="Measure so many plans to improve on the predicted best one."
+        ),
+    ] = 0,
+    objective: ObjectiveText = None,
+    min_task: MinTask = None,
+    workers: Workers = 1,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Write the report there.")
     ] = None,
@@ -213,6 +223,9 @@ def search(
             export=None if export is None else str(export),
             overwrite=overwrite,
             measure=not no_measure,
+            refine=refine,
+            refine_options=_refine_options(refine, objective, min_task),
+            workers=workers,
             compare_uniform=compare_uniform,
             trust_remote_code=trust_remote_code,
             wait_seconds=wait,
@@ -233,6 +246,22 @@ def write_report(study: Study, summary: dict[str, Any], path: Path) -> None:
     from autoq.report import render_html, report_data
 
     write_text(path, render_html(report_data(summary, study.frontier())))
+
+
+def _refine_options(
+    trials: int, objective: str | None, min_task: list[str] | None
+) -> dict[str, Any]:
+    """What trials minimise and keep.
+
+    Raises:
+        InputError: it is said, and no trial is asked for.
+    """
+    if not trials and (objective is not None or min_task):
+        raise InputError(
+            "--objective and --min-task are for measured trials, and there are none; add --refine "
+            "N, for example --refine 100"
+        )
+    return {"objective": objective or "kl", "constraints": tuple(min_task or ())}
 
 
 def _names(text: str | None) -> Sequence[str] | None:

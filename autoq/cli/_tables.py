@@ -99,6 +99,8 @@ def _summary_lines(data: ReportData) -> list[tuple[str, str]]:
         lines.insert(-1, ("predicted, calibrated", _with_interval(data.predicted_calibrated)))
     if data.target is not None:
         lines.insert(2, ("target", data.target))
+    if data.refined_from is not None:
+        lines.insert(2, ("refined", f"from {data.refined_from}, by measured trials"))
     for name, value in data.measured.items():
         measured = f"{metric_value_text(name, value)}{_interval_of(data, name, value)}"
         lines.append((metric_text(name), measured))

@@ -95,6 +95,7 @@ class ReportData:
     budgets: Mapping[str, float]  # resource -> limit; empty for plans of old versions
     takes: Mapping[str, float]  # resource -> what the plan takes
     latency: LatencyRow | None  # None where no time was predicted
+    refined_from: str | None = None  # label of the plan that measured trials improved
     target: str | None  # where it is to run, "engine:hardware"
     effective_bits: float | None
     peer_effective_bits: float | None
@@ -168,6 +169,7 @@ def report_data(summary: Mapping[str, Any], frontier: Sequence[Plan]) -> ReportD
         takes=_numbers(summary.get("takes")),
         latency=_latency_row(summary.get("latency")),
         target=summary.get("target"),
+        refined_from=summary.get("refined_from"),
         effective_bits=finite(summary.get("effective_bits")),
         peer_effective_bits=finite(summary.get("peer_effective_bits")),
         stored_bits_per_weight=finite(summary.get("stored_bits_per_weight")),

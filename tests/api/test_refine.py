@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 
 import numpy as np
 import optuna
@@ -19,22 +19,51 @@ import torch
 import autoq
 from autoq.api import open_study
 from autoq.api._refine_data import refine_data
-from autoq.api._refine_measure import TrialFailedError, TrialMeasurer
+from autoq.api._refine_measure import TrialMeasurer
+from autoq.api._refine_metrics import Aim
 from autoq.api._refine_trials import LOSSES, PLAN, POSITION, SOURCE, read_history
 from autoq.api.measuring import PlanMeasurer
 from autoq.api.refining import RefineOptions, open_trials
-from autoq.errors import InputError, ModelError
+from autoq.errors import EvaluationError, InputError, ModelError, UnknownNameError
 from autoq.evaluators import parse_objective
 from autoq.search import effective_bits
 from autoq.search.sampling import random_plans
 from autoq.studies import trial_storage, worker_identity, worker_is_gone
 
+KL = Aim(parse_objective("kl"))
 SMALL = {"sequences": 4, "fresh_sequences": 4, "held_out_sequences": 2}
 
 
+QUICK = {
+    "formats": ("fp8", "nvfp4"),
+    "effective_bits": 6.0,
+    "calibration_sequences": 6,
+    "sequence_length": 32,
+    "batch_size": 2,
+    "held_out_sequences": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def searched(llama_folder, tmp_path_factory):
+    """A store with one study, searched once for all tests."""
+    path = tmp_path_factory.mktemp("searched") / "studies.db"
+    autoq.search(llama_folder, **QUICK, store=f"sqlite:///{path}").store.close()
+    return path
+
+
 @pytest.fixture
-def study(llama_folder, quick):
-    return autoq.search(llama_folder, **quick)
+def copy_of(searched, tmp_path):
+    def copy(name):
+        shutil.copyfile(searched, tmp_path / name)
+        return open_study(None, f"sqlite:///{tmp_path / name}")
+
+    return copy
+
+
+@pytest.fixture
+def study(copy_of):
+    return copy_of("studies.db")
 
 
 def entries(study, **options):
@@ -55,7 +84,7 @@ def test_losses_are_those_of_a_model_quantised_for_the_plan_alone(study):
     """Whatever was measured before it: cached weights and block outputs change no bit."""
     plans = random_plans(study.sensitivity, study.costs(), count=6, seed=3)
     tokens = refine_data(study, RefineOptions(**SMALL)).selection
-    with TrialMeasurer(study, tokens, parse_objective("kl"), cache_bytes=1 << 26) as measurer:
+    with TrialMeasurer(study, tokens, KL, cache_bytes=1 << 26) as measurer:
         found = [measurer.measure(plan.assignment) for plan in [*plans, *reversed(plans)]]
         assert measurer.blocks_skipped > 0
     for plan, measured in zip([*plans, *reversed(plans)], found, strict=True):
@@ -69,7 +98,7 @@ def test_losses_are_those_of_a_model_quantised_for_the_plan_alone(study):
 def test_a_trial_that_is_stopped_has_the_first_sequences_only(study):
     tokens = refine_data(study, RefineOptions(**SMALL)).selection
     plan = study.plan().to_plan()
-    with TrialMeasurer(study, tokens, parse_objective("kl")) as measurer:
+    with TrialMeasurer(study, tokens, KL) as measurer:
         whole = measurer.measure(plan.assignment)
         part = measurer.measure(plan.assignment, stop=lambda so_far: True)
     assert not part.complete
@@ -80,7 +109,7 @@ def test_the_model_has_its_own_weights_after_measuring(study):
     model = study.loaded().model
     before = {name: value.clone() for name, value in model.state_dict().items()}
     tokens = refine_data(study, RefineOptions(**SMALL)).selection
-    with TrialMeasurer(study, tokens, parse_objective("kl")) as measurer:
+    with TrialMeasurer(study, tokens, KL) as measurer:
         measurer.measure(study.plan().to_plan().assignment)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -120,18 +149,17 @@ def test_a_refinement_measures_as_many_plans_as_asked_each_within_the_budget(stu
     assert all(effective_bits(costs, json.loads(plan)) <= 6.0 for plan, *_ in found)
 
 
-def test_the_same_seed_gives_the_same_trials_and_another_seed_others(llama_folder, quick, tmp_path):
+def test_the_same_seed_gives_the_same_trials_and_another_seed_others(copy_of):
     found = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        quick["store"] = f"sqlite:///{tmp_path / name}.db"
-        again = autoq.search(llama_folder, **quick)
+        again = copy_of(f"{name}.db")
         again.refine(trials=5, seed=seed, **SMALL)
         found.append(entries(again, seed=seed))
     assert found[0] == found[1]
     assert found[0] != found[2]
 
 
-def test_more_trials_go_on_where_fewer_ended(llama_folder, quick, tmp_path, study):
+def test_more_trials_go_on_where_fewer_ended(study):
     study.refine(trials=3, **SMALL)
     first = entries(study)
     result = study.refine(trials=6, **SMALL)
@@ -196,7 +224,7 @@ def test_a_plan_that_gives_nan_fails_alone(study, monkeypatch):
     def sometimes(self, assignment, **options):
         calls.append(assignment)
         if len(calls) == 3:
-            raise TrialFailedError("the quantised model's output holds NaN or Inf")
+            raise EvaluationError("the quantised model's output holds NaN or Inf")
         return real(self, assignment, **options)
 
     monkeypatch.setattr(TrialMeasurer, "measure", sometimes)
@@ -208,20 +236,20 @@ def test_a_plan_that_gives_nan_fails_alone(study, monkeypatch):
 def test_outputs_that_are_not_finite_fail_the_trial(study, monkeypatch):
     tokens = refine_data(study, RefineOptions(**SMALL)).selection
     plan = study.plan().to_plan()
-    with TrialMeasurer(study, tokens, parse_objective("kl")) as measurer:
+    with TrialMeasurer(study, tokens, KL) as measurer:
         measurer.measure(plan.assignment)
         monkeypatch.setattr(
             TrialMeasurer,
             "_forward",
             lambda self, ids: torch.full((*ids.shape, 288), math.nan),
         )
-        with pytest.raises(TrialFailedError, match="NaN"):
+        with pytest.raises(EvaluationError, match="NaN"):
             measurer.measure(plan.assignment)
 
 
 def test_a_start_that_cannot_be_measured_ends_the_refinement(study, monkeypatch):
     def fail(self, assignment, **options):
-        raise TrialFailedError("the quantised model's output holds NaN or Inf")
+        raise EvaluationError("the quantised model's output holds NaN or Inf")
 
     monkeypatch.setattr(TrialMeasurer, "measure", fail)
     with pytest.raises(InputError, match=r"plan as it is.*NaN or Inf"):
@@ -229,11 +257,9 @@ def test_a_start_that_cannot_be_measured_ends_the_refinement(study, monkeypatch)
 
 
 def test_a_worker_with_another_model_is_refused(study, llama_folder, tmp_path):
-    import shutil
-
     folder = tmp_path / "moved"
     shutil.copytree(llama_folder, folder)
-    again = autoq.search(folder, **{"store": study.store.url, **_like(study), "name": "other"})
+    again = autoq.search(folder, **QUICK, store=study.store.url, seed=5, name="other")
     from safetensors.torch import load_file, save_file
 
     (weights,) = folder.glob("*.safetensors")
@@ -243,19 +269,6 @@ def test_a_worker_with_another_model_is_refused(study, llama_folder, tmp_path):
     save_file(tensors, weights, metadata={"format": "pt"})
     with pytest.raises(ModelError, match="has changed since study"):
         open_study(again.name, study.store.url).refine(trials=2, **SMALL)
-
-
-def _like(study):
-    config = asdict(study.config)
-    return {
-        "formats": ("fp8", "nvfp4"),
-        "effective_bits": 6.0,
-        "calibration_sequences": config["calibration_sequences"],
-        "sequence_length": config["sequence_length"],
-        "batch_size": config["batch_size"],
-        "held_out_sequences": 2,
-        "seed": 5,
-    }
 
 
 @pytest.mark.parametrize(
@@ -334,17 +347,14 @@ def _numbers(study):
 
 
 @pytest.mark.slow
-def test_killed_and_run_again_it_ends_with_the_trials_of_a_run_that_was_not(
-    llama_folder, quick, tmp_path, study
-):
+def test_killed_and_run_again_it_ends_with_the_trials_of_a_run_that_was_not(copy_of, study):
     child = start(study.store.url, 12)
     wait_for_trials(study, 3, child)
     child.send_signal(signal.SIGKILL)
     child.wait()
     result = study.refine(trials=12, **SMALL)
     assert result.trials == 12
-    quick["store"] = f"sqlite:///{tmp_path / 'undisturbed'}.db"
-    undisturbed = autoq.search(llama_folder, **quick)
+    undisturbed = copy_of("undisturbed.db")
     undisturbed.refine(trials=12, **SMALL)
     assert entries(study) == entries(undisturbed)
 
@@ -358,3 +368,130 @@ def test_two_workers_share_the_trials_and_a_third_joins_them(study):
     history = read_history(open_trials(study, study.unrefined_plan(), RefineOptions(**SMALL)))
     assert sorted(trial.number for trial in history.finished) == list(range(10))
     assert history.unfinished == 0
+
+
+# Other aims than the divergence
+
+
+def test_an_objective_of_several_metrics_is_what_its_metrics_say(study):
+    result = study.refine(trials=3, objective="kl + 0.1*ppl - top1", **SMALL)
+    assert result.trials == 3
+    options = RefineOptions(objective="kl + 0.1*ppl - top1", **SMALL)
+    for entry in open_trials(study, study.unrefined_plan(), options).get_trials():
+        if "metrics" not in entry.user_attrs:
+            continue
+        found = json.loads(entry.user_attrs["metrics"])
+        expected = found["kl_divergence"] + 0.1 * found["perplexity"] - found["top1_agreement"]
+        assert entry.value == pytest.approx(expected, rel=1e-12)
+        assert len(json.loads(entry.user_attrs[LOSSES])) == 4
+
+
+def test_metrics_of_trials_are_those_of_other_measurements(study):
+    tokens = refine_data(study, RefineOptions(**SMALL)).selection
+    with TrialMeasurer(study, tokens, Aim(parse_objective("ppl"))) as measurer:
+        found = measurer.measure(study.plan().to_plan().assignment)
+    with PlanMeasurer(study, tokens) as alone:
+        expected = alone.measure(study.plan())
+    assert found.loss == pytest.approx(expected.perplexity, rel=1e-9)
+    assert found.metrics["kl_divergence"] == pytest.approx(expected.kl_divergence.value, rel=1e-12)
+
+
+def test_a_constraint_counts_the_originals_value_and_excludes_plans_that_break_it(study):
+    options = {"constraints": ("ppl<=1.02x",), **SMALL}
+    study.refine(trials=4, **options)
+    trials = open_trials(study, study.unrefined_plan(), RefineOptions(**options))
+    original = trials.user_attrs["original"]["perplexity"]
+    for entry in trials.get_trials():
+        if "metrics" not in entry.user_attrs:
+            continue
+        excess = json.loads(entry.user_attrs["metrics"])["perplexity"] - 1.02 * original
+        assert entry.constraints["perplexity<=1.02x"] == pytest.approx(excess, abs=1e-9)
+        assert ("violates" in entry.user_attrs) == (excess > 0)
+
+
+def test_where_the_start_breaks_a_constraint_a_plan_that_keeps_it_is_taken(study):
+    """The bound lies between the start and another trial, so that one of them keeps it."""
+    study.refine(trials=4, objective="kl", **SMALL)
+    values = [sum(json.loads(losses)) / 4 for _, _, losses, _ in entries(study)]
+    lowest = min(values[1:])
+    bound = (values[0] + lowest) / 2 if lowest < values[0] else values[0] * 0.5
+    options = {"constraints": (f"kl<={bound!r}",), "prune": False, **SMALL}
+    result = study.refine(trials=4, **options)
+    kept = lowest < values[0]
+    assert result.improved is kept
+    assert "breaks kl_divergence<=" in result.verdict["reason"]
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        ("perplexty", "did you mean perplexity"),
+        ("cosine_similarity", "hidden states as its output"),
+    ],
+)
+def test_metrics_that_nobody_has_are_refused_at_once(study, objective, message):
+    error = UnknownNameError if "mean" in message else InputError
+    with pytest.raises(error, match=message):
+        study.refine(trials=2, objective=objective, **SMALL)
+
+
+def test_models_with_hidden_states_are_refined_by_their_own_divergence(quick, tmp_path):
+    from transformers import AutoModel
+
+    from autoq.testing.tiny_models import write_tiny_model
+
+    folder = write_tiny_model("llama", tmp_path / "llama")
+    AutoModel.from_pretrained(folder).save_pretrained(folder)
+    found = autoq.search(folder, **quick)
+    assert found.refine(trials=2, **SMALL).trials == 2
+    with pytest.raises(InputError, match="perplexity needs"):
+        found.refine(trials=2, objective="ppl", **SMALL)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2"])
+def test_a_front_of_loss_against_bits_is_measured_and_stored(study, sampler):
+    result = study.refine(trials=9, against="bits", sampler=sampler, **SMALL)
+    front = result.verdict["front"]
+    bits = [row["effective_bits"] for row in front]
+    losses = [row["selected_at"] for row in front]
+    assert bits == sorted(set(bits))
+    assert losses == sorted(losses, reverse=True)
+    assert not result.improved
+    for row in front:
+        assert study.store.plan(row["plan_id"]).effective_bits == row["effective_bits"]
+        assert row["held_out"]["value"] > 0
+
+
+def test_the_sampler_learns_from_the_trials_that_have_parameters():
+    """A quadratic with its least value at 0.3; trials without parameters are in between."""
+    from autoq.api._refine_sampling import MultiplierSampler, few_words
+
+    for name in ("tpe", "gp"):
+        sampler = MultiplierSampler(name, seed=0)
+        with few_words():
+            trials = optuna.create_study(sampler=sampler)
+            for place in range(40):
+                trial = trials.ask()
+                sampler.begin(place)
+                value = trial.suggest_float("x", 0.0, 1.0) if place % 2 else 0.5
+                trials.tell(trial, (value - 0.3) ** 2)
+        asked = [trial.params["x"] for trial in trials.trials if trial.params]
+        assert abs(np.mean(asked[-5:]) - 0.3) < 0.15
+
+
+def test_nsga2_finds_its_generations_again():
+    from autoq.api._refine_sampling import SAMPLER_STATE, MultiplierSampler, few_words
+
+    sampler = MultiplierSampler("nsga2", seed=0)
+    with few_words():
+        trials = optuna.create_study(sampler=sampler, directions=["minimize", "minimize"])
+        for place in range(25):
+            trial = trials.ask()
+            sampler.begin(place)
+            value = trial.suggest_float("x", 0.0, 1.0)
+            trial.set_user_attr(SAMPLER_STATE, json.dumps(sampler.state))
+            trials.tell(trial, [value, 1 - value])
+    states = [json.loads(trial.user_attrs[SAMPLER_STATE]) for trial in trials.trials]
+    generations = [state.get("NSGAIISampler:generation", 0) for state in states]
+    assert generations == sorted(generations)
+    assert generations[-1] == 2

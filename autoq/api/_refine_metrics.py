@@ -1,0 +1,150 @@
+"""The metrics that an objective and its constraints ask for, gathered while a trial runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from autoq.api.measured import KL_DIVERGENCE
+from autoq.api.task import LoadedModel, output_properties
+from autoq.errors import EvaluationError, InputError
+from autoq.evaluators import (
+    Constraint,
+    Objective,
+    Reference,
+    Subject,
+    measure_fidelity,
+    measure_metrics,
+)
+from autoq.evaluators.builtin import OutputEvaluator
+from autoq.evaluators.metrics import wanted
+from autoq.evaluators.outputs import SequenceOutputs
+from autoq.evaluators.protocol import check_needs
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """What trials minimise, and what they must keep."""
+
+    objective: Objective
+    constraints: tuple[Constraint, ...] = ()
+
+    @property
+    def metrics(self) -> frozenset[str]:
+        """Full names of everything that has to be measured."""
+        return self.objective.metrics | {constraint.metric for constraint in self.constraints}
+
+    @property
+    def is_divergence(self) -> bool:
+        """Whether the objective is the KL divergence itself, whose noise floor is known."""
+        return self.objective.text in ("kl", KL_DIVERGENCE)
+
+
+class AimedMetrics:
+    """Which of an aim's metrics come from outputs for the tokens, and which from elsewhere."""
+
+    def __init__(self, aim: Aim, loaded: LoadedModel) -> None:
+        """
+        Raises:
+            UnknownNameError, InputError: a metric is not known, or not one of such a model.
+        """
+        self.aim = aim
+        self.properties = output_properties(loaded.model)
+        # Divergence is measured in any case, and of hidden states, too.
+        asked = wanted(sorted(aim.metrics - {KL_DIVERGENCE}))
+        self.tokenizer = loaded.tokenizer if asked.evaluators or asked.tasks else None
+        self.subject = Subject(model=loaded.model, tokenizer=self.tokenizer)
+        for evaluator in asked.evaluators:
+            check_needs(evaluator, self.subject)
+        self.by_outputs = [e for e in asked.evaluators if isinstance(e, OutputEvaluator)]
+        given = {metric.name for each in self.by_outputs for metric in each.metrics}
+        self.elsewhere = sorted(aim.metrics - given - {KL_DIVERGENCE})
+        needed = aim.objective.metrics
+        self.is_per_sequence = not needed & set(self.elsewhere)
+
+    def gathered(self) -> Gathered:
+        """Empty hands, for one trial."""
+        return Gathered(self)
+
+    def finished(self, gathered: Gathered, reference: Reference) -> dict[str, float]:
+        """Metric -> value over all tokens, with those that are measured elsewhere.
+
+        Raises:
+            EvaluationError: this model has no such number.
+        """
+        values = gathered.totals()
+        if self.elsewhere:
+            found = measure_metrics(self.subject, reference, self.elsewhere)
+            values |= {name: estimate.value for name, estimate in found.items()}
+        return values
+
+    def of_the_original(self, reference: Reference) -> dict[str, float]:
+        """What the original has of the metrics that constraints compare with."""
+        names = [c.metric for c in self.aim.constraints if c.relative_to_original]
+        if not names:
+            return {}
+        found = measure_metrics(self.subject, reference, sorted(set(names)))
+        return {name: found[name].value for name in names}
+
+    def value(self, metrics: Mapping[str, float]) -> float:
+        """The objective of one model.
+
+        Raises:
+            EvaluationError: it divides by zero, or the like.
+        """
+        try:
+            return self.aim.objective.value(metrics)
+        except InputError as error:
+            raise EvaluationError(str(error)) from None
+
+    def violations(
+        self, metrics: Mapping[str, float], original: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Constraint -> by how much it is broken; 0 or less where it is kept."""
+        found = {}
+        for constraint in self.aim.constraints:
+            limit = constraint.limit(original.get(constraint.metric))
+            excess = metrics[constraint.metric] - limit
+            found[str(constraint)] = excess if constraint.kind == "at_most" else -excess
+        return found
+
+
+class Gathered:
+    """What one trial's outputs have shown so far."""
+
+    def __init__(self, metrics: AimedMetrics) -> None:
+        self._metrics = metrics
+        self._meters = [each.meter(metrics.tokenizer) for each in metrics.by_outputs]
+        self.divergences: list[float] = []
+        self.losses: list[float] = []  # per sequence, where the objective has such
+
+    def add(self, ids: Tensor, expected: Any, found: Tensor) -> None:
+        """Look at a batch: [sequences, tokens] and both outputs.
+
+        Raises:
+            EvaluationError: an output is not finite, or the objective has no value.
+        """
+        metrics = self._metrics
+        fidelity = measure_fidelity([(ids, expected, found)], **metrics.properties)
+        values: dict[str, Sequence[float]] = {KL_DIVERGENCE: fidelity.kl_per_sequence}
+        own = [each.meter(metrics.tokenizer) for each in metrics.by_outputs]
+        for row in range(ids.shape[0]) if own else ():
+            outputs = SequenceOutputs(ids[row], expected[row], found[row])
+            for meter in (*own, *self._meters):
+                meter.add(outputs)
+        for meter in own:
+            values |= {name: found.per_sequence for name, found in meter.result().items()}
+        self.divergences.extend(fidelity.kl_per_sequence)
+        if metrics.is_per_sequence:
+            try:
+                self.losses.extend(metrics.aim.objective.per_sequence(values))
+            except InputError as error:
+                raise EvaluationError(str(error)) from None
+
+    def totals(self) -> dict[str, float]:
+        """Metric -> value over all tokens that were seen."""
+        found = {name: e.value for meter in self._meters for name, e in meter.result().items()}
+        return {KL_DIVERGENCE: sum(self.divergences) / len(self.divergences), **found}
