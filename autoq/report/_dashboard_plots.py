@@ -33,6 +33,7 @@ _NEAR_BITS = 1.0
 """Trials that differ by fewer bits are those of one budget; the picture then shows its
 neighbourhood."""
 _MARGIN_BITS = 0.5
+_MARGIN_DECADES = 0.1
 _FAR_BELOW = 30.0
 _Place: TypeAlias = Callable[[TrialRow], float | None]
 """Where a trial is on the horizontal axis."""
@@ -49,12 +50,26 @@ def frontier_plot(data: ReportData, trials: Sequence[TrialRow]) -> go.Figure:
         _add_plans(figure, data.uniform, name="predicted, one format", mode="markers")
     _add_trials(figure, trials, x=_bits)
     unit = data.unit if comparable or not trials else "nats_per_token"
-    figure.update_yaxes(title=f"loss ({unit_text(unit)})", type="log", **_DECADES)
+    figure.update_yaxes(title=f"loss ({unit_text(unit)})", **_LOGARITHMIC)
     _add_floor(figure, data, trials, x=_bits)
     bits = [trial.effective_bits for trial in trials]
     if bits and max(bits) - min(bits) < _NEAR_BITS:
-        figure.update_xaxes(range=[min(bits) - _MARGIN_BITS, max(bits) + _MARGIN_BITS])
+        _show_near(figure, min(bits) - _MARGIN_BITS, max(bits) + _MARGIN_BITS)
     return figure
+
+
+def _show_near(figure: go.Figure, left: float, right: float) -> None:
+    """Limit a figure with a logarithmic axis to these bits and the losses that stand over them."""
+    losses: list[float] = []
+    for trace in figure.data:
+        above, below = trace.error_y.array, trace.error_y.arrayminus
+        for index, (bits, loss) in enumerate(zip(trace.x, trace.y, strict=True)):
+            if left <= bits <= right:
+                losses.append(loss + (above[index] if above else 0.0))
+                losses.append(loss - (below[index] if below else 0.0))
+    shown = [math.log10(loss) for loss in losses if loss > 0.0]
+    figure.update_xaxes(range=[left, right])
+    figure.update_yaxes(range=[min(shown) - _MARGIN_DECADES, max(shown) + _MARGIN_DECADES])
 
 
 def prediction_plot(data: ReportData, trials: Sequence[TrialRow]) -> go.Figure:
@@ -62,8 +77,8 @@ def prediction_plot(data: ReportData, trials: Sequence[TrialRow]) -> go.Figure:
     predicted = [trial for trial in trials if trial.predicted_loss and trial.predicted_loss > 0.0]
     title = f"predicted loss ({unit_text(data.unit)})"
     figure = _plotly().Figure(layout=_layout("Predicted against measured", title))
-    figure.update_xaxes(type="log", **_DECADES)
-    figure.update_yaxes(title="measured KL divergence (nats per token)", type="log", **_DECADES)
+    figure.update_xaxes(**_LOGARITHMIC)
+    figure.update_yaxes(title="measured KL divergence (nats per token)", **_LOGARITHMIC)
     ends = [trial.predicted_loss for trial in predicted if trial.predicted_loss is not None]
     if ends and data.unit == "nats_per_token":
         ends += [trial.measured.value for trial in predicted if trial.measured.value > 0.0]
@@ -100,7 +115,7 @@ def layers_plot(data: ReportData) -> go.Figure:
     return figure
 
 
-_DECADES = {"exponentformat": "power", "dtick": 1}
+_LOGARITHMIC = {"type": "log", "exponentformat": "power"}
 
 
 def _bits(trial: TrialRow) -> float | None:
@@ -198,9 +213,9 @@ def _error_bars(trials: Sequence[TrialRow], colour: str) -> dict[str, Any]:
         "symmetric": False,
         "array": [_short(max(value, 0.0)) for value in above],
         "arrayminus": [_short(max(value, 0.0)) for value in below],
-        "color": colour,
+        "color": f"{colour}66",  # many overlap
         "thickness": 1,
-        "width": 2,
+        "width": 0,
     }
 
 

@@ -121,6 +121,9 @@ def test_trials_of_one_budget_are_shown_from_near(make_summary: Any, plans: Any)
     data = report_data(make_summary(), plans)
     near = frontier_plot(data, [trial(0, 0.04), trial(1, 0.02, effective_bits=5.75)])
     assert near.layout.xaxis.range == (5.0, 6.25)
+    # over these bits: trials from 0.01 to 0.08, the plans of 5.9375 and 6 bits between them
+    expected = (math.log10(0.01) - 0.1, math.log10(0.08) + 0.1)
+    assert near.layout.yaxis.range == pytest.approx(expected)
     far = frontier_plot(data, [trial(0, 0.04), trial(1, 0.02, effective_bits=8.0)])
     assert far.layout.xaxis.range is None
 
