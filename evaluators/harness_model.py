@@ -15,9 +15,10 @@ from lm_eval.models.utils import (
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteriaList
 
 from autoq.errors import InputError
+from autoq.evaluators._harness_model_parts import Stops, positions, positive, score
 from autoq.evaluators.fidelity import check_finite
 from autoq.models.forward import forward_logits, is_causal
 
@@ -25,7 +26,6 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 AUTO = "auto"
-DEFAULT_POSITIONS = 2048  # of models that do not say how many they have
 DEFAULT_NEW_TOKENS = 256
 _AUTO_BYTES = 1 << 28
 """Of logits in one batch whose size is automatic; if even that is too much, batches are halved."""
@@ -66,9 +66,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
         if tokenizer is None:
             raise InputError("evaluation tasks need the model's tokenizer, and there is none")
         self.model, self.tokenizer = model, tokenizer
-        self.max_length = _positive("max_length", max_length or _positions(model))
+        self.max_length = positive("max_length", max_length or positions(model))
         self._rows = (
-            None if str(batch_size).startswith(AUTO) else _positive("batch_size", batch_size)
+            None if str(batch_size).startswith(AUTO) else positive("batch_size", batch_size)
         )
         self._auto_bytes = _AUTO_BYTES
         self._show_progress = show_progress
@@ -171,7 +171,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
             for row, log_probabilities in self._batched(longest_first, self._log_probabilities):
                 for index in rows[row]:
                     _, context, continuation = requests[index]
-                    found[index] = _score(log_probabilities, continuation)
+                    found[index] = score(log_probabilities, continuation)
                     key = requests[index][0]
                     if key:
                         self.cache_hook.add_partial("loglikelihood", key, found[index])
@@ -253,7 +253,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
             attention_mask=mask,
             max_new_tokens=new_tokens,
             pad_token_id=pad,
-            stopping_criteria=StoppingCriteriaList([_Stops(self.tokenizer, stops, longest)]),
+            stopping_criteria=StoppingCriteriaList([Stops(self.tokenizer, stops, longest)]),
             **settings,
         )
         texts = [
@@ -293,44 +293,3 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
         config: Any = getattr(self.model, "config", None)
         vocabulary = int(getattr(config, "vocab_size", 0) or len(self.tokenizer))
         return max(1, self._auto_bytes // (max(tokens, 1) * vocabulary * 4))
-
-
-class _Stops(StoppingCriteria):
-    """Ends every row whose new text holds a stop string."""
-
-    def __init__(self, tokenizer: Any, stops: Sequence[str], prompt_tokens: int) -> None:
-        self._tokenizer, self._prompt_tokens = tokenizer, prompt_tokens
-        self._stops = [stop for stop in stops if stop]
-
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        """Which rows are done, bool [rows]."""
-        texts = self._tokenizer.batch_decode(input_ids[:, self._prompt_tokens :])
-        done = [any(stop in text for stop in self._stops) for text in texts]
-        return torch.tensor(done, device=input_ids.device)
-
-
-def _score(log_probabilities: Tensor, continuation: Sequence[int]) -> tuple[float, bool]:
-    """Of the last tokens, each predicted from those before it."""
-    wanted = torch.tensor(continuation, device=log_probabilities.device)[-len(log_probabilities) :]
-    ends = log_probabilities[-len(wanted) :]
-    likelihood = float(ends.gather(-1, wanted[:, None]).double().sum())
-    return likelihood, bool((ends.argmax(-1) == wanted).all())
-
-
-def _positions(model: nn.Module) -> int:
-    config: Any = getattr(model, "config", None)
-    for name in ("max_position_embeddings", "n_positions"):
-        positions = getattr(config, name, None)
-        if isinstance(positions, int) and positions > 0:
-            return positions
-    return DEFAULT_POSITIONS
-
-
-def _positive(name: str, value: int | str) -> int:
-    try:
-        number = int(value)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise InputError(f"{name} must be a positive whole number, got {value!r}")
-    return number

@@ -172,7 +172,8 @@ def _print_metrics(found: dict[str, Any]) -> None:
 
     if "metrics" in found:
         typer.echo(f"{found['target']} against the original, on {found['data']}:")
-        metrics = {**found["metrics"], "noise_floor": found.get("noise_floor")}
+        metrics = dict(found["metrics"])
+        metrics.setdefault("noise_floor", found.get("noise_floor"))
         for name, measured in metrics.items():
             if measured is None:
                 continue

@@ -93,3 +93,8 @@ def test_a_lower_bound_is_called_one(run, evaluated):
         "  (KL divergence is a lower bound: the cache keeps 10 tokens of each distribution; "
         "--cache-gb allows more)"
     )
+
+
+def test_a_noise_floor_that_was_asked_for_is_printed(run, evaluated):
+    evaluated(metrics={"noise_floor": {"value": 0.25, "low": None, "high": None}})
+    assert run("eval", "llama-ab12").stdout.splitlines()[-1] == "  noise floor: 0.2500"
