@@ -227,7 +227,7 @@ class _Calibrator:
         rows = [len(weight) for weight in smoothed]
         return {
             name: replace(calibration, codes=grid.pack(indices))
-            for name, grid, indices in zip(members, grids, found.split(rows), strict=True)
+            for name, grid, indices in zip(members, grids, torch.split(found, rows), strict=True)
         }
 
     def _importance(self, group: DecisionGroup) -> dict[SlotName, Tensor]:
