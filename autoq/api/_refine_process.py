@@ -34,21 +34,7 @@ def started_helpers(
 
     They end by themselves when there are enough trials. One that fails is reported; its trial is
     tried again by the others.
-
-    Raises:
-        InputError: the study has no model folder or its store is in memory, so that no other
-            process can read them.
     """
-    if not study.record.model_path:
-        raise InputError(
-            "other workers read the model from its folder, and this study was made from a model "
-            "in memory; refine it with one worker"
-        )
-    if is_in_memory(study.store.url):
-        raise InputError(
-            "workers share trials through the store, and this one is in memory; name a file or a "
-            "database with --store"
-        )
     order = {
         "store": study.store.url,
         "study": study.id,
@@ -67,6 +53,24 @@ def started_helpers(
     finally:
         for message in filter(None, [helper.end() for helper in helpers]):
             progress.note(f"a worker ended early: {message}; its trial was tried again")
+
+
+def check_can_be_shared(study: Study) -> None:
+    """Refuse studies that no other process can read.
+
+    Raises:
+        InputError: the study has no model folder, or its store is in memory.
+    """
+    if not study.record.model_path:
+        raise InputError(
+            "other workers read the model from its folder, and this study was made from a model "
+            "in memory; refine it with one worker"
+        )
+    if is_in_memory(study.store.url):
+        raise InputError(
+            "workers share trials through the store, and this one is in memory; name a file or a "
+            "database with --store"
+        )
 
 
 class _Helper:

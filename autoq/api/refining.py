@@ -13,7 +13,8 @@ from autoq.api._refine_confirm import Confirmed, confirm
 from autoq.api._refine_data import RefineData, refine_data
 from autoq.api._refine_front import confirm_front
 from autoq.api._refine_measure import TrialMeasurer
-from autoq.api._refine_metrics import Aim
+from autoq.api._refine_metrics import Aim, AimedMetrics
+from autoq.api._refine_process import check_can_be_shared, started_helpers
 from autoq.api._refine_sampling import MultiplierSampler, check_sampler, few_words
 from autoq.api._refine_trials import done_trials
 from autoq.api._refine_worker import Worker, WorkOrder
@@ -177,6 +178,10 @@ def refine_study(
     if workers < 1:
         raise InputError(f"workers must be >= 1, got {workers}")
     progress = progress or SilentProgress()
+    # Refusals come before anything is in the store.
+    AimedMetrics(options.aim, study.loaded())
+    if workers > 1:
+        check_can_be_shared(study)
     trials = open_trials(study, plan, options)
     data = refine_data(study, options)
     with _helpers(study, plan, options, workers, progress):
@@ -334,8 +339,6 @@ def _helpers(
     if workers == 1:
         yield
         return
-    from autoq.api._refine_process import started_helpers
-
     with started_helpers(study, plan, asdict(options), workers - 1, progress):
         yield
 

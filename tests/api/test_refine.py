@@ -433,6 +433,7 @@ def test_metrics_that_nobody_has_are_refused_at_once(study, objective, message):
     error = UnknownNameError if "mean" in message else InputError
     with pytest.raises(error, match=message):
         study.refine(trials=2, objective=objective, **SMALL)
+    assert optuna.get_all_study_summaries(storage=trial_storage(study.store.url)) == []
 
 
 def test_models_with_hidden_states_are_refined_by_their_own_divergence(quick, tmp_path):
