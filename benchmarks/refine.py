@@ -79,15 +79,11 @@ def main() -> None:
     arguments.cache.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     models = _models(arguments)
-    cases = {
-        name: Cases(MeasuredModel(name, folder, arguments.cache), arguments)
-        for name, folder in models.items()
-    }
-    for strategy in RUNS:  # every case of one before the next, so that a part is of use, too
-        for model in cases.values():
-            for bits in arguments.bits:
-                model.run(bits, strategy)
-    rows = [row for model in cases.values() for bits in arguments.bits for row in model.rows(bits)]
+    if not arguments.known:
+        _run_all(models, arguments)
+    rows = [
+        row for name in models for bits in arguments.bits for row in _rows(name, bits, arguments)
+    ]
     print(markdown(rows))
     if arguments.out:
         settings = {
@@ -99,12 +95,43 @@ def main() -> None:
         arguments.out.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
 
 
+def _run_all(models: Mapping[str, Path], arguments: argparse.Namespace) -> None:
+    """Every case of one strategy before the next, so that a part is of use, too."""
+    cases = [
+        Cases(MeasuredModel(name, folder, arguments.cache), arguments)
+        for name, folder in models.items()
+    ]
+    for strategy in RUNS:
+        for model in cases:
+            for bits in arguments.bits:
+                model.run(bits, strategy)
+
+
+def _rows(name: str, bits: float, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """All results of a case, with the share of the possible gain that each made."""
+    paths = [_result_path(arguments.cache, name, bits, strategy) for strategy in RUNS]
+    rows = [json.loads(path.read_text()) for path in paths if path.is_file()]
+    best = min((row[kl] for row in rows for kl in ("start_kl", "best_kl", "kept_kl")), default=0.0)
+    for row in rows:
+        possible = row["start_kl"] - best
+        gained = row["start_kl"] - row["kept_kl"]
+        row["share_of_possible"] = gained / possible if possible > 0.0 else None
+    return rows
+
+
+def _result_path(cache: Path, name: str, bits: float, strategy: str) -> Path:
+    return cache / f"{name} {bits:g} {strategy}.json"
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path, required=True, help="folder for divergences")
     parser.add_argument("--only", nargs="*", help="names of models; all if left out")
     parser.add_argument("--bits", type=float, nargs="*", default=BUDGETS)
     parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument(
+        "--known", action="store_true", help="report what the cache has; run nothing"
+    )
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     return parser.parse_args()
 
@@ -227,12 +254,11 @@ class Cases:
     model: MeasuredModel
     arguments: argparse.Namespace
 
-    def run(self, bits: float, strategy: str) -> dict[str, Any]:
-        """One refinement's result."""
-        path = self.arguments.cache / f"{self.model.name} {bits:g} {strategy}.json"
+    def run(self, bits: float, strategy: str) -> None:
+        """One refinement, its result kept in the cache."""
+        path = _result_path(self.arguments.cache, self.model.name, bits, strategy)
         if path.is_file():
-            known: dict[str, Any] = json.loads(path.read_text())
-            return known
+            return
         started = time.process_time()
         table = self.model.sensitivity
         table = _made_wrong(table) if strategy == WRONG else table
@@ -242,17 +268,6 @@ class Cases:
         self.model.save()
         path.write_text(json.dumps(row))
         _note(f"{path.stem}: {row['improvement']} {row['cpu_seconds']} CPU seconds")
-        return row
-
-    def rows(self, bits: float) -> list[dict[str, Any]]:
-        """All results at one budget, with the share of the possible gain that each made."""
-        rows = [self.run(bits, strategy) for strategy in RUNS]
-        best = min(min(row["start_kl"], row["best_kl"]) for row in rows)
-        for row in rows:
-            possible = row["start_kl"] - best
-            gained = row["start_kl"] - row["kept_kl"]
-            row["share_of_possible"] = gained / possible if possible > 0.0 else None
-        return rows
 
 
 def _made_wrong(table: SensitivityTable) -> SensitivityTable:

@@ -30,13 +30,16 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     header = ["strategy", *(f"{model} {bits:g}" for model, bits in cases), "median"]
     lines = [_line(header), _line(["---"] * len(header))]
     for strategy in strategies:
-        picked = [found[(*case, strategy)] for case in cases]
-        lines.append(_line([strategy, *map(_improvement, picked), _median(picked)]))
+        picked = [found.get((*case, strategy)) for case in cases]
+        measured = [row for row in picked if row is not None]
+        lines.append(_line([strategy, *map(_improvement, picked), _median(measured)]))
     lines += ["", *_details(rows)]
     return "\n".join(lines)
 
 
-def _improvement(row: dict[str, Any]) -> str:
+def _improvement(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "not run"
     value = row["improvement"]
     if not row["accepted"]:
         return "start kept"
