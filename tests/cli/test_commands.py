@@ -43,10 +43,14 @@ def test_search_passes_every_option_on(api, run):
         *("--max-gb", "24", "--max-active-bits", "5.5", "--max-latency-ms", "3", "--gpu", "h200"),
         *("--latency-table", "times.json", "--latency-batch", "8", "--max-kl", "0.01"),
         *("--overwrite", "--no-measure", "--compare-uniform", "--wait", "1.5"),
-        "--trust-remote-code",
+        *("--refine", "20", "--objective", "kl + 0.1*ppl", "--min-task", "arc_easy>=0.99x"),
+        *("--workers", "2", "--trust-remote-code"),
     )
     assert result.exit_code == 0, result.stderr
     assert api.arguments("search") == {
+        "refine": 20,
+        "refine_options": {"objective": "kl + 0.1*ppl", "constraints": ("arc_easy>=0.99x",)},
+        "workers": 2,
         "model": "models/llama",
         "effective_bits": 6.0,
         "max_gb": 24.0,
@@ -78,6 +82,9 @@ def test_search_passes_every_option_on(api, run):
         "name": "mine",
         "export": "out",
         "overwrite": True,
+        "refine": 0,
+        "refine_options": {"objective": "kl", "constraints": ()},
+        "workers": 1,
         "measure": False,
         "compare_uniform": True,
         "trust_remote_code": True,
