@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from autoq.api._refine_sampling import few_words
+from autoq.api._refine_optuna import few_words
 from autoq.formats import FormatName
 from autoq.models import Assignment, GroupName
 from autoq.search.refine import Source, Trial

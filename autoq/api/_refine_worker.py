@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 import numpy as np
 
 from autoq.api._refine_measure import Measured, TrialMeasurer
-from autoq.api._refine_sampling import SAMPLER_STATE, MultiplierSampler, few_words
+from autoq.api._refine_optuna import SAMPLER_STATE, few_words
 from autoq.api._refine_trials import (
     FAILURE,
     LOSSES,
@@ -36,6 +36,8 @@ from autoq.studies import worker_identity
 if TYPE_CHECKING:
     from optuna import Trial as OptunaTrial
     from optuna.study import Study as Trials
+
+    from autoq.api._refine_sampler import MultiplierSampler
 
 EXHAUSTED = "exhausted"
 """User attribute of the Optuna study: nothing was left to try after so many trials."""

@@ -14,8 +14,8 @@ from autoq.api._refine_data import RefineData, refine_data
 from autoq.api._refine_front import confirm_front
 from autoq.api._refine_measure import TrialMeasurer
 from autoq.api._refine_metrics import Aim, AimedMetrics
+from autoq.api._refine_optuna import check_sampler, few_words
 from autoq.api._refine_process import check_can_be_shared, started_helpers
-from autoq.api._refine_sampling import MultiplierSampler, check_sampler, few_words
 from autoq.api._refine_trials import done_trials
 from autoq.api._refine_worker import Worker, WorkOrder
 from autoq.api.renewal import RenewingProgress
@@ -201,6 +201,8 @@ def open_trials(study: Study, plan: PlanRecord, options: RefineOptions) -> Trial
     """The Optuna study of this refinement, in the store's own database; made where there is none."""
     import optuna
 
+    from autoq.api._refine_sampler import MultiplierSampler
+
     storage = trial_storage(
         study.store.url,
         heartbeat_seconds=options.heartbeat_seconds,
@@ -232,6 +234,8 @@ def work(
     progress: Progress,
 ) -> None:
     """Measure trials in this process until there are enough."""
+    from autoq.api._refine_sampler import MultiplierSampler
+
     sampler = trials.sampler
     assert isinstance(sampler, MultiplierSampler)
     with TrialMeasurer(

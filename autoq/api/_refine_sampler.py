@@ -12,42 +12,23 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from optuna.samplers import BaseSampler
 
-from autoq.errors import InputError
+from autoq.api._refine_optuna import SAMPLER_STATE, check_sampler, few_words
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
-SAMPLERS = ("tpe", "gp", "nsga2")
-
-SAMPLER_STATE = "sampler_state"
-"""User attribute of a trial: what its sampler wants to find again, as JSON."""
-
 _FIRST_RANDOM = 5
 """Trials with parameters before a model is fitted to them."""
 
 _POPULATION = 10
 """Of NSGA-II: a refinement has tens of such trials, not thousands."""
-
-
-def check_sampler(name: str) -> str:
-    """The name.
-
-    Raises:
-        InputError: there is no such sampler.
-    """
-    if name not in SAMPLERS:
-        raise InputError(f"no sampler named {name!r}; known: {', '.join(SAMPLERS)}")
-    return name
 
 
 class MultiplierSampler(BaseSampler):
@@ -137,21 +118,6 @@ class MultiplierSampler(BaseSampler):
         if self._name == "nsga2":
             return samplers.NSGAIISampler(seed=seed, population_size=_POPULATION)
         return samplers.TPESampler(seed=seed, n_startup_trials=_FIRST_RANDOM)
-
-
-@contextmanager
-def few_words() -> Iterator[None]:
-    """Without Optuna's lines for every study and trial, and without its warnings."""
-    import optuna
-
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        optuna.logging.set_verbosity(verbosity)
 
 
 def _copied(trial: FrozenTrial) -> FrozenTrial:
