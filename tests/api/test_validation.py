@@ -94,7 +94,7 @@ def test_the_line_corrects_the_predicted_loss(study: Any) -> None:
 
 
 def test_few_near_optimal_plans_calibrate_with_the_random_ones(study: Any) -> None:
-    found = study.validate(random=4, near=2, sequences=2)
+    found = study.validate(random=6, near=2, sequences=2)
     assert found["calibrated_on"] == "all"
     # A plan without loss has no logarithm.
     positive = [row for row in found["plans"] if row["predicted"]["value"] > 0.0]
