@@ -34,7 +34,7 @@ _UNARY: Mapping[type[ast.unaryop], Callable[[float], float]] = {
     ast.USub: operator.neg,
     ast.UAdd: operator.pos,
 }
-_LONGEST = 1000  # characters; deeper nesting than that allows could exhaust Python's own stack
+_LONGEST = 300  # characters; deeper nesting than that allows could exhaust Python's own stack
 _CONSTRAINT = re.compile(
     r"\s*(?P<metric>[^<>=]*[^<>=\s])\s*(?P<sign>>=|<=)\s*(?P<value>[^<>=\s]+?)(?P<times>x?)\s*"
 )

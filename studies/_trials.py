@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import warnings
@@ -14,7 +15,12 @@ from sqlalchemy import Engine, event, make_url, text
 from autoq.studies._leases import START_TOLERANCE_SECONDS, pid_namespace, process_started
 
 if TYPE_CHECKING:
+    from optuna import Study as OptunaStudy
     from optuna.storages import BaseStorage
+    from optuna.trial import FrozenTrial
+
+WORKER = "worker"
+"""User attribute of a trial: who measures it."""
 
 HEARTBEAT_SECONDS = 10
 """How often a worker says that its trial is alive."""
@@ -59,13 +65,24 @@ def trial_storage(
             engine_kwargs=options,
             heartbeat_interval=heartbeat_seconds,
             grace_period=grace_seconds,
-            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(
-                max_retry=_MOST_RETRIES
-            ),
+            heartbeat_stale_trial_callback=_try_again,
         )
     if is_sqlite:
         _sync_less(storage.engine)
     return storage
+
+
+def _try_again(study: OptunaStudy, trial: FrozenTrial) -> None:
+    """Let a trial wait for another worker; of the dead one nothing may be left in it."""
+    import optuna
+    from optuna.exceptions import ExperimentalWarning
+
+    left = {name: value for name, value in trial.user_attrs.items() if name != WORKER}
+    trial.user_attrs = left
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        retry = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=_MOST_RETRIES)
+    retry(study, trial)
 
 
 def is_in_memory(url: str) -> bool:
@@ -74,13 +91,23 @@ def is_in_memory(url: str) -> bool:
     return parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:")
 
 
+def grace_seconds_of(storage: BaseStorage) -> float:
+    """After how long a silence a trial of this storage is tried again; endless in memory."""
+    return float(getattr(_uncached(storage), "grace_period", math.inf))
+
+
+def _uncached(storage: BaseStorage) -> Any:
+    """A study's storage is one that keeps finished trials, in front of that in the database."""
+    return getattr(storage, "_backend", storage)
+
+
 def has_heartbeat(storage: BaseStorage, trial_id: int) -> bool:
     """Whether the trial ever gave a sign of life.
 
     One that did not belongs to a worker that died between making it and working on it; Optuna
     never finds those.
     """
-    engine = getattr(storage, "engine", None)
+    engine = getattr(_uncached(storage), "engine", None)
     if engine is None:
         return True  # in memory: the worker is this process
     query = text("SELECT count(*) FROM trial_heartbeats WHERE trial_id = :trial_id")

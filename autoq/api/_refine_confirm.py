@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from autoq.api._refine_data import RefineData
 from autoq.api._refine_measure import TrialMeasurer
 from autoq.api._refine_metrics import Aim
-from autoq.api._refine_trials import FAILURE, POSITION, SOURCE, VIOLATES, read_history
+from autoq.api._refine_trials import FAILURE, POSITION, broken_by_the_start, read_history
 from autoq.api.measured import (
     KL_DIVERGENCE,
     REFINED_FROM,
@@ -45,6 +45,10 @@ RESULT = "result"
 
 _MOST_KEPT = 2
 """Trials that are measured on fresh tokens where the start breaks a constraint."""
+
+
+EARLIER = -1
+"""Number of a finalist that no trial of this refinement found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +81,11 @@ def confirm(
     if known.get("done_for") == done_for:
         return Confirmed(study.store.plan(known["plan_id"]), known)
     _check_start(trials, finished)
-    broken = _broken_by_the_start(trials)
+    broken = broken_by_the_start(trials)
     finalists = _finalists(refinement, finished, broken)
+    before = study.refined(start)
+    if before.id != start.id and not options.constraints:
+        finalists = _with_refined(finalists, before)
     if data.remark is not None:
         progress.note(data.remark)
     losses = _losses(study, finalists, data.fresh, options, progress, "confirming")
@@ -96,6 +103,7 @@ def confirm(
                 reason="the best trial won on fresh tokens and lost on the held-out ones",
             )
     plan = start if chosen is None else _stored(study, start, chosen.assignment, trials.study_name)
+    study.set_refined(start, plan)
     reported = _reported(study, [start] if plan is start else [start, plan], data.report, progress)
     found = {
         "accepted": plan is not start,
@@ -176,12 +184,15 @@ def _finalists(refinement: Refinement, finished: Sequence[Trial], broken: str) -
     return [start, *sorted(kept, key=lambda trial: (trial.loss, trial.number))[:_MOST_KEPT]]
 
 
-def _broken_by_the_start(trials: Trials) -> str:
-    """The constraints, or nothing."""
-    for entry in trials.get_trials(deepcopy=False):
-        if entry.user_attrs.get(SOURCE) == Source.START and VIOLATES in entry.user_attrs:
-            return ", ".join(json.loads(entry.user_attrs[VIOLATES]))
-    return ""
+def _with_refined(finalists: list[Trial], refined: PlanRecord) -> list[Trial]:
+    """What an earlier refinement of the same plan found is measured again beside the others."""
+    assignment = refined.to_plan().assignment
+    if any(dict(trial.assignment) == dict(assignment) for trial in finalists):
+        return finalists
+    earlier = Trial(
+        number=EARLIER, source=Source.SWAP, assignment=assignment, losses=(), complete=True
+    )
+    return [*finalists, earlier]
 
 
 def _chosen(
@@ -279,7 +290,7 @@ def _row(trial: Trial, losses: Sequence[float]) -> dict[str, Any]:
     return {
         "trial": trial.number,
         "source": trial.source.value,
-        "selected_at": sum(trial.losses) / len(trial.losses),
+        "selected_at": sum(trial.losses) / len(trial.losses) if trial.losses else None,
         "fresh": sum(losses) / len(losses),
     }
 

@@ -14,7 +14,7 @@ from autoq.api._refine_optuna import few_words
 from autoq.formats import FormatName
 from autoq.models import Assignment, GroupName
 from autoq.search.refine import Source, Trial
-from autoq.studies import has_heartbeat, worker_is_gone
+from autoq.studies import WORKER, grace_seconds_of, has_heartbeat, worker_is_gone
 
 if TYPE_CHECKING:
     from optuna.study import Study as Trials
@@ -26,7 +26,6 @@ POSITION = "position"
 PLAN = "plan"
 SOURCE = "source"
 LOSSES = "losses"
-WORKER = "worker"
 FAILURE = "failure"
 """Why a trial could not be measured; a trial that failed without was interrupted."""
 VIOLATES = "violates"
@@ -98,6 +97,14 @@ def as_trial(entry: FrozenTrial) -> Trial:
     )
 
 
+def broken_by_the_start(trials: Trials) -> str:
+    """The constraints that the start breaks, or nothing."""
+    for entry in trials.get_trials(deepcopy=False):
+        if entry.user_attrs.get(SOURCE) == Source.START and VIOLATES in entry.user_attrs:
+            return ", ".join(json.loads(entry.user_attrs[VIOLATES]))
+    return ""
+
+
 def plan_text(assignment: Assignment) -> str:
     """A plan as one attribute: a parameter for each layer is slow to store and useless to learn from."""
     return json.dumps(dict(sorted(assignment.items())))
@@ -129,7 +136,7 @@ class DeadTrials:
         if has_heartbeat(self._storage, entry._trial_id):
             return False
         since = self._silent_since.setdefault(entry._trial_id, time.monotonic())
-        return time.monotonic() - since > float(self._storage.grace_period)
+        return time.monotonic() - since > grace_seconds_of(self._storage)
 
     def _try_again(self, entry: FrozenTrial) -> None:
         import optuna

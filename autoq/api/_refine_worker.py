@@ -20,9 +20,10 @@ from autoq.api._refine_trials import (
     SOURCE,
     SURPLUS,
     VIOLATES,
-    WORKER,
     DeadTrials,
+    History,
     best_complete,
+    broken_by_the_start,
     plan_text,
     read_history,
 )
@@ -30,8 +31,8 @@ from autoq.errors import EvaluationError
 from autoq.evaluators.fidelity import bootstrap_interval
 from autoq.formats import FormatName
 from autoq.models import Assignment, GroupName
-from autoq.search.refine import FrontRefinement, Proposal, Refinement
-from autoq.studies import worker_identity
+from autoq.search.refine import FrontRefinement, Proposal, Refinement, Source
+from autoq.studies import WORKER, worker_identity
 
 if TYPE_CHECKING:
     from optuna import Trial as OptunaTrial
@@ -89,6 +90,8 @@ class Worker:
         self._advance, self._note = advance, note
         self._dead = DeadTrials(trials)
         # Where the sampler asks for a budget whose plans are all known, it may ask for another.
+        self._has_result = False  # of the trial at hand
+        self._finished_when_idle = -1  # trials, when nothing was left to try beside those running
         self._attempts = 1 if isinstance(refinement, Refinement) else _MOST_ATTEMPTS
 
     def run(self) -> None:
@@ -103,15 +106,38 @@ class Worker:
                 wanted = history.waiting or (
                     history.counted < self._order.trials and not self._is_exhausted(history.counted)
                 )
-                if wanted:
-                    self._trials.optimize(
-                        self._objective, n_trials=1, catch=(EvaluationError, _NothingToDoError)
-                    )
+                if wanted and not self._waits_for_news(history):
+                    self._take_one()
                 elif not history.unfinished:
                     return
                 else:
                     time.sleep(_POLL_SECONDS)
                     self._advance()
+
+    def _waits_for_news(self, history: History) -> bool:
+        """Whether nothing was left to try, and nothing has been learnt since."""
+        is_news = len(history.finished) != self._finished_when_idle
+        return bool(history.unfinished) and not history.waiting and not is_news
+
+    def _take_one(self) -> None:
+        """Measure one trial.
+
+        One whose worker was silent for too long, in a machine that slept, is tried again by
+        others; then its own result comes too late, and Optuna refuses it in several ways.
+        """
+        from optuna.exceptions import UpdateFinishedTrialError
+
+        self._has_result = False
+        try:
+            self._trials.optimize(
+                self._objective, n_trials=1, catch=(EvaluationError, _NothingToDoError)
+            )
+        except UpdateFinishedTrialError:
+            self._note("a trial was silent for too long and is tried again")
+        except (ValueError, AssertionError):
+            if not self._has_result:
+                raise
+            self._note("a trial was silent for too long and is tried again")
 
     def _is_exhausted(self, counted: int) -> bool:
         return bool(self._trials.user_attrs.get(EXHAUSTED) == counted)
@@ -126,6 +152,7 @@ class Worker:
         assignment = {GroupName(group): FormatName(fmt) for group, fmt in plan.items()}
         measured = self._measured(trial, assignment)
         self._record(trial, measured)
+        self._has_result = True
         if not measured.complete:
             raise optuna.TrialPruned(f"hopeless after {len(measured.losses)} sequences")
         self._judge(trial, measured)
@@ -156,6 +183,8 @@ class Worker:
             attempts = history.attempts.get(position, 0) + 1
             if not history.running and attempts >= self._attempts:
                 self._trials.set_user_attr(EXHAUSTED, history.counted)
+            if history.running:
+                self._finished_when_idle = len(history.finished)
             self._give_up(trial, "nothing was left to try")
         _describe(trial, proposal)
         if self._sampler.state:
@@ -176,7 +205,11 @@ class Worker:
     # Measuring
 
     def _measured(self, trial: OptunaTrial, assignment: Assignment) -> Measured:
-        best = best_complete(read_history(self._trials, before=trial.number).finished)
+        finished = read_history(self._trials, before=trial.number).finished
+        if broken_by_the_start(self._trials):
+            # Its loss is no reason to stop a plan that may keep what the start breaks.
+            finished = tuple(each for each in finished if each.source is not Source.START)
+        best = best_complete(finished)
 
         def stop(so_far: Sequence[float]) -> bool:
             if self._order.against_bits:  # every budget has its own best

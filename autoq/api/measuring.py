@@ -227,6 +227,10 @@ def advancing(items: Iterable[Item], advance: Callable[[], None]) -> Iterator[It
 
 
 def _same_source(first: str | None, second: str | None) -> bool:
+    """Whether two sources may share documents: other splits of one dataset count as the same."""
     if first is None or second is None:
         return first == second
-    return first == second or Path(first).resolve() == Path(second).resolve()
+    names = [
+        source if Path(source).exists() else source.split(":")[0] for source in (first, second)
+    ]
+    return names[0] == names[1] or Path(names[0]).resolve() == Path(names[1]).resolve()

@@ -6,13 +6,13 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from autoq.api._refine_confirm import Confirmed, confirm
 from autoq.api._refine_data import RefineData, refine_data
 from autoq.api._refine_front import confirm_front
-from autoq.api._refine_measure import TrialMeasurer
+from autoq.api._refine_measure import AVAILABLE_SHARE, TrialMeasurer, available_bytes
 from autoq.api._refine_metrics import Aim, AimedMetrics
 from autoq.api._refine_optuna import check_sampler, few_words
 from autoq.api._refine_process import check_can_be_shared, started_helpers
@@ -67,7 +67,9 @@ class RefineOptions:
             least = 1 if name == "trials" else 2
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be >= {least}, got {getattr(self, name)}")
-        if self.cache_gb is not None and not self.cache_gb >= 0:
+        if self.seed < 0:
+            raise InputError(f"seed must be >= 0, got {self.seed}")
+        if self.cache_gb is not None and not 0 <= self.cache_gb < math.inf:
             raise InputError(f"cache_gb must be >= 0, got {self.cache_gb:g}")
         if self.against not in (None, AGAINST_BITS):
             raise InputError(
@@ -162,8 +164,11 @@ def refine_study(
     Trials are in the store as soon as they begin. Any number of processes on any number of
     machines that call this with equal arguments share them; one that was killed, or all, is made
     up for when the same is run again. Plans are chosen by their loss on calibration tokens. The
-    best few are measured on fresh tokens; the best of those replaces the start only if it is
-    significantly better there, and is then measured on held-out tokens like every plan.
+    best few are measured on fresh tokens, beside what an earlier refinement of the plan made of it;
+    the best of those replaces the start only if it is significantly better there, and is then
+    measured on held-out tokens like every plan. One that is significantly worse than the start on
+    those is refused after all. Tasks have no fresh examples: where an objective has one, the
+    difference alone decides, on the examples that chose.
 
     Args:
         plan: the start; not a refined one.
@@ -182,8 +187,10 @@ def refine_study(
     AimedMetrics(options.aim, study.loaded())
     if workers > 1:
         check_can_be_shared(study)
-    trials = open_trials(study, plan, options)
+        options = _with_shared_memory(study, options, workers)
     data = refine_data(study, options)
+    trials = open_trials(study, plan, options)
+    _check_tokens(trials, data)
     with _helpers(study, plan, options, workers, progress):
         work(study, plan, options, trials, data, progress)
     with _leased(study, holds_lease, progress) as renewing:
@@ -292,6 +299,28 @@ def _about(study: Study, plan: PlanRecord, options: RefineOptions) -> dict[str, 
         "seed": options.seed,
         "model_fingerprint": study.record.model_fingerprint,
     }
+
+
+def _with_shared_memory(study: Study, options: RefineOptions, workers: int) -> RefineOptions:
+    """Where no bound is given, the share of free memory that one process takes is divided."""
+    if options.cache_gb is not None:
+        return options
+    share = AVAILABLE_SHARE * available_bytes(study.loaded().device) / workers
+    return replace(options, cache_gb=share / BYTES_PER_GB)
+
+
+def _check_tokens(trials: Trials, data: RefineData) -> None:
+    """Refuse to mix losses of different tokens.
+
+    Raises:
+        InputError: the trials so far were measured on others.
+    """
+    found = _known(trials, "selection_sha256", lambda: data.selection.sha256)
+    if found != data.selection.sha256:
+        raise InputError(
+            f"trials of {trials.study_name} were measured on other tokens than the calibration data "
+            "gives now; restore the data, or begin another refinement with --seed or --sequences"
+        )
 
 
 def _known(trials: Trials, name: str, measure: Callable[[], Any]) -> Any:

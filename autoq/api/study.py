@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoq.api.budgets import Budgets, required_budgets
 from autoq.api.config import parse_container
-from autoq.api.measured import REFINED_FROM, VALIDATION
+from autoq.api.measured import VALIDATION
 from autoq.api.renewal import RenewingProgress
 from autoq.api.study_data import NO_BUDGETS, SOLVE, StudyData
 from autoq.errors import InputError
@@ -149,9 +149,16 @@ class Study(StudyData):
         return self._store.plan(self._finished(SOLVE)["plan_id"])
 
     def refined(self, plan: PlanRecord) -> PlanRecord:
-        """What the last successful refinement made of a plan; the plan itself where none did."""
-        found = [entry for entry in self.plans() if entry.details.get(REFINED_FROM) == plan.id]
-        return found[-1] if found else plan
+        """What the last refinement made of a plan; the plan itself where none did better."""
+        stage = self._store.stage(self.id, _refined_stage(plan))
+        if stage is None or "plan_id" not in stage.payload:
+            return plan
+        return self._store.plan(stage.payload["plan_id"])
+
+    def set_refined(self, start: PlanRecord, plan: PlanRecord) -> None:
+        """Take `plan` where `start` is asked for, from now on; `start` itself undoes that."""
+        with self.repeated_stage(_refined_stage(start)) as payload:
+            payload["plan_id"] = plan.id
 
     def _stored_plan(self, label: str) -> PlanRecord | None:
         return next((plan for plan in self.plans() if plan.label == label), None)
@@ -327,3 +334,8 @@ class Study(StudyData):
 
 def _assignment(plan: PlanRecord) -> Mapping[Any, FormatName]:
     return {group: FormatName(fmt) for group, fmt in plan.assignment.items()}
+
+
+def _refined_stage(start: PlanRecord) -> str:
+    """Name of the stage that says what refinement made of a plan."""
+    return f"refined plan {start.id}"

@@ -176,10 +176,14 @@ def _store(study: Study, run: TaskRun, plan_id: int | None, label: str) -> None:
 
 
 def _named(run: TaskRun) -> dict[str, Estimate]:
-    """ "task.metric" -> estimate, each once."""
-    return {name: e for name, e in run.estimates.items() if name in run.higher_is_better} or dict(
-        run.estimates
-    )
+    """ "task.metric" -> estimate, each once; the task's own name is a short one for one of them."""
+    named = {name: e for name, e in run.estimates.items() if _metric(name) in run.higher_is_better}
+    return named or dict(run.estimates)
+
+
+def _metric(name: str) -> str:
+    """Without the filter that the harness names after a comma."""
+    return name.partition(",")[0]
 
 
 def _pair(estimate: Estimate) -> tuple[float, tuple[float, float] | None]:
@@ -203,7 +207,11 @@ def _plain_run(run: TaskRun, original: TaskRun | None) -> dict[str, Any]:
         metrics[name] = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
         if original is not None and name in original.estimates:
             metrics[name].update(
-                _beside(estimate, original.estimates[name], run.higher_is_better.get(name, False))
+                _beside(
+                    estimate,
+                    original.estimates[name],
+                    run.higher_is_better.get(_metric(name), False),
+                )
             )
     return {
         "task": run.name,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +16,7 @@ from autoq.calibration.moments import (
     MomentCollector,
     SecondMoment,
     collect_moments,
+    moment_memory,
     moment_owners,
     parts_in_memory,
 )
@@ -62,7 +62,7 @@ def calibrate(
     """Calibrate every slot in every format it can take, in one pass over `batches`.
 
     Where errors are fed back there are more passes if the second moments of all inputs do not fit
-    in a quarter of the free memory; `moment_bytes` overrules that bound.
+    in a quarter of the memory that is free on the model's device; `moment_bytes` overrules that.
 
     Args:
         formats: names of the formats; "none" needs no calibration and is skipped.
@@ -83,6 +83,8 @@ def calibrate(
     parts = [list(model_map.groups)]
     feeds_back = any(fmt.algorithm(method).feeds_errors_back for fmt in quantised)
     if feeds_back:
+        if moment_bytes is None:
+            moment_bytes = moment_memory(next(model.parameters()).device)
         parts = list(parts_in_memory(model_map, model_map.groups, moment_bytes))
     collector = MomentCollector(parts[0] if feeds_back else [], len(batches))
     statistics = collect_statistics(
@@ -106,11 +108,12 @@ def calibrate(
         if index:
             moments.clear()
             moments = collect_moments(model, model_map, part, batches, run)
-        feedback = _Feedback(moments, moment_owners(part))
         with torch.no_grad():
-            for fmt, group in product(quantised, part):
-                table.update(calibrator.calibrate_group(group, fmt, feedback))
-                after_group()
+            for group in part:  # so that what feedback needs of an input is not kept for all
+                feedback = _Feedback(moments, moment_owners([group]))
+                for fmt in quantised:
+                    table.update(calibrator.calibrate_group(group, fmt, feedback))
+                    after_group()
     return table
 
 
@@ -226,7 +229,7 @@ class _Calibrator:
             )
         rows = [len(weight) for weight in smoothed]
         return {
-            name: replace(calibration, codes=grid.pack(indices))
+            name: replace(calibration, codes=grid.pack(indices).cpu())
             for name, grid, indices in zip(members, grids, torch.split(found, rows), strict=True)
         }
 

@@ -117,16 +117,23 @@ def collect_moments(
     return collector.moments
 
 
+def moment_memory(device: torch.device) -> int:
+    """Bytes that moments may take on a device: a quarter of what is free there now."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+    else:
+        free = psutil.virtual_memory().available
+    return int(free * _SHARE_OF_FREE_MEMORY)
+
+
 def parts_in_memory(
-    model_map: ModelMap, groups: Sequence[DecisionGroup], memory_bytes: int | None = None
+    model_map: ModelMap, groups: Sequence[DecisionGroup], memory_bytes: int
 ) -> Iterator[list[DecisionGroup]]:
     """The groups in parts whose second moments fit in memory together, at least one in each.
 
     Args:
-        memory_bytes: bound on the moments of a part; None is a quarter of what is free now.
+        memory_bytes: bound on the moments of a part.
     """
-    if memory_bytes is None:
-        memory_bytes = int(psutil.virtual_memory().available * _SHARE_OF_FREE_MEMORY)
     part: list[DecisionGroup] = []
     taken = 0
     for group in groups:

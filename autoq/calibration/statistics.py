@@ -83,7 +83,10 @@ def spread(total: int, count: int) -> Tensor:
     that of a sequence. The same few positions would be taken of all, the first among them, which
     has activations like no other. Multiples of the golden ratio spread evenly over a stretch.
     """
-    stretch = max(1, total // count)
+    if total < 2 * count:
+        kept = min(count, total)
+        return (torch.arange(kept, dtype=torch.float64) * (total / kept)).long()
+    stretch = total // count
     index = torch.arange(min(count, total // stretch), dtype=torch.float64)
     return (index * stretch + (index * _GOLDEN_RATIO % 1 * stretch).floor()).long()
 

@@ -37,7 +37,10 @@ class WeightCodec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodeGrid:
-    """The values that a weight [N, K] can take in a 4-bit element, once its scales are chosen."""
+    """The values that a weight [N, K] can take in a 4-bit element, once its scales are chosen.
+
+    Of W4A8 those before the second level rounds them to E4M3.
+    """
 
     levels: Tensor  # float32 [L], ascending
     nibbles: Tensor  # uint8 [L]: the code of each level

@@ -160,7 +160,7 @@ def fake_quantize_input(
 def code_grid(
     weight: Tensor, fmt: QuantFormat, calibration: LayerCalibration, *, scale_dtype: torch.dtype
 ) -> CodeGrid | None:
-    """The values that W / p can take, for those who choose `LayerCalibration.codes`.
+    """The values of codes of W / p, for those who choose `LayerCalibration.codes`.
 
     Args are those of `quantize_weight`; the calibration has an `importance`.
 

@@ -21,14 +21,24 @@ from autoq.api import open_study
 from autoq.api._refine_data import refine_data
 from autoq.api._refine_measure import TrialMeasurer
 from autoq.api._refine_metrics import Aim
-from autoq.api._refine_trials import LOSSES, PLAN, POSITION, SOURCE, read_history
+from autoq.api._refine_trials import LOSSES, PLAN, POSITION, SOURCE, DeadTrials, read_history
+from autoq.api._refine_worker import Worker
 from autoq.api.measuring import PlanMeasurer
 from autoq.api.refining import RefineOptions, open_trials
 from autoq.errors import EvaluationError, InputError, ModelError, UnknownNameError
 from autoq.evaluators import parse_objective
+from autoq.progress import SilentProgress
 from autoq.search import effective_bits
+from autoq.search.refine import Refinement
 from autoq.search.sampling import random_plans
-from autoq.studies import trial_storage, worker_identity, worker_is_gone
+from autoq.studies import (
+    WORKER,
+    grace_seconds_of,
+    has_heartbeat,
+    trial_storage,
+    worker_identity,
+    worker_is_gone,
+)
 
 KL = Aim(parse_objective("kl"))
 SMALL = {"sequences": 4, "fresh_sequences": 4, "held_out_sequences": 2}
@@ -498,3 +508,96 @@ def test_nsga2_finds_its_generations_again():
     generations = [state.get("NSGAIISampler:generation", 0) for state in states]
     assert generations == sorted(generations)
     assert generations[-1] == 2
+
+
+# Trials of workers that died, and what earlier refinements found
+
+
+def open_with(study, **options):
+    return open_trials(study, study.unrefined_plan(), RefineOptions(**{**SMALL, **options}))
+
+
+def test_a_trial_whose_worker_died_before_its_first_sign_is_tried_again(study, monkeypatch):
+    trials = open_with(study, heartbeat_seconds=1, grace_seconds=1)
+    forgotten = trials.ask()  # and nothing more is heard of it
+    assert not has_heartbeat(trials._storage, forgotten._trial_id)
+    assert grace_seconds_of(trials._storage) == 1.0
+    dead, now = DeadTrials(trials), time.monotonic()
+    dead.bring_back()
+    assert trials.get_trials()[0].state is optuna.trial.TrialState.RUNNING
+    monkeypatch.setattr(time, "monotonic", lambda: now + 5.0)
+    dead.bring_back()
+    states = [entry.state for entry in trials.get_trials()]
+    assert states == [optuna.trial.TrialState.FAIL, optuna.trial.TrialState.WAITING]
+
+
+def test_nothing_of_a_dead_worker_is_left_in_the_trial_that_is_tried_again(study):
+    trials = open_with(study)
+    robbed = trials.ask()
+    host, namespace, _, started = json.loads(worker_identity())
+    robbed.set_user_attr(WORKER, json.dumps([host, namespace, 2**22 + 1, started]))
+    robbed.set_user_attr(POSITION, 0)
+    DeadTrials(trials).bring_back()
+    failed, waiting = trials.get_trials()
+    assert failed.state is optuna.trial.TrialState.FAIL
+    assert waiting.state is optuna.trial.TrialState.WAITING
+    assert waiting.user_attrs == {POSITION: 0}
+
+
+def test_a_worker_whose_trial_was_given_to_others_goes_on(study, monkeypatch):
+    """As after a sleep of the machine: the trial failed in the store while it was measured."""
+    notes, robbed = [], []
+    record = Worker._record
+
+    def too_late(worker, trial, measured):
+        record(worker, trial, measured)
+        if not robbed:
+            robbed.append(trial.number)
+            worker._trials._storage.set_trial_state_values(
+                trial._trial_id, optuna.trial.TrialState.FAIL
+            )
+
+    monkeypatch.setattr(Worker, "_record", too_late)
+    study.refine(trials=3, **SMALL, progress=NoteTaking(notes))
+    assert robbed == [0]
+    assert any("silent for too long" in note for note in notes)
+    assert len(entries(study)) >= 3
+
+
+class NoteTaking(SilentProgress):
+    def __init__(self, notes):
+        self.note = notes.append
+
+
+def test_other_tokens_are_not_mixed_into_a_refinement(study):
+    study.refine(trials=2, **SMALL)
+    open_with(study).set_user_attr("selection_sha256", "of other tokens")
+    with pytest.raises(InputError, match="measured on other tokens"):
+        study.refine(trials=3, **SMALL)
+
+
+def test_the_last_verdict_decides_which_plan_is_taken(study):
+    start = study.unrefined_plan()
+    other = study.add_plan("another", random_plans(study.sensitivity, study.costs(), count=1)[0])
+    study.set_refined(start, other)
+    assert study.refined(start).id == other.id
+    study.set_refined(start, start)
+    assert study.refined(start).id == start.id
+
+
+def test_what_an_earlier_refinement_found_is_measured_again_beside_the_others(study):
+    start = study.unrefined_plan()
+    other = study.add_plan("another", random_plans(study.sensitivity, study.costs(), count=1)[0])
+    study.set_refined(start, other)
+    result = study.refine(trials=2, **SMALL)
+    assert -1 in [row["trial"] for row in result.verdict["finalists"]]
+    assert study.refined(start).id == result.plan.id
+
+
+def test_a_start_that_breaks_a_constraint_stops_no_trial_early(study, monkeypatch):
+    monkeypatch.setattr(Refinement, "hopeless", lambda *_: True)
+    study.refine(trials=4, constraints=("kl<=1e-12",), **SMALL)
+    trials = open_with(study, constraints=("kl<=1e-12",))
+    finished = [entry for entry in trials.get_trials() if LOSSES in entry.user_attrs]
+    assert len(finished) == 4
+    assert all(entry.state is optuna.trial.TrialState.COMPLETE for entry in finished)
