@@ -3,9 +3,10 @@
     python benchmarks/quality.py --peer-python PEER_VENV/bin/python --mixture MODEL_DIR --cache DIR
 
 Models: the bundled one, the same with activation outliers, and a mixture of experts
-(`train_mixture.py`). Two tables, KL divergence from the original on held-out tokens:
+(`train_mixture.py`). Tables, KL divergence from the original on held-out tokens:
 
-- **allocation**: both tools' assignments under one quantiser, autoq's with plain scales. At equal
+- **allocation**: both tools' assignments under one quantiser: autoq's with plain scales, and once more
+  autoq's as it is by default (with error feedback), which is what autoq's scores are of. At equal
   bits autoq solves for the bits that the peer's assignment takes as stored; at equal budget both get
   the budget, of which the peer's solver may leave some unused. Where the peer overruns a budget,
   because it counts W4A8 as 4.0 instead of 4.25 bits, autoq gets what the peer took.
@@ -34,7 +35,15 @@ from pathlib import Path
 from typing import Any
 
 from compare_peer import write_tokens
-from quality_tables import Row, allocation_rows, markdown, plain, product_rows, refined_rows
+from quality_tables import (
+    ALLOCATION_UNDER_OWN,
+    Row,
+    allocation_rows,
+    markdown,
+    plain,
+    product_rows,
+    refined_rows,
+)
 
 SCRIPTS = Path(__file__).resolve().parent / "peer"
 SETS = (("nvfp4", "fp8"), ("nvfp4", "fp8", "w4a8_awq"))
@@ -59,7 +68,7 @@ def main() -> None:
             case = Case(arguments, name, folder, formats, tokens)
             rows += case.rows()
             versions |= case.versions
-    for table in ("allocation", "product"):
+    for table in ("allocation", ALLOCATION_UNDER_OWN, "product"):
         print(f"### {table}\n\n{markdown(rows, table)}")
     if arguments.out:
         arguments.out.write_text(
@@ -137,8 +146,17 @@ class Case:
         return [
             *allocation_rows(self.model, label, plain_scales),
             *(self._refined_rows(label) if self.arguments.refine else ()),
+            *allocation_rows(
+                self.model, label, self._plain_peers(product), table=ALLOCATION_UNDER_OWN
+            ),
             *product_rows(self.model, label, product, peers),
         ]
+
+    def _plain_peers(self, product: dict[str, Any]) -> dict[str, Any]:
+        """Of the peer's plans those that it made with plain scales, so that each counts once."""
+        plain_peers = self._label("peer", PLAIN_SCALES)
+        kept = [plan for plan in product["peer_plans"] if plan["source"] == plain_peers]
+        return {**product, "peer_plans": kept}
 
     def _refined_rows(self, label: str) -> list[Row]:
         variant = f"refined_{self.arguments.refine}"
@@ -176,8 +194,9 @@ class Case:
             program += ["--estimator", arguments.estimator]
         if variant.startswith("refined"):
             program += ["--refine", arguments.refine]
+        program.append("--peer-assignments")
         if variant != "product":
-            program += ["--peer-assignments", "--calibration", PLAIN_SCALES]
+            program += ["--calibration", PLAIN_SCALES]
         return self._cached(self._label("autoq", variant), program)
 
     def _cached(self, label: str, program: list[Any]) -> dict[str, Any]:

@@ -48,14 +48,19 @@ class Row:
         return "better" if self.ratio_high < 1 else "tie"
 
 
-def allocation_rows(model: str, formats: str, own: dict[str, Any]) -> list[Row]:
+ALLOCATION_UNDER_OWN = "allocation under autoq's default calibration"
+
+
+def allocation_rows(
+    model: str, formats: str, own: dict[str, Any], *, table: str = "allocation"
+) -> list[Row]:
     """Both tools' assignments under autoq's quantiser.
 
     Args:
         own: what `quality_autoq.py` wrote with `--peer-assignments`.
     """
     return [
-        _row("allocation", model, formats, comparison, plan, own, plan["kl_per_sequence"])
+        _row(table, model, formats, comparison, plan, own, plan["kl_per_sequence"])
         for comparison, (solver, _) in ALLOCATION.items()
         for plan in own["peer_plans"]
         if plan["solver"] == solver
