@@ -157,8 +157,10 @@ class Study(StudyData):
 
     def set_refined(self, start: PlanRecord, plan: PlanRecord) -> None:
         """Take `plan` where `start` is asked for, from now on; `start` itself undoes that."""
+        status = self._store.study(self.id).status
         with self.repeated_stage(_refined_stage(start)) as payload:
             payload["plan_id"] = plan.id
+        self._store.set_status(self.id, status)  # a stage that begins says that the study runs
 
     def _stored_plan(self, label: str) -> PlanRecord | None:
         return next((plan for plan in self.plans() if plan.label == label), None)

@@ -33,6 +33,7 @@ from autoq.search.refine import Refinement
 from autoq.search.sampling import random_plans
 from autoq.studies import (
     WORKER,
+    WorkStatus,
     grace_seconds_of,
     has_heartbeat,
     trial_storage,
@@ -581,6 +582,7 @@ def test_the_last_verdict_decides_which_plan_is_taken(study):
     other = study.add_plan("another", random_plans(study.sensitivity, study.costs(), count=1)[0])
     study.set_refined(start, other)
     assert study.refined(start).id == other.id
+    assert study.store.study(study.id).status is WorkStatus.DONE
     study.set_refined(start, start)
     assert study.refined(start).id == start.id
 
