@@ -82,11 +82,20 @@ class AimedMetrics:
         return values
 
     def of_the_original(self, reference: Reference) -> dict[str, float]:
-        """What the original has of the metrics that constraints compare with."""
+        """What the original has of the metrics that constraints compare with.
+
+        Raises:
+            InputError: a task has no metric of the name.
+        """
         names = [c.metric for c in self.aim.constraints if c.relative_to_original]
         if not names:
             return {}
         found = measure_metrics(self.subject, reference, sorted(set(names)))
+        missing = [name for name in names if name not in found]
+        if missing:
+            raise InputError(
+                f"tasks give no metric {', '.join(missing)}; found: {', '.join(sorted(found))}"
+            )
         return {name: found[name].value for name in names}
 
     def value(self, metrics: Mapping[str, float]) -> float:
@@ -107,6 +116,8 @@ class AimedMetrics:
         found = {}
         for constraint in self.aim.constraints:
             limit = constraint.limit(original.get(constraint.metric))
+            if constraint.metric not in metrics:
+                raise EvaluationError(f"no task gave the metric {constraint.metric}")
             excess = metrics[constraint.metric] - limit
             found[str(constraint)] = excess if constraint.kind == "at_most" else -excess
         return found

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
-from urllib.request import getproxies
+from urllib.request import getproxies, proxy_bypass
 
 _SECONDS = 3.0
 """For the hub to accept a connection; one that takes longer is as good as none."""
@@ -23,13 +23,22 @@ def offline_reason() -> str | None:
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
-    address = urlsplit(getproxies().get("https") or constants.ENDPOINT)
+    address = urlsplit(_first_stop(constants.ENDPOINT))
     host, port = address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
     try:
         socket.create_connection((host, port), timeout=_SECONDS).close()
     except OSError:
         return f"there is no network to {host}"
     return None
+
+
+def _first_stop(endpoint: str) -> str:
+    """The URL that connections to the hub go to: a proxy's, which may be given without a scheme."""
+    proxies = getproxies()
+    proxy = proxies.get("https") or proxies.get("all")
+    if not proxy or proxy_bypass(urlsplit(endpoint).hostname or ""):
+        return endpoint
+    return proxy if "://" in proxy else f"http://{proxy}"
 
 
 @contextmanager

@@ -13,9 +13,12 @@ import pytest
 
 import autoq
 from autoq.api.measured import PER_SEQUENCE
-from autoq.api.task_evaluation import ORIGINAL
+from autoq.api.measuring import _same_source
+from autoq.api.task_evaluation import ORIGINAL, _plain_run
 from autoq.bundled import model_path, tasks_path
 from autoq.errors import InputError
+from autoq.evaluators import Estimate
+from autoq.evaluators.tasks import TaskRun
 
 TASKS = ("autoq_choices", "autoq_text")
 
@@ -227,3 +230,45 @@ def test_the_harness_takes_our_model_by_name(found: Any, measured: dict[str, Any
     )
     accuracy = results["results"]["autoq_choices"]["acc,none"]
     assert accuracy == measured["tasks"][0]["metrics"]["autoq_choices.acc"]["value"]
+
+
+def test_metrics_behind_filters_are_judged_by_their_own_direction() -> None:
+    def estimates(value: float) -> dict[str, Estimate]:
+        per_example = tuple([value] * 20)
+        estimate = Estimate(value, value, value, per_sequence=per_example)
+        return {"gen": estimate, "gen.exact_match,strict": estimate, "gen.loss,loose": estimate}
+
+    directions = {"gen.exact_match": True, "gen.loss": False}
+    run, original = (
+        TaskRun(
+            name="gen",
+            estimates=estimates(value),
+            versions={},
+            configurations={},
+            examples={},
+            limit=None,
+            higher_is_better=directions,
+            harness_version="0",
+        )
+        for value in (0.5, 1.0)
+    )
+    metrics = _plain_run(run, original)["metrics"]
+    assert list(metrics) == ["gen.exact_match,strict", "gen.loss,loose"]
+    verdicts = {name: entry["difference"]["verdict"] for name, entry in metrics.items()}
+    assert verdicts == {"gen.exact_match,strict": "worse", "gen.loss,loose": "better"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        (None, None, True),
+        ("owner/name", "owner/name:train", True),
+        ("owner/name:en:train", "owner/name:test", True),
+        ("owner/name", "owner/other", False),
+        ("owner/name", None, False),
+    ],
+)
+def test_splits_of_one_dataset_may_share_documents(
+    first: str | None, second: str | None, same: bool
+) -> None:
+    assert _same_source(first, second) is same

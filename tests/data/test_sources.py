@@ -11,7 +11,7 @@ from huggingface_hub import constants
 
 from autoq.bundled.language import documents
 from autoq.data import batches, load_token_sequences
-from autoq.data.offline import cache_only_when_offline
+from autoq.data.offline import cache_only_when_offline, offline_reason
 from autoq.data.splitting import spread_part
 from autoq.errors import DataError
 from autoq.testing.tiny_models import VOCABULARY_SIZE, make_byte_tokenizer
@@ -371,13 +371,37 @@ def test_without_a_network_the_libraries_stop_trying_until_it_is_over(monkeypatc
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("socket.create_connection", refused)
-    monkeypatch.delenv("https_proxy", raising=False)
-    monkeypatch.delenv("HTTPS_PROXY", raising=False)
+    for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
     with cache_only_when_offline() as reason:
         assert reason == "there is no network to huggingface.co"
         assert constants.is_offline_mode()
         assert datasets.config.HF_HUB_OFFLINE
     assert not constants.is_offline_mode()
+
+
+@pytest.mark.parametrize(
+    ("proxies", "expected"),
+    [
+        ({}, ("huggingface.co", 443)),
+        ({"https": "http://proxy:3128"}, ("proxy", 3128)),
+        ({"https": "proxy:3128"}, ("proxy", 3128)),
+        ({"all": "https://proxy"}, ("proxy", 443)),
+    ],
+)
+def test_the_network_is_looked_for_where_connections_go(monkeypatch, proxies, expected):
+    asked = []
+
+    def refused(address, timeout):
+        asked.append(address)
+        raise OSError("no route")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("socket.create_connection", refused)
+    monkeypatch.setattr("autoq.data.offline.getproxies", lambda: proxies)
+    monkeypatch.setattr("autoq.data.offline.proxy_bypass", lambda host: False)
+    assert offline_reason() == f"there is no network to {expected[0]}"
+    assert asked == [expected]
 
 
 @pytest.mark.parametrize(
