@@ -118,8 +118,8 @@ class Refinement:
     ) -> Proposal | None:
         """The plan to measure next; None when nothing is left to try.
 
-        A pure function of its arguments and the seed: the same history gives the same proposal on
-        any machine. Never a plan that is finished or running.
+        A pure function of its arguments and the seed: the same history gives the same proposal, as
+        long as no time limit of the solver is reached. Never a plan that is finished or running.
 
         Args:
             finished: trials so far, failed ones (without losses) included, in any order.

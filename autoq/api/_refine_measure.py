@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, nn
 
 from autoq.api._refine_metrics import Aim, AimedMetrics, Gathered
+from autoq.api.measuring import ModelBorrower
 from autoq.api.task import output_bytes, output_properties, token_batches
 from autoq.data import TokenData
 from autoq.errors import EvaluationError
 from autoq.evaluators import Reference, ReferenceOutputs, measure_fidelity, rounding_noise
 from autoq.formats import FormatName
 from autoq.layers.prefix import PrefixReuse, is_exact
-from autoq.layers.simulate import SimulatedModel, slot_formats_of
+from autoq.layers.simulate import slot_formats_of
 from autoq.layers.weight_cache import WeightCache
 from autoq.models import Assignment, SlotName
 from autoq.models.forward import forward_logits
@@ -45,7 +45,7 @@ class Measured:
     metrics: Mapping[str, float] = field(default_factory=dict)  # of a complete one
 
 
-class TrialMeasurer:
+class TrialMeasurer(ModelBorrower):
     """Losses of any number of plans on the same tokens, each as cheap as it can be had exactly.
 
     Only slots whose format differs from the plan before are changed; their quantised weights, the
@@ -71,6 +71,7 @@ class TrialMeasurer:
         Raises:
             UnknownNameError, InputError: a metric is not known, or not one of such a model.
         """
+        super().__init__()
         self._study = study
         loaded = study.loaded()
         self.metrics = AimedMetrics(aim, loaded)
@@ -86,9 +87,7 @@ class TrialMeasurer:
         self._prefixes = _Prefixes(study)
         self._reuse_bytes = cache_bytes - cache_bytes // 2
         self._reuse: PrefixReuse | None = None
-        self._simulated: SimulatedModel | None = None
         self._current: tuple[int, ...] = ()
-        self._stack = ExitStack()
 
     @property
     def steps(self) -> int:
@@ -99,24 +98,6 @@ class TrialMeasurer:
     def blocks_skipped(self) -> int:
         """How many of the blocks' runs were not needed so far."""
         return 0 if self._reuse is None else self._reuse.blocks_skipped
-
-    def __enter__(self) -> Self:
-        """The measurer itself."""
-        self._stack.enter_context(torch.no_grad())
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Give the model its own weights back."""
-        try:
-            if self._simulated is not None:
-                self._simulated.restore()
-        finally:
-            self._stack.close()
 
     def measure(
         self,

@@ -85,37 +85,15 @@ def measure_plans(
         return [measurer.measure(plan, progress) for plan in plans]
 
 
-class PlanMeasurer:
-    """Measures any number of a study's plans on the same tokens, and stores each at once.
+class ModelBorrower:
+    """A context that may quantise a model in place; at its end the model has its own weights."""
 
-    The original's outputs are shared by all plans, as far as they fit in memory. Only the slots
-    whose format differs from the plan before are quantised. When the context ends the model has
-    its own weights again.
-    """
-
-    def __init__(self, study: Study, tokens: TokenData, *, data: str | None = None) -> None:
-        """
-        Args:
-            data: where the tokens come from, if not from the study's own held-out data.
-        """
-        self._study, self._tokens, self._data = study, tokens, data
-        loaded = study.loaded()
-        self._model = loaded.model
-        self._batches = token_batches(tokens, study.config.batch_size, loaded.device)
-        self._reference = ReferenceOutputs(
-            self._batches, bytes_per_batch=output_bytes(loaded.model, self._batches[0])
-        )
-        self._noise = torch.Generator(loaded.device).manual_seed(study.config.seed)
+    def __init__(self) -> None:
         self._simulated: SimulatedModel | None = None
         self._stack = ExitStack()
 
-    @property
-    def steps(self) -> int:
-        """How often measuring one plan advances its progress."""
-        return len(self._batches)
-
     def __enter__(self) -> Self:
-        """The measurer itself."""
+        """The context itself."""
         self._stack.enter_context(torch.no_grad())
         return self
 
@@ -131,6 +109,35 @@ class PlanMeasurer:
                 self._simulated.restore()
         finally:
             self._stack.close()
+
+
+class PlanMeasurer(ModelBorrower):
+    """Measures any number of a study's plans on the same tokens, and stores each at once.
+
+    The original's outputs are shared by all plans, as far as they fit in memory. Only the slots
+    whose format differs from the plan before are quantised. When the context ends the model has
+    its own weights again.
+    """
+
+    def __init__(self, study: Study, tokens: TokenData, *, data: str | None = None) -> None:
+        """
+        Args:
+            data: where the tokens come from, if not from the study's own held-out data.
+        """
+        super().__init__()
+        self._study, self._tokens, self._data = study, tokens, data
+        loaded = study.loaded()
+        self._model = loaded.model
+        self._batches = token_batches(tokens, study.config.batch_size, loaded.device)
+        self._reference = ReferenceOutputs(
+            self._batches, bytes_per_batch=output_bytes(loaded.model, self._batches[0])
+        )
+        self._noise = torch.Generator(loaded.device).manual_seed(study.config.seed)
+
+    @property
+    def steps(self) -> int:
+        """How often measuring one plan advances its progress."""
+        return len(self._batches)
 
     def measure(self, plan: PlanRecord, progress: Progress | None = None) -> Fidelity:
         """Measure a plan and store what was found."""
