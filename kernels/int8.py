@@ -32,9 +32,24 @@ from autoq.kernels._checks import (
     require_same_device,
     require_scales,
 )
+from autoq.kernels._int8_containers import pack_columns, unpack_columns
 from autoq.kernels._packed import PackedTensor
 from autoq.kernels._torch import int8 as _torch
 from autoq.kernels.dispatch import triton_target
+
+__all__ = [
+    "LARGEST",
+    "LARGEST_K",
+    "INT8Tensor",
+    "dequantize",
+    "fake_quantize",
+    "linear",
+    "matmul",
+    "pack_columns",
+    "quantize",
+    "row_scale",
+    "unpack_columns",
+]
 
 LARGEST = 127
 """The largest magnitude of a code."""
@@ -51,6 +66,26 @@ class INT8Tensor(PackedTensor):
     """int8 [..., K]."""
     scale: Tensor
     """float32 [..., 1]."""
+
+
+def row_scale(weight: Tensor, *, storage_dtype: torch.dtype = torch.float32) -> Tensor:
+    """Scales of the rows of `weight`: amax / 127, rounded to the dtype they will be stored in.
+
+    Args:
+        weight: float32, bfloat16 or float16 [N, K].
+        storage_dtype: float32, bfloat16 or float16.
+
+    Returns:
+        float32 [N, 1], exact in `storage_dtype`; 1 where the maximum is 0, and 2**-24 where it is
+        too small for float16.
+
+    Raises:
+        InputError: a dtype or shape is not as above.
+    """
+    require_float("weight", weight)
+    require_matrix("weight", weight)
+    require_dtype("the stored scale", torch.empty(0, dtype=storage_dtype), *FLOAT_DTYPES)
+    return _torch.row_scale(weight.detach(), storage_dtype)
 
 
 def quantize(x: Tensor, scale: Tensor | None = None) -> INT8Tensor:
@@ -110,6 +145,7 @@ def linear(
     weight: INT8Tensor,
     bias: Tensor | None = None,
     *,
+    quantize_input: bool = True,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """x @ weight.T + bias, every row of the input quantised to INT8 under its own scale.
@@ -118,12 +154,14 @@ def linear(
         x: float32, bfloat16 or float16 [..., K], K at most 131071.
         weight: [N, K].
         bias: float32, bfloat16 or float16 [N].
+        quantize_input: False takes the input as it is (W8A16).
         out_dtype: float32, bfloat16 or float16; that of `x` if left out.
 
     Returns:
         [..., N]. On CPUs bit for bit `functional.linear` of what `fake_quantize` and `dequantize`
-        return in the dtype of `x`; with kernels `matmul(quantize(x), weight, bias)`. No gradient
-        flows through it.
+        return in the dtype of `x`; with kernels `matmul(quantize(x), weight, bias)`. An input as it
+        is meets the dequantised weight, in its own dtype, on every device. No gradient flows
+        through it.
 
     Raises:
         InputError: a dtype, shape, scale or device is not as above.
@@ -131,6 +169,8 @@ def linear(
     out_dtype = x.dtype if out_dtype is None else out_dtype
     _require_operand(x, None)
     _require_product("x", x, weight, bias, out_dtype)
+    if not quantize_input:
+        return _torch.product(x.detach(), dequantize(weight, x.dtype), bias, out_dtype)
     if triton_target(x.device) is not None:
         return matmul(quantize(x), weight, bias, out_dtype=out_dtype)
     return _torch.linear(x.detach(), weight.codes, weight.scale, bias, out_dtype)

@@ -14,6 +14,15 @@ from autoq.kernels._torch.programs import Offer
 
 LARGEST = 127.0
 
+_SMALLEST_STORED = 2.0**-24
+
+
+def row_scale(weight: Tensor, storage_dtype: torch.dtype) -> Tensor:
+    """Scales [N, 1] of the rows, exact in the dtype."""
+    scale = scale_from_amax(row_amax(weight)[:, None].float(), LARGEST).to(storage_dtype).float()
+    # Below 2**-25 float16 has nothing but zero.
+    return torch.where(scale == 0, _SMALLEST_STORED, scale)
+
 
 def quantize(x: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
     """(codes, scale)."""
@@ -61,9 +70,13 @@ def linear(
     x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, out_dtype: torch.dtype
 ) -> Tensor:
     """x @ weight.T + bias in the dtype of `x`, the input quantised row by row."""
-    weight = dequantize(codes, scale, x.dtype)
+    return product(fake_quantize(x, None), dequantize(codes, scale, x.dtype), bias, out_dtype)
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, out_dtype: torch.dtype) -> Tensor:
+    """x @ weight.T + bias in the dtype of `x`, which is the weight's as well."""
     bias = None if bias is None else bias.detach().to(x.dtype)
-    return functional.linear(fake_quantize(x, None), weight, bias).to(out_dtype)
+    return functional.linear(x, weight, bias).to(out_dtype)
 
 
 def matmul(
