@@ -44,6 +44,7 @@ def search_input_scale(
     scale_dtype: torch.dtype,
     container: Container,
     importance: Tensor | None = None,
+    magnitude: Tensor | None = None,
 ) -> Tensor | None:
     """The input scale with the smallest output error, or None if none beats plain rounding.
 
@@ -55,6 +56,8 @@ def search_input_scale(
         weights: matrices [out_features, in_features] that share one input.
         statistics: of that input, with kept rows.
         importance: float32 [in_features], mean squares of the input's channels.
+        magnitude: float32 [in_features], what the scale is to even out; None is the channels' mean
+            magnitude, AWQ's measure of how much a channel counts.
     Returns:
         float32 [in_features] of powers of two, to multiply the input by.
     """
@@ -73,7 +76,9 @@ def search_input_scale(
         container,
     )
     best, best_error = None, error(None, None)
-    for scale in _candidates(floats, statistics):
+    if magnitude is None:
+        magnitude = statistics.channel_mean()
+    for scale in candidates(floats, magnitude):
         found = error(scale, None)
         if found < best_error:
             best, best_error = scale, found
@@ -111,14 +116,22 @@ def _output_error(
     return error
 
 
-def _candidates(weights: Sequence[Tensor], statistics: InputStatistics) -> Iterator[Tensor]:
-    """Input scales for every exponent, without repetitions."""
-    input_mean = statistics.channel_mean().clamp(min=1e-8)
+def candidates(weights: Sequence[Tensor], magnitude: Tensor) -> Iterator[Tensor]:
+    """Input scales for every exponent alpha, without repetitions.
+
+    Each is weight_amax^(1 - alpha) / magnitude^alpha by channel, moved to the middle of the
+    exponents' range and rounded to powers of two.
+
+    Args:
+        weights: float32 [out_features, in_features], which share one input.
+        magnitude: float32 [in_features], of that input's channels.
+    """
+    magnitude = magnitude.clamp(min=1e-8)
     weight_amax = torch.stack([w.abs().amax(dim=0) for w in weights]).amax(dim=0).clamp(min=1e-8)
-    seen = {torch.zeros_like(input_mean).numpy(force=True).tobytes()}
+    seen = {torch.zeros_like(magnitude).numpy(force=True).tobytes()}
     for step in range(ALPHA_STEPS + 1):
         alpha = step / ALPHA_STEPS
-        gain = (input_mean.pow(alpha) / weight_amax.pow(1 - alpha)).log2()
+        gain = (magnitude.pow(alpha) / weight_amax.pow(1 - alpha)).log2()
         exponents = ((gain.amax() + gain.amin()) / 2 - gain).round()
         # + 0.0: no negative zero in the key
         exponents = exponents.clamp(-_EXPONENT_LIMIT, _EXPONENT_LIMIT) + 0.0
