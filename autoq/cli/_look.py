@@ -171,7 +171,7 @@ def formats(as_json: Json = False) -> None:
         {
             "name": entry.name,
             "summary": entry.summary,
-            "effective_bits": entry.weight_bits + _block_bits(entry.name),
+            "effective_bits": entry.nominal_bits,
             "peer_bits": entry.peer_bits,
             "block_size": entry.weight_block_size,
             "calibration": entry.calibration.value,
@@ -184,14 +184,6 @@ def formats(as_json: Json = False) -> None:
         print_json({"formats": entries})
         return
     _print_formats(entries)
-
-
-def _block_bits(name: str) -> float:
-    """Bits per weight that block scales add."""
-    from autoq.formats import FORMATS
-
-    entry = FORMATS[name]
-    return entry.block_scale_bits / entry.weight_block_size if entry.weight_block_size else 0.0
 
 
 def _print_formats(entries: list[dict[str, Any]]) -> None:

@@ -11,6 +11,7 @@ from autoq.formats._format import (
     QuantFormat,
     StorageBits,
     WeightElement,
+    WeightScaling,
 )
 from autoq.formats._places import ENGINES, HARDWARE, Engine, Hardware, Support, Verdict
 from autoq.formats._targets import (
@@ -41,6 +42,7 @@ __all__ = [
     "Target",
     "Verdict",
     "WeightElement",
+    "WeightScaling",
     "all_supports",
     "containers_for",
     "feasible_formats",

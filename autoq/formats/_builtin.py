@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from autoq.formats._container import Container
 from autoq.formats._format import (
     NONE,
     ActivationScheme,
@@ -9,6 +10,7 @@ from autoq.formats._format import (
     FormatName,
     QuantFormat,
     WeightElement,
+    WeightScaling,
 )
 from autoq.registry import Registry
 
@@ -18,6 +20,7 @@ _NO_FORMAT = QuantFormat(
     name=NONE,
     summary="unquantised: the weights as the model stores them, counted at 16 bits",
     weight_element=None,
+    weight_scaling=None,
     weight_bits=16,
     weight_block_size=None,
     block_scale_bits=0,
@@ -34,6 +37,7 @@ _FP8 = QuantFormat(
     name=FormatName("fp8"),
     summary="E4M3 weights and activations, one scale per tensor, activations static",
     weight_element=WeightElement.E4M3,
+    weight_scaling=WeightScaling.TENSOR,
     weight_bits=8,
     weight_block_size=None,
     block_scale_bits=0,
@@ -50,6 +54,7 @@ _NVFP4 = QuantFormat(
     name=FormatName("nvfp4"),
     summary="E2M1 weights and activations, an E4M3 scale per 16, a float32 scale per tensor",
     weight_element=WeightElement.E2M1,
+    weight_scaling=WeightScaling.TWO_LEVEL_GROUP,
     weight_bits=4,
     weight_block_size=16,
     block_scale_bits=8,
@@ -69,6 +74,7 @@ _W4A8_AWQ = QuantFormat(
     name=FormatName("w4a8_awq"),
     summary="INT4 weights in groups of 128 with AWQ scales, E4M3 activations",
     weight_element=WeightElement.INT4,
+    weight_scaling=WeightScaling.TWO_LEVEL_GROUP,
     weight_bits=4,
     weight_block_size=128,
     block_scale_bits=32,  # float32 group scales, as the ModelOpt container writes them
@@ -77,6 +83,8 @@ _W4A8_AWQ = QuantFormat(
     calibration=CalibrationAlgorithm.AWQ_GPTQ,
     plain_calibration=CalibrationAlgorithm.AWQ_LITE,
     stores_input_scale=True,
+    rows_per_byte=2,  # in the modelopt container
+    container_activations=((Container.COMPRESSED_TENSORS, ActivationScheme.FP8_DYNAMIC_TOKEN),),
     peer_bits=4.0,
     portable=False,
     loads_in=(

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NewType
 
+from autoq.formats._container import Container
+
 FormatName = NewType("FormatName", str)
 
 NONE = FormatName("none")
@@ -20,12 +22,31 @@ class WeightElement(StrEnum):
     INT4 = "int4"
 
 
+class WeightScaling(StrEnum):
+    """Which weights of a matrix [out_features, in_features] share a scale."""
+
+    TENSOR = "tensor"
+    """All of them."""
+    ROW = "row"
+    """Those of one output channel."""
+    BLOCK = "block"
+    """A square of `weight_block_size` rows and columns, smaller at the edges."""
+    GROUP = "group"
+    """`weight_block_size` columns of a row."""
+    TWO_LEVEL_GROUP = "two_level_group"
+    """As GROUP, under one scale for the tensor."""
+    MX = "mx"
+    """As GROUP, the scale a power of two in a byte (E8M0)."""
+
+
 class ActivationScheme(StrEnum):
     """How a layer's input is quantised at run time."""
 
     NONE = "none"
     FP8_STATIC_TENSOR = "fp8_static_tensor"
     """E4M3 with one calibrated scale for the tensor."""
+    FP8_DYNAMIC_TOKEN = "fp8_dynamic_token"
+    """E4M3, each token under its own scale."""
     NVFP4_DYNAMIC = "nvfp4_dynamic"
     """E2M1, a dynamic E4M3 scale per 16 values under a calibrated float32 scale."""
 
@@ -99,15 +120,17 @@ class StorageBits:
 class QuantFormat:
     """How one layer's weights and activations are represented.
 
-    Weights are matrices [out_features, in_features]; blocks run along in_features.
+    Weights are matrices [out_features, in_features]; blocks run along in_features. What the
+    numbers are is said by `weight_element`, `weight_scaling` and `activation`.
     """
 
     name: FormatName
     summary: str
     weight_element: WeightElement | None
+    weight_scaling: WeightScaling | None
     weight_bits: int  # bits of one code
-    weight_block_size: int | None  # weights along in_features that share a block scale
-    block_scale_bits: int  # bits of one block scale
+    weight_block_size: int | None  # columns that share a scale; None where whole rows do
+    block_scale_bits: int  # bits of one scale of a block, a group or a row
     tensor_scale_bits: int  # bits of all per-tensor scalars of one matrix
     activation: ActivationScheme
     calibration: CalibrationAlgorithm
@@ -116,6 +139,9 @@ class QuantFormat:
     portable: bool  # loads in every engine: part of the default set
     loads_in: str  # one sentence: which engines load its export, on which hardware
     stores_input_scale: bool = False  # engines take an input scale that no norm absorbs
+    rows_per_byte: int = 1  # rows whose codes share bytes in some container
+    container_activations: tuple[tuple[Container, ActivationScheme], ...] = ()
+    """Containers whose run time quantises inputs in another way than `activation`."""
 
     def algorithm(self, method: CalibrationMethod) -> CalibrationAlgorithm:
         """How the format's scales are found under a method."""
@@ -125,26 +151,50 @@ class QuantFormat:
             return CalibrationAlgorithm.AWQ_MSE
         return self.calibration
 
+    def activation_in(self, container: Container) -> ActivationScheme:
+        """How inputs are quantised by the engines that load the container."""
+        return dict(self.container_activations).get(container, self.activation)
+
     def storage_bits(self, out_features: int, in_features: int) -> StorageBits:
         """Bits of one [out_features, in_features] matrix in this format.
 
         Args:
             out_features: rows of the matrix.
-            in_features: columns; must be a multiple of `weight_block_size`.
+            in_features: columns; such that `refusal` gives None.
         """
-        weights = out_features * in_features
-        blocks = weights // self.weight_block_size if self.weight_block_size else 0
         return StorageBits(
-            weight_bits=weights * self.weight_bits,
-            block_scale_bits=blocks * self.block_scale_bits,
+            weight_bits=out_features * in_features * self.weight_bits,
+            block_scale_bits=self._scale_count(out_features, in_features) * self.block_scale_bits,
             tensor_scale_bits=self.tensor_scale_bits,
         )
+
+    @property
+    def nominal_bits(self) -> float:
+        """Effective bits per weight of a matrix so large that scales of rows do not count."""
+        columns = self.weight_block_size
+        if columns is None:
+            return float(self.weight_bits)
+        rows = columns if self.weight_scaling is WeightScaling.BLOCK else 1
+        return self.weight_bits + self.block_scale_bits / (rows * columns)
 
     def refusal(self, out_features: int, in_features: int) -> str | None:
         """Why a matrix of this shape cannot take the format, or None if it can."""
         block = self.weight_block_size
         if block and in_features % block:
             return f"{self.name} needs in_features divisible by {block}, got {in_features}"
-        if self.weight_element is WeightElement.INT4 and out_features % 2:
+        if out_features % self.rows_per_byte:
             return f"{self.name} packs two rows per byte and needs even out_features, got {out_features}"
         return None
+
+    def _scale_count(self, out_features: int, in_features: int) -> int:
+        """Scales of blocks, groups or rows."""
+        match self.weight_scaling, self.weight_block_size:
+            case None | WeightScaling.TENSOR, _:
+                return 0
+            case WeightScaling.BLOCK, int(side):
+                return -(-out_features // side) * -(-in_features // side)
+            case WeightScaling.ROW, _:
+                return out_features
+            case _, int(columns):
+                return out_features * (in_features // columns)
+        raise AssertionError(f"{self.name} has no weight_block_size")

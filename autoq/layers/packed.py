@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 from autoq.errors import ModelError
 from autoq.formats import FORMATS
 from autoq.kernels._packed import PackedTensor
-from autoq.layers._codecs import FAMILIES
+from autoq.layers._codecs import DEQUANTIZERS, LINEARS
 from autoq.layers._types import Container, LayerCalibration, QuantizedWeight
 from autoq.layers.quantize import fake_quantize_input, input_scale, packed_weight
 
@@ -84,7 +84,8 @@ class PackedLinear(PackedMatrix):
         self.transposed = transposed
         self.dtype = dtype
         record = packed_weight(weight, container=container)
-        self._family = FAMILIES[type(record)]
+        self._dequantize = DEQUANTIZERS[type(record)]
+        self._product = LINEARS[type(record), self.format.activation_in(container)]
         self._names = tuple(record.tensors())
         for name, tensor in record.tensors().items():
             # A copy: what was read may be a view of a file that can change.
@@ -114,7 +115,7 @@ class PackedLinear(PackedMatrix):
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         """The weight [out_features, in_features] that the matrix unit sees."""
-        return self._family.dequantize(self.packed, dtype)
+        return self._dequantize(self.packed, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features], float32, bfloat16 or float16, to [..., out_features]."""
@@ -122,7 +123,7 @@ class PackedLinear(PackedMatrix):
             x = x * self.pre_quant_scale.to(x.dtype)
         if self.transposed and x.device.type == "cpu":
             return self._transposed_product(x)
-        return self._family.linear(x, self.packed, self.bias, input_scale=self.input_scale)
+        return self._product(x, self.packed, self.bias, input_scale=self.input_scale)
 
     def _transposed_product(self, x: Tensor) -> Tensor:
         """The weight laid out as the model keeps it: how BLAS rounds depends on that."""

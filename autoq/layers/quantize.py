@@ -1,7 +1,7 @@
 """Quantising one layer's weight and input as its format says: codes and scales, or values.
 
-What a format does to numbers is chosen by its `weight_element` and `activation` through the
-tables of `autoq.layers._codecs`.
+What a format does to numbers is chosen by its `weight_element`, `weight_scaling` and
+`activation` through the tables of `autoq.layers._codecs`.
 """
 
 from __future__ import annotations
@@ -11,16 +11,12 @@ from torch import Tensor
 
 from autoq.errors import InputError, ModelError
 from autoq.formats import FORMATS, QuantFormat
-from autoq.kernels import fp8
 from autoq.kernels._packed import PackedTensor
 from autoq.kernels.scoring import Scheme
 from autoq.layers._codecs import (
-    FAMILIES,
-    INPUT_QUANTIZERS,
-    INPUT_SCALES,
-    PER_TOKEN_INPUTS,
+    DEQUANTIZERS,
+    INPUT_CODECS,
     WEIGHT_CODECS,
-    WEIGHT_SCHEMES,
     CodeGrid,
     WeightCodec,
     int4_group_scale,
@@ -84,7 +80,7 @@ def dequantize_weight(
         InputError: the tensors do not belong to the format.
     """
     packed = packed_weight(quantized, container=container)
-    return FAMILIES[type(packed)].dequantize(packed, dtype)
+    return DEQUANTIZERS[type(packed)](packed, dtype)
 
 
 def packed_weight(
@@ -152,9 +148,8 @@ def fake_quantize_input(
     if calibration.pre_quant_scale is not None:
         _require_pre_quant_scale(calibration.pre_quant_scale, x)
         x = x * calibration.pre_quant_scale.to(device=x.device, dtype=x.dtype)
-    if (fmt.weight_element, container) in PER_TOKEN_INPUTS:
-        return fp8.fake_quantize(x, scaling=fp8.Scaling.ROW)
-    return INPUT_QUANTIZERS[fmt.activation](x, calibration.input_amax)
+    codec = INPUT_CODECS[fmt.activation_in(container)]
+    return codec.fake_quantize(x, calibration.input_amax)
 
 
 def code_grid(
@@ -184,9 +179,7 @@ def input_scale(
     Raises:
         InputError: the calibration's `input_amax` is negative, NaN or infinite.
     """
-    if (fmt.weight_element, container) in PER_TOKEN_INPUTS:
-        return None
-    scale_of = INPUT_SCALES.get(fmt.activation)
+    scale_of = INPUT_CODECS[fmt.activation_in(container)].scale
     return None if scale_of is None else scale_of(calibration.input_amax)
 
 
@@ -203,7 +196,7 @@ def weight_scheme(
     """
     if calibration.pre_quant_scale is not None or fmt.weight_element is None:
         return None
-    scheme_of = WEIGHT_SCHEMES.get(fmt.weight_element)
+    scheme_of = _codec(fmt).scheme
     return None if scheme_of is None else scheme_of(calibration, container)
 
 
@@ -225,6 +218,6 @@ def _require_pre_quant_scale(pre_quant_scale: Tensor, operand: Tensor) -> None:
 
 
 def _codec(fmt: QuantFormat) -> WeightCodec:
-    if fmt.weight_element is None:
+    if fmt.weight_element is None or fmt.weight_scaling is None:
         raise InputError(f"the format {fmt.name} has no codes; leave the weight as it is")
-    return WEIGHT_CODECS[fmt.weight_element]
+    return WEIGHT_CODECS[fmt.weight_element, fmt.weight_scaling]

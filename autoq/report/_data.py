@@ -284,9 +284,7 @@ def nominal_bits(name: str) -> float | None:
     """Codes and block scales per weight, or None for a format that is not registered."""
     if name not in FORMATS:
         return None
-    entry = FORMATS[name]
-    blocks = entry.block_scale_bits / entry.weight_block_size if entry.weight_block_size else 0.0
-    return entry.weight_bits + blocks
+    return FORMATS[name].nominal_bits
 
 
 def _formats_by_bits(groups: Sequence[GroupRow]) -> tuple[str, ...]:

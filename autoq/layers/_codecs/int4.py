@@ -1,0 +1,102 @@
+"""INT4 weights in groups, and W4A8, their second level in E4M3."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from autoq.formats import ActivationScheme, Container, QuantFormat, WeightElement, WeightScaling
+from autoq.kernels import fp8, int4, w4a8
+from autoq.layers._codecs._types import CodeGrid, Family, Tensors, WeightCodec
+from autoq.layers._types import LayerCalibration
+
+
+def _quantize_int4(
+    weight: Tensor, fmt: QuantFormat, calibration: LayerCalibration, scale_dtype: torch.dtype
+) -> Tensors:
+    group_scale = int4_group_scale(weight, fmt, scale_dtype, calibration.importance)
+    tensor_scale = fp8.tensor_scale(calibration.weight_amax)
+    if calibration.codes is None:
+        codes = int4.unpack(int4.quantize(weight, group_scale))
+    else:
+        codes = _signed_nibbles(calibration.codes.to(weight.device))
+    return {
+        "codes": codes,
+        "group_scale": group_scale,
+        "tensor_scale": tensor_scale.to(weight.device),
+    }
+
+
+def _signed_nibbles(packed: Tensor) -> Tensor:
+    """int8 [N, K] in -8..7 of uint8 [N, K/2], even column in the low nibble."""
+    nibbles = torch.stack([packed << 4, packed & 0xF0], dim=-1).flatten(-2)
+    return nibbles.view(torch.int8) >> 4
+
+
+def _int4_grid(
+    weight: Tensor, fmt: QuantFormat, calibration: LayerCalibration, scale_dtype: torch.dtype
+) -> CodeGrid:
+    group_scale = int4_group_scale(weight, fmt, scale_dtype, calibration.importance)
+    levels = torch.arange(-8, 8, device=weight.device)
+    return CodeGrid(
+        levels=levels.float(),
+        nibbles=levels.to(torch.uint8) & 0xF,
+        step=group_scale.repeat_interleave(weight.shape[1] // group_scale.shape[1], dim=1),
+    )
+
+
+def _pack_int4(tensors: Tensors, container: Container) -> int4.INT4Tensor | w4a8.W4A8Tensor:
+    packed = int4.pack(tensors["codes"], tensors["group_scale"])
+    if container is Container.COMPRESSED_TENSORS:
+        return packed
+    return w4a8.W4A8Tensor(
+        codes=packed.codes, group_scale=packed.group_scale, tensor_scale=tensors["tensor_scale"]
+    )
+
+
+def _fake_quantize_int4(
+    weight: Tensor,
+    fmt: QuantFormat,
+    calibration: LayerCalibration,
+    scale_dtype: torch.dtype,
+    container: Container,
+) -> Tensor:
+    if calibration.codes is not None:
+        tensors = _quantize_int4(weight, fmt, calibration, scale_dtype)
+        packed = _pack_int4(tensors, container)
+        if isinstance(packed, int4.INT4Tensor):
+            return int4.dequantize(packed, weight.dtype)
+        return w4a8.dequantize(packed, weight.dtype)
+    group_scale = int4_group_scale(weight, fmt, scale_dtype, calibration.importance)
+    if container is Container.COMPRESSED_TENSORS:
+        return int4.fake_quantize(weight, group_scale)
+    tensor_scale = fp8.tensor_scale(calibration.weight_amax)
+    return w4a8.fake_quantize(weight, group_scale, tensor_scale)
+
+
+def int4_group_scale(
+    weight: Tensor, fmt: QuantFormat, scale_dtype: torch.dtype, importance: Tensor | None
+) -> Tensor:
+    """Scales of the groups of W / p, rounded to `scale_dtype`; see `LayerCalibration.importance`."""
+    group_size = fmt.weight_block_size or weight.shape[-1]
+    if importance is None:
+        return int4.group_scale(weight, group_size, storage_dtype=scale_dtype)
+    return int4.choose_group_scale(weight, importance, group_size, storage_dtype=scale_dtype)
+
+
+INT4 = Family(
+    weights={
+        (WeightElement.INT4, WeightScaling.TWO_LEVEL_GROUP): WeightCodec(
+            tensors=("codes", "group_scale", "tensor_scale"),
+            quantize=_quantize_int4,
+            pack=_pack_int4,
+            fake_quantize=_fake_quantize_int4,
+            grid=_int4_grid,
+        ),
+    },
+    dequantizers={int4.INT4Tensor: int4.dequantize, w4a8.W4A8Tensor: w4a8.dequantize},
+    linears={
+        (int4.INT4Tensor, ActivationScheme.FP8_DYNAMIC_TOKEN): w4a8.linear,
+        (w4a8.W4A8Tensor, ActivationScheme.FP8_STATIC_TENSOR): w4a8.linear,
+    },
+)

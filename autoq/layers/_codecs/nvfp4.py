@@ -1,0 +1,113 @@
+"""NVFP4: E2M1 weights and inputs in blocks of 16."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from autoq.formats import ActivationScheme, Container, QuantFormat, WeightElement, WeightScaling
+from autoq.kernels import nvfp4
+from autoq.kernels.scoring import Scheme
+from autoq.layers._codecs._types import CodeGrid, Family, InputCodec, Tensors, WeightCodec
+from autoq.layers._types import LayerCalibration
+
+
+def _quantize_e2m1(
+    weight: Tensor, _: QuantFormat, calibration: LayerCalibration, __: torch.dtype
+) -> Tensors:
+    scale = nvfp4.global_scale(calibration.weight_amax).to(weight.device)
+    block_scale = _e2m1_block_scale(weight, scale, calibration)
+    if calibration.codes is None or block_scale is None:
+        return nvfp4.quantize(weight, scale, block_scale).tensors()
+    codes = calibration.codes.to(weight.device)
+    return nvfp4.NVFP4Tensor(codes=codes, block_scale=block_scale, global_scale=scale).tensors()
+
+
+def _e2m1_grid(
+    weight: Tensor, _: QuantFormat, calibration: LayerCalibration, __: torch.dtype
+) -> CodeGrid:
+    scale = nvfp4.global_scale(calibration.weight_amax).to(weight.device)
+    block_scale = _e2m1_block_scale(weight, scale, calibration)
+    assert block_scale is not None  # codes are found where errors are weighed
+    magnitudes = torch.tensor([0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], device=weight.device)
+    numbers = torch.arange(1, 8, dtype=torch.uint8, device=weight.device)
+    return CodeGrid(
+        levels=torch.cat([-magnitudes.flip(0), torch.zeros_like(magnitudes[:1]), magnitudes]),
+        nibbles=torch.cat([numbers.flip(0) | 8, torch.zeros_like(numbers[:1]), numbers]),
+        step=(block_scale.float() * scale).repeat_interleave(nvfp4.BLOCK, dim=1),
+    )
+
+
+def _e2m1_block_scale(
+    weight: Tensor, scale: Tensor, calibration: LayerCalibration
+) -> Tensor | None:
+    if calibration.importance is None:
+        return None
+    return nvfp4.choose_block_scale(weight, scale, calibration.importance)
+
+
+def _pack_e2m1(tensors: Tensors, container: Container) -> nvfp4.NVFP4Tensor:
+    scale = _read_global_scale(tensors["global_scale"], container)
+    return nvfp4.NVFP4Tensor(
+        codes=tensors["codes"], block_scale=tensors["block_scale"], global_scale=scale
+    )
+
+
+def _fake_quantize_e2m1(
+    weight: Tensor,
+    fmt: QuantFormat,
+    calibration: LayerCalibration,
+    scale_dtype: torch.dtype,
+    container: Container,
+) -> Tensor:
+    scale = nvfp4.global_scale(calibration.weight_amax)
+    if calibration.codes is None and torch.equal(_read_global_scale(scale, container), scale):
+        block_scale = _e2m1_block_scale(weight, scale, calibration)
+        return nvfp4.fake_quantize(weight, scale, block_scale)
+    tensors = _quantize_e2m1(weight, fmt, calibration, scale_dtype)
+    return nvfp4.dequantize(_pack_e2m1(tensors, container), weight.dtype)
+
+
+def _read_global_scale(scale: Tensor, container: Container) -> Tensor:
+    """The scale that a reader has: compressed-tensors stores its reciprocal.
+
+    Two reciprocals change the last bit of about one scale in six.
+    """
+    if container is Container.COMPRESSED_TENSORS:
+        return scale.reciprocal().reciprocal()
+    return scale
+
+
+def _fake_quantize_nvfp4_input(x: Tensor, amax: float) -> Tensor:
+    return nvfp4.fake_quantize(x, nvfp4.global_scale(amax))
+
+
+def _e2m1_scheme(
+    calibration: LayerCalibration, container: Container
+) -> tuple[Scheme, Tensor] | None:
+    scale = nvfp4.global_scale(calibration.weight_amax)
+    chooses_scales = calibration.importance is not None
+    if chooses_scales or not torch.equal(_read_global_scale(scale, container), scale):
+        return None
+    return Scheme.NVFP4, scale
+
+
+NVFP4 = Family(
+    weights={
+        (WeightElement.E2M1, WeightScaling.TWO_LEVEL_GROUP): WeightCodec(
+            tensors=("codes", "block_scale", "global_scale"),
+            quantize=_quantize_e2m1,
+            pack=_pack_e2m1,
+            fake_quantize=_fake_quantize_e2m1,
+            grid=_e2m1_grid,
+            scheme=_e2m1_scheme,
+        ),
+    },
+    inputs={
+        ActivationScheme.NVFP4_DYNAMIC: InputCodec(
+            fake_quantize=_fake_quantize_nvfp4_input, scale=nvfp4.global_scale
+        ),
+    },
+    dequantizers={nvfp4.NVFP4Tensor: nvfp4.dequantize},
+    linears={(nvfp4.NVFP4Tensor, ActivationScheme.NVFP4_DYNAMIC): nvfp4.linear},
+)
