@@ -23,6 +23,7 @@ __all__ = [
     "TaskFailure",
     "TaskResults",
     "TaskRun",
+    "check_can_run",
     "known_task",
     "require_harness",
     "run_tasks",
@@ -77,6 +78,19 @@ def known_task(name: str) -> str | None:
         return name
     task, _, metric = name.rpartition(".")
     return task if task and metric and find_task(task) is not None else None
+
+
+def check_can_run(subject: Subject) -> None:
+    """Refuse models that no task can run on.
+
+    Raises:
+        InputError: lm-eval is missing, the model does not predict the next token, or it has no
+            tokenizer.
+    """
+    require_harness()
+    from autoq.evaluators.harness_model import HarnessModel
+
+    HarnessModel(subject.model, subject.tokenizer)
 
 
 def run_tasks(

@@ -18,6 +18,7 @@ from autoq.api.measuring import advancing, held_out_tokens, measure_plan
 from autoq.api.metrics import (
     cached_fidelity,
     cached_outputs,
+    check_metrics,
     folder_metrics,
     plan_metrics,
     quantised_model,
@@ -37,6 +38,7 @@ from autoq.data import TokenData
 from autoq.errors import InputError
 from autoq.evaluators import Estimate, Fidelity, Subject, measure_fidelity
 from autoq.evaluators.cache import DEFAULT_BYTES, LogitsCache
+from autoq.evaluators.tasks import check_can_run
 from autoq.models.forward import forward_logits
 from autoq.progress import Progress, SilentProgress
 from autoq.studies import StudyStore
@@ -110,6 +112,8 @@ def evaluate(
         study, plan = opened_plan(
             str(target), store, effective_bits=effective_bits, trust_remote_code=trust_remote_code
         )
+        loaded = study.loaded()
+        _check(Subject(model=loaded.model, tokenizer=loaded.tokenizer), wanted, tasks)
         tokens = held_out_tokens(study, source, sequences=sequences)
         fidelity = measure_plan(study, plan, tokens, data=source, progress=progress)
         found = {
@@ -166,6 +170,13 @@ class _Wanted:
     cache: LogitsCache | None
 
 
+def _check(subject: Subject, metrics: Sequence[str], tasks: Sequence[str]) -> None:
+    """Refuse at once what would fail after minutes of measuring something else."""
+    check_metrics(subject, metrics)
+    if tasks:
+        check_can_run(subject)
+
+
 def _bytes(gigabytes: float) -> int:
     if not 0 < gigabytes < math.inf:
         raise InputError(f"cache_gb must be above 0, got {gigabytes:g}")
@@ -182,17 +193,21 @@ def _evaluate_folder(
         )
     found: dict[str, Any] = {"target": str(path)}
     original: LoadedModel | None = None
-    if reference is not None:
-        original = load(config, reference)
-        found |= {"reference": str(reference)}
-        found |= _folder_fidelity(path, original, config, wanted, progress)
-    if wanted.tasks:
+    subject: Subject | None = None
+    if wanted.metrics or wanted.tasks:
         subject = folder_subject(
             path,
             device=config.device,
             dtype=config.dtype,
             trust_remote_code=config.trust_remote_code,
         )
+        _check(subject, wanted.metrics, wanted.tasks)
+    if reference is not None:
+        original = load(config, reference)
+        found |= {"reference": str(reference)}
+        found |= _folder_fidelity(path, subject, original, config, wanted, progress)
+    if wanted.tasks:
+        assert subject is not None  # made above
         beside = None
         if original is not None:
             beside = Subject(model=original.model, tokenizer=original.tokenizer)
@@ -208,7 +223,12 @@ def _evaluate_folder(
 
 
 def _folder_fidelity(
-    path: Path, original: LoadedModel, config: ScoringConfig, wanted: _Wanted, progress: Progress
+    path: Path,
+    subject: Subject | None,
+    original: LoadedModel,
+    config: ScoringConfig,
+    wanted: _Wanted,
+    progress: Progress,
 ) -> dict[str, Any]:
     tokens = load_data(
         original,
@@ -231,9 +251,8 @@ def _folder_fidelity(
             )
         found = _plain(fidelity)
     if wanted.metrics:
-        more = folder_metrics(
-            path, original, batches, wanted.metrics, config, progress, outputs=outputs
-        )
+        assert subject is not None  # whoever wants metrics has made it
+        more = folder_metrics(subject, original, batches, wanted.metrics, progress, outputs=outputs)
         found["metrics"].update(more)
     return {**_data(tokens), **found}
 

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from autoq.api.config import ScoringConfig
 from autoq.api.measured import OTHER_DATA, PER_SEQUENCE
 from autoq.api.task import LoadedModel, token_batches
-from autoq.api.task_evaluation import folder_subject
 from autoq.data import TokenData
 from autoq.errors import InputError
 from autoq.evaluators import Estimate, Reference, Subject, known_metrics, measure_metrics
 from autoq.evaluators.cache import CachedOutputs, LogitsCache
 from autoq.evaluators.metrics import wanted
+from autoq.evaluators.protocol import check_needs
 from autoq.layers.simulate import SimulatedModel
 from autoq.models.forward import forward_logits, is_causal, output_kind
 from autoq.progress import Progress
@@ -42,6 +41,16 @@ def wanted_metrics(names: Sequence[str]) -> tuple[str, ...]:
             "--tasks"
         )
     return found.metrics
+
+
+def check_metrics(subject: Subject, names: Sequence[str]) -> None:
+    """Refuse what such a model cannot have, before anything is measured.
+
+    Raises:
+        InputError: names the evaluator and what is missing.
+    """
+    for evaluator in wanted(names).evaluators:
+        check_needs(evaluator, subject)
 
 
 def plan_metrics(
@@ -86,11 +95,10 @@ def _paused(simulated: SimulatedModel) -> Iterator[nn.Module]:
 
 
 def folder_metrics(
-    path: Path,
+    subject: Subject,
     original: LoadedModel,
     batches: Sequence[Tensor],
     names: Sequence[str],
-    config: ScoringConfig,
     progress: Progress,
     *,
     outputs: CachedOutputs | None = None,
@@ -100,12 +108,6 @@ def folder_metrics(
     Args:
         outputs: the original's, if they are kept on disk.
     """
-    subject = folder_subject(
-        path,
-        device=config.device,
-        dtype=config.dtype,
-        trust_remote_code=config.trust_remote_code,
-    )
     reference = Reference(batches, lambda: nullcontext(original.model), outputs=outputs)
     found = _measure(subject, reference, names, progress)
     return {name: _plain(estimate) for name, estimate in found.items()}

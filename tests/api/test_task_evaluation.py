@@ -169,6 +169,46 @@ def test_a_metric_is_no_task_and_a_task_no_metric(found: Any) -> None:
         autoq.evaluate(checkpoint, tasks=TASKS, metrics=["kl"])
 
 
+@pytest.mark.parametrize(
+    ("target", "options", "message"),
+    [
+        ("study", {"metrics": ["cosine_similarity"]}, "cosine_similarity needs hidden states"),
+        ("study", {"metrics": ["seconds_per_step"]}, "needs weights that are packed"),
+        ("folder", {"metrics": ["cosine_similarity"]}, "cosine_similarity needs hidden states"),
+    ],
+)
+def test_what_the_model_cannot_give_is_refused_before_anything_is_measured(
+    found: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    target: str,
+    options: dict[str, Any],
+    message: str,
+) -> None:
+    study, store, checkpoint = found
+
+    def measured(*_: Any, **__: Any) -> None:
+        raise AssertionError("something was measured first")
+
+    for name in ("measure_plan", "measure_fidelity", "held_out_tokens", "load"):
+        monkeypatch.setattr(f"autoq.api.evaluation.{name}", measured)
+    with pytest.raises(InputError, match=message):
+        if target == "study":
+            autoq.evaluate(study.name, store=store, **options)
+        else:
+            autoq.evaluate(checkpoint, reference=model_path(), device="cpu", **options)
+
+
+def test_tasks_for_a_model_without_next_tokens_are_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from autoq.testing.tiny_models import write_tiny_model
+
+    folder = write_tiny_model("bert", tmp_path / "bert")
+    monkeypatch.setattr("autoq.api.evaluation.load", None)  # nothing is measured without it
+    with pytest.raises(InputError, match="need a model that predicts the next token"):
+        autoq.evaluate(folder, reference=folder, tasks=["autoq_choices"], device="cpu")
+
+
 @pytest.mark.slow  # lm-eval's command reads all of its 14,000 task files first
 def test_the_harness_own_command_runs_our_model(
     found: Any, measured: dict[str, Any], tmp_path: Path
