@@ -1,6 +1,7 @@
 """The main job as functions: search, study, export, evaluate."""
 
 from autoq.api.auto_quantize import AutoQuantizeState, auto_quantize
+from autoq.api.compressing import compress
 from autoq.api.config import ScoringConfig
 from autoq.api.evaluation import evaluate
 from autoq.api.loading import generate, load
@@ -14,6 +15,7 @@ __all__ = [
     "ScoringConfig",
     "Study",
     "auto_quantize",
+    "compress",
     "evaluate",
     "generate",
     "list_studies",

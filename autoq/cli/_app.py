@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from autoq.cli._compress import compress
 from autoq.cli._dashboard import dashboard
 from autoq.cli._generate import generate
 from autoq.cli._kernels import kernels_app
@@ -31,6 +32,7 @@ app.command("frontier")(frontier)
 app.command("validate")(validate)
 app.command("refine")(refine)
 app.command("export")(export)
+app.command("compress")(compress)
 app.command("eval")(evaluate)
 app.command("generate")(generate)
 app.command("report")(report)

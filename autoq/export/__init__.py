@@ -15,12 +15,13 @@ from autoq.export.evaluation import (
     transformers_logits,
     verify_logits,
 )
-from autoq.export.export import export_checkpoint
+from autoq.export.export import export_checkpoint, refuse_inexpressible, write_checkpoint
 from autoq.export.packed_model import load_packed
 from autoq.export.reader import QuantizedCheckpoint, read_quantized
 from autoq.export.rules import refusals, warnings_for
 from autoq.export.sizes import stored_sizes
-from autoq.export.verify import verify_checkpoint
+from autoq.export.streaming import SourceMatrices, StreamedPlan, WeightOnlyCalibration
+from autoq.export.verify import verify_checkpoint, verify_plan
 
 __all__ = [
     "LOGITS_BOUND",
@@ -29,17 +30,23 @@ __all__ = [
     "ExportedFile",
     "QuantizedCheckpoint",
     "QuantizedModule",
+    "SourceMatrices",
+    "StreamedPlan",
     "VerificationReport",
+    "WeightOnlyCalibration",
     "check_destination",
     "export_checkpoint",
     "load_checkpoint_for_evaluation",
     "load_packed",
     "read_quantized",
     "refusals",
+    "refuse_inexpressible",
     "simulated_checkpoint",
     "stored_sizes",
     "transformers_logits",
     "verify_checkpoint",
     "verify_logits",
+    "verify_plan",
     "warnings_for",
+    "write_checkpoint",
 ]

@@ -52,6 +52,10 @@ class ExportPlan:
         """Calibration of a quantised slot in its format."""
         return self.calibration[slot.name, self.slot_formats[slot.name]]
 
+    def matrix(self, slot: WeightSlot) -> Tensor:
+        """The slot's original weight [out_features, in_features]."""
+        return slot_weight(self.model, slot)
+
     def quantize(self, slot: WeightSlot) -> QuantizedWeight:
         """Codes and scales of a slot's weight.
 
@@ -59,9 +63,10 @@ class ExportPlan:
             ModelError: it holds NaN or infinity; the message names the slot.
         """
         fmt = FORMATS[self.slot_formats[slot.name]]
-        matrix = slot_weight(self.model, slot)
         try:
-            return quantize_weight(matrix, fmt, self.entry(slot), scale_dtype=self.scale_dtype)
+            return quantize_weight(
+                self.matrix(slot), fmt, self.entry(slot), scale_dtype=self.scale_dtype
+            )
         except ModelError as error:
             raise ModelError(f"{slot.name}: {error}") from error
 
@@ -82,7 +87,7 @@ class ExportPlan:
             for suffix, tensor in tensors.items():
                 yield f"{part.module}.{suffix}", tensor
 
-    def unquantized_groups(self) -> Iterator[dict[str, Tensor]]:
+    def unquantized_groups(self) -> Iterator[Mapping[str, Tensor]]:
         """Model name -> tensor for everything that is stored as it is, a layer at a time."""
         return unquantized_groups(self.model, self.model_map, self.quantized_slots)
 

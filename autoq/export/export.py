@@ -67,12 +67,33 @@ def export_checkpoint(
             cannot be written.
         ModelError: a weight holds NaN or infinity.
     """
-    lines = refusals(model, model_map, slot_formats, calibration, container)
-    if lines:
-        more = f" (and {len(lines) - 1} more like it)" if len(lines) > 1 else ""
-        raise ExportError(f"{lines[0]}{more}")
-    check_destination(destination, source, overwrite=overwrite)
     plan = ExportPlan(model, model_map, slot_formats, calibration, container, scale_dtype)
+    return write_checkpoint(
+        plan,
+        source=source,
+        destination=destination,
+        overwrite=overwrite,
+        max_shard_bytes=max_shard_bytes,
+        progress=progress,
+        provenance=provenance,
+        verify=verify,
+    )
+
+
+def write_checkpoint(
+    plan: ExportPlan,
+    *,
+    source: Path | None,
+    destination: Path,
+    overwrite: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    progress: Progress | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    verify: Callable[[Path], None] | None = None,
+) -> ExportResult:
+    """Write what a plan says, wherever its weights come from; the rest is `export_checkpoint`'s."""
+    refuse_inexpressible(plan)
+    check_destination(destination, source, overwrite=overwrite)
     with written_folder(destination, overwrite=overwrite) as folder:
         _write_tensors(plan, source, folder, max_shard_bytes, progress)
         if source is not None:
@@ -84,11 +105,25 @@ def export_checkpoint(
     weights = [file.size_bytes for file in files if file.path.endswith(".safetensors")]
     return ExportResult(
         path=destination,
-        container=container,
+        container=plan.container,
         files=files,
         stored_bytes=sum(weights),
         manifest=manifest,
     )
+
+
+def refuse_inexpressible(plan: ExportPlan) -> None:
+    """Refuse a plan that its container cannot hold.
+
+    Raises:
+        ExportError: says the first thing that it cannot hold.
+    """
+    lines = refusals(
+        plan.model, plan.model_map, plan.slot_formats, plan.calibration, plan.container
+    )
+    if lines:
+        more = f" (and {len(lines) - 1} more like it)" if len(lines) > 1 else ""
+        raise ExportError(f"{lines[0]}{more}")
 
 
 def _write_tensors(

@@ -50,6 +50,15 @@ def verify_checkpoint(
         VerificationError: names the first tensor or module that differs.
     """
     plan = ExportPlan(model, model_map, slot_formats, calibration, container, scale_dtype)
+    return verify_plan(plan, path)
+
+
+def verify_plan(plan: ExportPlan, path: Path) -> VerificationReport:
+    """Compare a checkpoint with the plan that it was written from, as `verify_checkpoint` does.
+
+    Raises:
+        VerificationError: names the first tensor or module that differs.
+    """
     try:
         return _verify(plan, path)
     except ExportError as error:
@@ -61,7 +70,10 @@ def _verify(plan: ExportPlan, path: Path) -> VerificationReport:
     _verify_manifest(plan, checkpoint)
     _verify_fusion_sets(plan, checkpoint)
     reader = SlotReader(checkpoint, plan.names, plan.model_map)
-    seen = {name for slot in plan.quantized_slots for name in _verify_slot(plan, reader, slot)}
+    seen: set[str] = set()
+    for slot in plan.quantized_slots:
+        seen.update(_verify_slot(plan, reader, slot))
+        checkpoint.release()  # so that no more than one matrix is in memory
     unquantized, folded = _verify_unquantized(plan, checkpoint)
     surplus = sorted(set(checkpoint.tensor_names) - seen - unquantized)
     if surplus:
@@ -143,6 +155,7 @@ def _verify_unquantized(plan: ExportPlan, checkpoint: QuantizedCheckpoint) -> tu
             _compare(
                 name, stored, tensor.to(stored.dtype) if stored.is_floating_point() else tensor
             )
+        checkpoint.release()
     return names, folded
 
 

@@ -77,6 +77,39 @@ def load_model(
     return loaded
 
 
+def unloaded_model(path: Path | str, *, trust_remote_code: bool = False) -> nn.Module:
+    """The model of a folder without its weights: every tensor has a shape and no values.
+
+    Args:
+        path: a folder with config.json and safetensors weights.
+        trust_remote_code: run the model code that lies in the folder.
+    Raises:
+        ModelError: as `load_model`, as far as it shows without reading weights.
+    """
+    folder = Path(path)
+    config = check_model_folder(folder)
+    model_class = _model_class(folder, config, trust_remote_code=trust_remote_code)
+    try:
+        with quiet_transformers(), torch.device("meta"):
+            settings = _settings(folder, trust_remote_code=trust_remote_code)
+            make = getattr(model_class, "from_config", None) or model_class._from_config
+            options = {"trust_remote_code": True} if trust_remote_code else {}
+            model: nn.Module = make(settings, **options)
+    except AutoqError:
+        raise
+    except Exception as error:  # as in load_model
+        raise ModelError(f"{folder} cannot be built as {_label(config)}: {_line(error)}") from error
+    return model.eval()
+
+
+def _settings(folder: Path, *, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(
+        str(folder), local_files_only=True, trust_remote_code=trust_remote_code
+    )
+
+
 def use_eager_experts(model: nn.Module) -> None:
     """Make a model in memory compute its experts one by one, so that each product can be seen."""
     choose = getattr(model, "set_experts_implementation", None)
