@@ -21,20 +21,22 @@ from autoq.calibration.moments import (
     parts_in_memory,
 )
 from autoq.calibration.scales import (
+    has_second_level,
     mean_square,
     scaled_importance,
     scaled_input_amax,
     scaled_weight_amax,
     sharing_sets,
 )
+from autoq.calibration.smooth import search_smoothing_scale
 from autoq.calibration.statistics import InputStatistics, collect_statistics
 from autoq.formats import (
     FORMATS,
     NONE,
+    CalibrationAlgorithm,
     CalibrationMethod,
     FormatName,
     QuantFormat,
-    WeightElement,
 )
 from autoq.layers import LayerCalibration
 from autoq.layers.quantize import Container, code_grid
@@ -80,6 +82,7 @@ def calibrate(
     quantised = [FORMATS[name] for name in formats if name != NONE]
     scaling = [fmt for fmt in quantised if fmt.algorithm(method).searches_input_scales]
     folds = find_folds(model, model_map, run_small) if scaling else {}
+    places = _ScalePlaces.of(model_map, folds, container)
     parts = [list(model_map.groups)]
     feeds_back = any(fmt.algorithm(method).feeds_errors_back for fmt in quantised)
     if feeds_back:
@@ -94,14 +97,12 @@ def calibrate(
         run,
         batch_count=len(batches),
         keep_rows_of={
-            name
-            for name in model_map.slots
-            if any(_has_place_for_scale(name, fmt, container, folds) for fmt in scaling)
+            name for name in model_map.slots if any(places.take(name, fmt) for fmt in scaling)
         },
         also=collector.record,
         after_batch=after_batch,
     )
-    calibrator = _Calibrator(model, model_map, statistics, folds, container, scale_dtype, method)
+    calibrator = _Calibrator(model, model_map, statistics, places, container, scale_dtype, method)
     table: dict[tuple[SlotName, FormatName], LayerCalibration] = {}
     moments = collector.moments
     for index, part in enumerate(parts):
@@ -117,12 +118,27 @@ def calibrate(
     return table
 
 
-def _has_place_for_scale(
-    name: SlotName, fmt: QuantFormat, container: Container, folds: Mapping[SlotName, str]
-) -> bool:
-    """Whether an input scale of the slot can be written: into a norm, or beside the weight."""
-    is_stored = fmt.stores_input_scale and container is not Container.COMPRESSED_TENSORS
-    return is_stored or name in folds
+@dataclass(frozen=True, slots=True)
+class _ScalePlaces:
+    """Where an input scale can be written: into a norm, or beside the weight."""
+
+    folds: Mapping[SlotName, str]  # slot -> the norm that takes its scale
+    fused: frozenset[SlotName]  # slots that engines fuse with others
+    container: Container
+
+    @classmethod
+    def of(
+        cls, model_map: ModelMap, folds: Mapping[SlotName, str], container: Container
+    ) -> _ScalePlaces:
+        sets = [names for group in model_map.groups for names in group.fusion_sets]
+        return cls(folds, frozenset(name for names in sets for name in names), container)
+
+    def take(self, name: SlotName, fmt: QuantFormat) -> bool:
+        """Whether there is a place for the slot's scale in the format."""
+        if name in self.folds:
+            return True
+        is_stored = fmt.stores_input_scale and self.container is not Container.COMPRESSED_TENSORS
+        return is_stored and (fmt.stores_fused_input_scale or name not in self.fused)
 
 
 class _Feedback:
@@ -154,7 +170,7 @@ class _Calibrator:
     model: nn.Module
     model_map: ModelMap
     statistics: Mapping[SlotName, InputStatistics]
-    folds: Mapping[SlotName, str]
+    places: _ScalePlaces
     container: Container
     scale_dtype: torch.dtype
     method: CalibrationMethod
@@ -199,7 +215,7 @@ class _Calibrator:
             weight_amax=scaled_weight_amax(weights, scale, fmt, self.scale_dtype, importance),
             input_amax=input_amax,
             pre_quant_scale=scale,
-            folds_into=self.folds.get(first) if scale is not None else None,
+            folds_into=self.places.folds.get(first) if scale is not None else None,
             importance=importance,
             input_rows=self.statistics[first].row_count,
         )
@@ -223,7 +239,7 @@ class _Calibrator:
         levels = grids[0].levels
         steps = torch.cat([grid.step for grid in grids])
         found = feedback.round(torch.cat(smoothed), steps, levels)
-        if fmt.weight_element is WeightElement.INT4:
+        if has_second_level(fmt):
             calibration = replace(
                 calibration, weight_amax=float((levels[found.int()] * steps).abs().max())
             )
@@ -273,13 +289,10 @@ class _Calibrator:
     def _input_scale(
         self, members: Sequence[SlotName], fmt: QuantFormat, importance: Tensor | None
     ) -> Tensor | None:
-        if not _has_place_for_scale(members[0], fmt, self.container, self.folds):
+        if not self.places.take(members[0], fmt):
             return None
-        return search_input_scale(
-            self._weights(members),
-            self.statistics[members[0]],
-            fmt,
-            scale_dtype=self.scale_dtype,
-            container=self.container,
-            importance=importance,
-        )
+        weights, statistics = self._weights(members), self.statistics[members[0]]
+        options: Any = {"scale_dtype": self.scale_dtype, "container": self.container}
+        if fmt.algorithm(self.method) is CalibrationAlgorithm.SMOOTH:
+            return search_smoothing_scale(weights, statistics, fmt, **options)
+        return search_input_scale(weights, statistics, fmt, importance=importance, **options)

@@ -8,10 +8,16 @@ import torch
 from torch import Tensor
 
 from autoq.calibration.statistics import InputStatistics
-from autoq.formats import QuantFormat, WeightElement
+from autoq.formats import QuantFormat, WeightElement, WeightScaling
 from autoq.kernels import int4
 from autoq.layers.quantize import int4_group_scale
 from autoq.models import DecisionGroup, SlotName
+
+
+def has_second_level(fmt: QuantFormat) -> bool:
+    """Whether INT4 codes times group scales are scaled once more, by their largest magnitude."""
+    is_two_level = fmt.weight_scaling is WeightScaling.TWO_LEVEL_GROUP
+    return fmt.weight_element is WeightElement.INT4 and is_two_level
 
 
 def sharing_sets(group: DecisionGroup) -> list[tuple[SlotName, ...]]:
@@ -64,8 +70,8 @@ def scaled_weight_amax(
 def _amax(
     weight: Tensor, fmt: QuantFormat, scale_dtype: torch.dtype, importance: Tensor | None
 ) -> float:
-    """Of INT4 weights the largest value after rounding: the second level scales those."""
-    if fmt.weight_element is WeightElement.INT4 and fmt.weight_block_size:
+    """Of INT4 weights with a second level the largest value after rounding, which it scales."""
+    if has_second_level(fmt):
         group_scale = int4_group_scale(weight, fmt, scale_dtype, importance)
         return float(int4.fake_quantize(weight.float(), group_scale).abs().max())
     return float(weight.abs().max())

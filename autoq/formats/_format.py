@@ -20,6 +20,7 @@ class WeightElement(StrEnum):
     E4M3 = "e4m3"
     E2M1 = "e2m1"
     INT4 = "int4"
+    INT8 = "int8"
 
 
 class WeightScaling(StrEnum):
@@ -47,6 +48,8 @@ class ActivationScheme(StrEnum):
     """E4M3 with one calibrated scale for the tensor."""
     FP8_DYNAMIC_TOKEN = "fp8_dynamic_token"
     """E4M3, each token under its own scale."""
+    INT8_DYNAMIC_TOKEN = "int8_dynamic_token"
+    """INT8, each token under its own scale."""
     NVFP4_DYNAMIC = "nvfp4_dynamic"
     """E2M1, a dynamic E4M3 scale per 16 values under a calibrated float32 scale."""
 
@@ -58,6 +61,9 @@ class CalibrationAlgorithm(StrEnum):
     """There are none."""
     MAX = "max"
     """From largest magnitudes."""
+    SMOOTH = "smooth"
+    """From largest magnitudes, after input scales that move outliers into the weight, as strong as
+    the output error wants them per layer (Xiao et al., "SmoothQuant", 2022)."""
     AWQ_LITE = "awq_lite"
     """From largest magnitudes, after input scales that are searched per layer by the output error
     (Lin et al., "AWQ", 2023)."""
@@ -72,7 +78,8 @@ class CalibrationAlgorithm(StrEnum):
     @property
     def searches_input_scales(self) -> bool:
         """Whether inputs are scaled per channel."""
-        return self is CalibrationAlgorithm.AWQ_LITE or self.weighs_errors
+        plain = (CalibrationAlgorithm.AWQ_LITE, CalibrationAlgorithm.SMOOTH)
+        return self in plain or self.weighs_errors
 
     @property
     def weighs_errors(self) -> bool:
@@ -139,6 +146,7 @@ class QuantFormat:
     portable: bool  # loads in every engine: part of the default set
     loads_in: str  # one sentence: which engines load its export, on which hardware
     stores_input_scale: bool = False  # engines take an input scale that no norm absorbs
+    stores_fused_input_scale: bool = True  # and those of layers that they fuse, too
     rows_per_byte: int = 1  # rows whose codes share bytes in some container
     container_activations: tuple[tuple[Container, ActivationScheme], ...] = ()
     """Containers whose run time quantises inputs in another way than `activation`."""

@@ -15,16 +15,19 @@ def _quantize_int4(
     weight: Tensor, fmt: QuantFormat, calibration: LayerCalibration, scale_dtype: torch.dtype
 ) -> Tensors:
     group_scale = int4_group_scale(weight, fmt, scale_dtype, calibration.importance)
-    tensor_scale = fp8.tensor_scale(calibration.weight_amax)
     if calibration.codes is None:
         codes = int4.unpack(int4.quantize(weight, group_scale))
     else:
         codes = _signed_nibbles(calibration.codes.to(weight.device))
-    return {
-        "codes": codes,
-        "group_scale": group_scale,
-        "tensor_scale": tensor_scale.to(weight.device),
-    }
+    return {"codes": codes, "group_scale": group_scale}
+
+
+def _quantize_w4a8(
+    weight: Tensor, fmt: QuantFormat, calibration: LayerCalibration, scale_dtype: torch.dtype
+) -> Tensors:
+    tensors = _quantize_int4(weight, fmt, calibration, scale_dtype)
+    tensor_scale = fp8.tensor_scale(calibration.weight_amax).to(weight.device)
+    return {**tensors, "tensor_scale": tensor_scale}
 
 
 def _signed_nibbles(packed: Tensor) -> Tensor:
@@ -45,8 +48,12 @@ def _int4_grid(
     )
 
 
-def _pack_int4(tensors: Tensors, container: Container) -> int4.INT4Tensor | w4a8.W4A8Tensor:
-    packed = int4.pack(tensors["codes"], tensors["group_scale"])
+def _pack_int4(tensors: Tensors, _: Container) -> int4.INT4Tensor:
+    return int4.pack(tensors["codes"], tensors["group_scale"])
+
+
+def _pack_w4a8(tensors: Tensors, container: Container) -> int4.INT4Tensor | w4a8.W4A8Tensor:
+    packed = _pack_int4(tensors, container)
     if container is Container.COMPRESSED_TENSORS:
         return packed
     return w4a8.W4A8Tensor(
@@ -63,13 +70,26 @@ def _fake_quantize_int4(
 ) -> Tensor:
     if calibration.codes is not None:
         tensors = _quantize_int4(weight, fmt, calibration, scale_dtype)
-        packed = _pack_int4(tensors, container)
-        if isinstance(packed, int4.INT4Tensor):
-            return int4.dequantize(packed, weight.dtype)
+        return int4.dequantize(_pack_int4(tensors, container), weight.dtype)
+    group_scale = int4_group_scale(weight, fmt, scale_dtype, calibration.importance)
+    return int4.fake_quantize(weight, group_scale)
+
+
+def _fake_quantize_w4a8(
+    weight: Tensor,
+    fmt: QuantFormat,
+    calibration: LayerCalibration,
+    scale_dtype: torch.dtype,
+    container: Container,
+) -> Tensor:
+    if container is Container.COMPRESSED_TENSORS:
+        return _fake_quantize_int4(weight, fmt, calibration, scale_dtype, container)
+    if calibration.codes is not None:
+        tensors = _quantize_w4a8(weight, fmt, calibration, scale_dtype)
+        packed = _pack_w4a8(tensors, container)
+        assert isinstance(packed, w4a8.W4A8Tensor)
         return w4a8.dequantize(packed, weight.dtype)
     group_scale = int4_group_scale(weight, fmt, scale_dtype, calibration.importance)
-    if container is Container.COMPRESSED_TENSORS:
-        return int4.fake_quantize(weight, group_scale)
     tensor_scale = fp8.tensor_scale(calibration.weight_amax)
     return w4a8.fake_quantize(weight, group_scale, tensor_scale)
 
@@ -84,18 +104,32 @@ def int4_group_scale(
     return int4.choose_group_scale(weight, importance, group_size, storage_dtype=scale_dtype)
 
 
+def _linear_with_inputs_as_they_are(
+    x: Tensor, weight: int4.INT4Tensor, bias: Tensor | None, *, input_scale: None
+) -> Tensor:
+    return int4.linear(x, weight, bias)
+
+
 INT4 = Family(
     weights={
-        (WeightElement.INT4, WeightScaling.TWO_LEVEL_GROUP): WeightCodec(
-            tensors=("codes", "group_scale", "tensor_scale"),
+        (WeightElement.INT4, WeightScaling.GROUP): WeightCodec(
+            tensors=("codes", "group_scale"),
             quantize=_quantize_int4,
             pack=_pack_int4,
             fake_quantize=_fake_quantize_int4,
             grid=_int4_grid,
         ),
+        (WeightElement.INT4, WeightScaling.TWO_LEVEL_GROUP): WeightCodec(
+            tensors=("codes", "group_scale", "tensor_scale"),
+            quantize=_quantize_w4a8,
+            pack=_pack_w4a8,
+            fake_quantize=_fake_quantize_w4a8,
+            grid=_int4_grid,
+        ),
     },
     dequantizers={int4.INT4Tensor: int4.dequantize, w4a8.W4A8Tensor: w4a8.dequantize},
     linears={
+        (int4.INT4Tensor, ActivationScheme.NONE): _linear_with_inputs_as_they_are,
         (int4.INT4Tensor, ActivationScheme.FP8_DYNAMIC_TOKEN): w4a8.linear,
         (w4a8.W4A8Tensor, ActivationScheme.FP8_STATIC_TENSOR): w4a8.linear,
     },

@@ -109,5 +109,8 @@ NVFP4 = Family(
         ),
     },
     dequantizers={nvfp4.NVFP4Tensor: nvfp4.dequantize},
-    linears={(nvfp4.NVFP4Tensor, ActivationScheme.NVFP4_DYNAMIC): nvfp4.linear},
+    linears={
+        (nvfp4.NVFP4Tensor, ActivationScheme.NVFP4_DYNAMIC): nvfp4.linear,
+        (nvfp4.NVFP4Tensor, ActivationScheme.NONE): nvfp4.linear,  # without an input scale
+    },
 )
