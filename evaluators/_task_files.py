@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,15 +22,40 @@ _LISTED = re.compile(rb"^(?:tag|group):[ \t]*\r?\n((?:[ \t]*-[^\n]*\n?)+)", re.M
 class TaskFile:
     """The file that defines a task, a group or a tag."""
 
-    task: str | None  # the name inside; None where a file holds no plain task
+    task: str  # its name: of the task or group in the file, or of a tag
     path: Path
     dataset: str | None  # on the hub, or the kind of a local file
     by_path: bool  # the user named the file
 
+    def configuration(self) -> dict[str, Any]:
+        """What the file says, with what it includes; functions as text.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        return _configuration(self.path, resolve=False)
+
+    @property
+    def is_group(self) -> bool:
+        """Whether the file defines a group of tasks."""
+        return _is_group(self.configuration())
+
+    def is_main_name(self, configuration: Mapping[str, Any]) -> bool:
+        """Whether the name is that of the file's task or group, and not one of its tags."""
+        return self.task in (configuration.get("task"), configuration.get("group"))
+
     def load(self) -> Any:
-        """Tasks and groups as lm-eval's manager gives them; reads or fetches their data."""
+        """Tasks and groups as lm-eval's manager gives them; reads or fetches their data.
+
+        Raises:
+            InputError: the file is a group's, and breaks a rule for these.
+        """
         from lm_eval.tasks import TaskManager
 
+        if self.by_path and self.is_group:
+            from autoq.evaluators._task_groups import load_group
+
+            return load_group(self)
         if self.by_path or self.path.parent == tasks_path():
             return TaskManager(include_defaults=False).load([_with_local_data(self.path)])
         folder = self.path.relative_to(_harness_tasks()).parts[0]
@@ -116,13 +141,23 @@ def _task_file(path: Path) -> TaskFile:
     if not path.is_file():
         raise InputError(f"the task file {path} does not exist; check the path")
     configuration = _configuration(path, resolve=False)
-    name = configuration.get("task", configuration.get("group"))
+    name = configuration.get("group" if _is_group(configuration) else "task")
     if not isinstance(name, str):
         raise InputError(
-            f"{path} must define an evaluation task of lm-eval, with a field 'task'; see lm-eval's "
-            "guide to new tasks"
+            f"{path} must define an evaluation task of lm-eval, with a field 'task', or a group of "
+            "tasks, with a name in 'group' and a list in 'task'; see lm-eval's guide to new tasks"
         )
     return TaskFile(name, path, configuration.get("dataset_path"), by_path=True)
+
+
+def _is_group(configuration: Mapping[str, Any]) -> bool:
+    """Whether a file defines a group: a name, and a list of tasks."""
+    return "group" in configuration and not isinstance(configuration.get("task"), str)
+
+
+def names_in(path: Path) -> set[str]:
+    """Tasks, groups and tags that a YAML file defines, without reading it in full."""
+    return set(_names_in(path))
 
 
 def _dataset_of(path: Path) -> str | None:

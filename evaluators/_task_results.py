@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from autoq.evaluators._task_metrics import PLAIN_FILTER
 from autoq.evaluators.fidelity import Estimate
 from autoq.evaluators.resampling import Numbers, ratio_estimate
 
 _NO_METRICS = ("alias", "name", "sample_len", "sample_count")
-_PLAIN_FILTER = "none"
 
 
-def task_estimates(asked: str, main: str | None, results: Mapping[str, Any]) -> dict[str, Estimate]:
+def task_estimates(asked: str, main: str, results: Mapping[str, Any]) -> dict[str, Estimate]:
     """ "task.metric" -> estimate of everything, and the first metric of each task by its name.
 
     Args:
-        asked: what the user called the task; the main task's first metric is found by it, too.
+        asked: what the user called the task; the main task's metrics are found by it, too.
         main: the task, or the group, that was asked for.
     """
     found: dict[str, Estimate] = {}
@@ -29,14 +29,14 @@ def task_estimates(asked: str, main: str | None, results: Mapping[str, Any]) -> 
             metric, _, chosen_filter = key.partition(",")
             if metric in _NO_METRICS or metric.endswith("_stderr") or not _is_number(value):
                 continue
-            name = metric if chosen_filter == _PLAIN_FILTER else key
+            name = metric if chosen_filter == PLAIN_FILTER else key
             estimate = _estimate(float(value), _of_examples(samples, metric, chosen_filter))
             found[f"{part}.{name}"] = estimate
             first = _first_metric(part, results)
             if first in (None, metric):
                 found.setdefault(part, estimate)
-    if main in found:
-        found.setdefault(asked, found[main])
+    for name in [name for name in found if name == main or name.startswith(f"{main}.")]:
+        found.setdefault(asked + name[len(main) :], found[name])
     return found
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from autoq.data.offline import cache_only_when_offline
 from autoq.errors import AutoqError, DataError, EvaluationError, InputError
 from autoq.evaluators._task_files import TaskFile, find_task, require_harness, similar_tasks
+from autoq.evaluators._task_metrics import check_is_single_number, check_task_metric
 from autoq.evaluators._task_results import task_estimates
 from autoq.evaluators.fidelity import Estimate
 from autoq.evaluators.protocol import Subject
@@ -24,6 +25,7 @@ __all__ = [
     "TaskResults",
     "TaskRun",
     "check_can_run",
+    "check_is_single_number",
     "known_task",
     "require_harness",
     "run_tasks",
@@ -72,12 +74,16 @@ def known_task(name: str) -> str | None:
             ".metric" after it.
     Raises:
         InputError: lm-eval is not installed, or the YAML file does not exist.
+        UnknownNameError: the task is known, and its configuration says that it has no such metric.
     """
     require_harness()
     if find_task(name) is not None:
         return name
     task, _, metric = name.rpartition(".")
-    return task if task and metric and find_task(task) is not None else None
+    if not task or not metric or find_task(task) is None:
+        return None
+    check_task_metric(task, metric)
+    return task
 
 
 def check_can_run(subject: Subject) -> None:
@@ -155,10 +161,10 @@ def _run_task(model: Any, name: str, limit: int | None, fewshot: int | None) -> 
             raise
         raise InputError(f"the task {name} cannot be run: {_reason(error)}") from error
     parts = list(found["configs"])
-    own = parts if file.task is None else [file.task, *(p for p in parts if p != file.task)]
+    is_renamed = file.task not in found["results"] and len(parts) == 1
     return TaskRun(
         name=name,
-        estimates=task_estimates(name, own[0] if len(parts) == 1 else file.task, found),
+        estimates=task_estimates(name, parts[0] if is_renamed else file.task, found),
         versions={part: found["versions"].get(part) for part in parts},
         configurations={part: _plain(found["configs"][part]) for part in parts},
         examples={part: len({s["doc_id"] for s in found["samples"][part]}) for part in parts},

@@ -23,6 +23,7 @@ from autoq.evaluators.builtin import OutputEvaluator
 from autoq.evaluators.metrics import wanted
 from autoq.evaluators.outputs import SequenceOutputs
 from autoq.evaluators.protocol import check_needs
+from autoq.evaluators.tasks import check_is_single_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,8 @@ class AimedMetrics:
         self.properties = output_properties(loaded.model)
         # Divergence is measured in any case, and of hidden states, too.
         asked = wanted(sorted(aim.metrics - {KL_DIVERGENCE}))
+        for task in aim.metrics & set(asked.tasks):
+            check_is_single_number(task)
         self.tokenizer = loaded.tokenizer if asked.evaluators or asked.tasks else None
         self.subject = Subject(model=loaded.model, tokenizer=self.tokenizer)
         for evaluator in asked.evaluators:

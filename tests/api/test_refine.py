@@ -438,6 +438,8 @@ def test_where_the_start_breaks_a_constraint_a_plan_that_keeps_it_is_taken(study
     [
         ("perplexty", "did you mean perplexity"),
         ("cosine_similarity", "hidden states as its output"),
+        ("kl - autoq_choices.accu", r"did you mean autoq_choices\.acc\?"),
+        ("1 - ai2_arc", "ai2_arc must have one number"),
     ],
 )
 def test_metrics_that_nobody_has_are_refused_at_once(study, objective, message):
