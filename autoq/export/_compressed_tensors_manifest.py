@@ -3,81 +3,47 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from autoq.export._aliases import experts_aliases, experts_parent, fused_aliases
-from autoq.formats import NONE, FormatName
+from autoq.export._layouts import manifest_entries
+from autoq.formats import NONE, Container, FormatName
 
 COMPRESSED = "compressed"
 FORMAT_VERSION = "0.20.0"
 MIXED_FORMAT = "mixed-precision"
 
-_E4M3_STATIC_TENSOR = {
-    "num_bits": 8,
-    "type": "float",
-    "strategy": "tensor",
-    "symmetric": True,
-    "dynamic": False,
-}
-_E4M3_DYNAMIC_TOKEN = {**_E4M3_STATIC_TENSOR, "strategy": "token", "dynamic": True}
-_E2M1_GROUP_16 = {
-    "num_bits": 4,
-    "type": "float",
-    "strategy": "tensor_group",
-    "group_size": 16,
-    "symmetric": True,
-    "dynamic": False,
-    "scale_dtype": "torch.float8_e4m3fn",
-}
-_INT4_GROUP_128 = {
-    "num_bits": 4,
-    "type": "int",
-    "strategy": "group",
-    "group_size": 128,
-    "symmetric": True,
-    "dynamic": False,
-}
-
-COMPRESSED_TENSORS_SCHEMES: Mapping[str, Mapping[str, Any]] = {
-    "fp8": {
-        "format": "float-quantized",
-        "weights": _E4M3_STATIC_TENSOR,
-        "input_activations": _E4M3_STATIC_TENSOR,
-        "output_activations": None,
-    },
-    "nvfp4": {
-        "format": "nvfp4-pack-quantized",
-        "weights": _E2M1_GROUP_16,
-        "input_activations": {**_E2M1_GROUP_16, "dynamic": "local"},
-        "output_activations": None,
-    },
-    "w4a8_awq": {
-        "format": "pack-quantized",
-        "weights": _INT4_GROUP_128,
-        "input_activations": _E4M3_DYNAMIC_TOKEN,
-        "output_activations": None,
-    },
-}
+COMPRESSED_TENSORS_SCHEMES = manifest_entries(Container.COMPRESSED_TENSORS)
 """Format -> a config group without its targets."""
 
 # Stands for every expert's number in a name; no module name contains it.
 _ANY_EXPERT = "\0"
 
 
+# vLLM's name for the decoder inside a model that sees or hears, whatever checkpoints call it.
+_ENGINES_DECODER = "language_model.model.layers."
+
+
 def compressed_tensors_manifest(
-    formats: Mapping[str, FormatName], exported_by: Mapping[str, Any]
+    formats: Mapping[str, FormatName],
+    exported_by: Mapping[str, Any],
+    other_names: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """config.json's quantization_config for the compressed-tensors container.
 
     Args:
         formats: checkpoint module name -> format, "none" included; at least one is not "none".
         exported_by: who wrote the checkpoint and from what; JSON values.
+        other_names: checkpoint module name -> its path in transformers' model, where that differs.
+            Readers match patterns with the names that modules have in their own models, so
+            patterns match all of a module's names.
     """
+    heads = _heads(other_names or {})
     used = [fmt for fmt in COMPRESSED_TENSORS_SCHEMES if fmt in formats.values()]
     groups = {
         f"group_{number}": {
-            "targets": module_patterns(formats, FormatName(fmt)),
+            "targets": module_patterns(formats, fmt, heads),
             **COMPRESSED_TENSORS_SCHEMES[fmt],
         }
         for number, fmt in enumerate(used)
@@ -90,7 +56,7 @@ def compressed_tensors_manifest(
         "version": FORMAT_VERSION,
         "global_compression_ratio": None,
         "config_groups": groups,
-        "ignore": module_patterns(formats, NONE),
+        "ignore": module_patterns(formats, NONE, heads),
         "kv_cache_scheme": None,
         "sparsity_config": {},
         "transform_config": {},
@@ -98,11 +64,18 @@ def compressed_tensors_manifest(
     }
 
 
-def module_patterns(formats: Mapping[str, FormatName], wanted: FormatName) -> list[str]:
+def module_patterns(
+    formats: Mapping[str, FormatName],
+    wanted: FormatName,
+    heads: Mapping[str, Sequence[str]] | None = None,
+) -> list[str]:
     """Anchored patterns that match the modules of one format, their fused aliases, nothing else.
 
     Modules outside the numbered layers are given by name. Fused aliases stand only in patterns
     that match real modules as well: TensorRT-LLM refuses a target that matches nothing.
+
+    Args:
+        heads: what stands before a layer's number in a checkpoint -> all that may stand there.
     """
     chosen = {name: fmt for name, fmt in formats.items() if fmt == wanted}
     experts = experts_aliases(formats)
@@ -114,7 +87,7 @@ def module_patterns(formats: Mapping[str, FormatName], wanted: FormatName) -> li
             names[after[name]] = None
     if wanted == NONE:
         names.update(dict.fromkeys(experts_aliases(chosen)))
-    return _patterns(names)
+    return _patterns(names, heads or {})
 
 
 def _for_any_expert(name: str, uniform_experts: Mapping[str, FormatName]) -> str:
@@ -125,7 +98,22 @@ def _for_any_expert(name: str, uniform_experts: Mapping[str, FormatName]) -> str
     return f"{parent}.{_ANY_EXPERT}.{rest}"
 
 
-def _patterns(names: Iterable[str]) -> list[str]:
+def _heads(other_names: Mapping[str, str]) -> dict[str, list[str]]:
+    """What stands before a layer's number in a checkpoint -> all that readers have there."""
+    found: dict[str, dict[str, None]] = {}
+    for name, path in other_names.items():
+        head, layer, *rest = _split(name)
+        other_head, other_layer, *other_rest = _split(path)
+        if (layer, rest) != (other_layer, other_rest):
+            continue
+        spellings = found.setdefault(head, {head: None})
+        spellings[other_head] = None
+        if layer is not None and "language_model" in other_head.split("."):
+            spellings[_ENGINES_DECODER] = None
+    return {head: list(spellings) for head, spellings in found.items()}
+
+
+def _patterns(names: Iterable[str], heads: Mapping[str, Sequence[str]]) -> list[str]:
     """One pattern for all layers that have the same leaves in the same place."""
     leaves: dict[tuple[str, str | None, str], list[str]] = {}
     for name in names:
@@ -135,11 +123,11 @@ def _patterns(names: Iterable[str]) -> list[str]:
     patterns: list[str] = []
     for (head, layer, parent), found in leaves.items():
         if layer is None:
-            patterns += [f"{head}{leaf}" for leaf in found]
+            patterns += [f"{one}{leaf}" for leaf in found for one in heads.get(head, [head])]
         else:
             layers.setdefault((head, parent, tuple(found)), []).append(layer)
     for (head, parent, found_leaves), numbers in layers.items():
-        path = rf"{_escaped(head)}{_one_of(numbers)}\.{_escaped(parent)}{_leaf(found_leaves)}"
+        path = rf"{_one_of(heads.get(head, [head]))}{_one_of(numbers)}\.{_escaped(parent)}{_leaf(found_leaves)}"
         patterns.append(f"re:^{path}$")
     return patterns
 

@@ -16,7 +16,7 @@ from autoq.layers.quantize import Container
 FormatOf = Callable[[str], FormatName]
 """Name of a module that has quantised tensors -> its format; raises ExportError if unclear."""
 
-_ALGORITHMS = {str(entry["quant_algo"]): FormatName(fmt) for fmt, entry in MODELOPT_ENTRIES.items()}
+_ALGORITHMS = {str(entry["quant_algo"]): fmt for fmt, entry in MODELOPT_ENTRIES.items()}
 
 # A pattern is somebody else's program for our matcher: what can make it run for ages stays out.
 _REPEATED_GROUP = re.compile(r"\)[*+{?]")
@@ -111,7 +111,7 @@ def _format_of_group(name: str, group: Any) -> FormatName:
         raise ExportError(f"config group {name} must be an object")
     for fmt, scheme in COMPRESSED_TENSORS_SCHEMES.items():
         if all(group.get(key) == value for key, value in scheme.items()):
-            return FormatName(fmt)
+            return fmt
     known = ", ".join(COMPRESSED_TENSORS_SCHEMES)
     raise ExportError(f"config group {name} ({group.get('format')}) is none of {known}")
 

@@ -7,18 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoq.export._aliases import experts_aliases, experts_parent, fused_aliases, part_aliases
-from autoq.formats import NONE, FormatName
+from autoq.export._layouts import manifest_entries
+from autoq.formats import NONE, Container, FormatName
 
-MODELOPT_ENTRIES: Mapping[str, Mapping[str, Any]] = {
-    "fp8": {"quant_algo": "FP8"},
-    "nvfp4": {"quant_algo": "NVFP4", "group_size": 16},
-    "w4a8_awq": {
-        "quant_algo": "W4A8_AWQ",
-        "group_size": 128,
-        "has_zero_point": False,
-        "pre_quant_scale": True,
-    },
-}
+MODELOPT_ENTRIES = manifest_entries(Container.MODELOPT)
 """Format -> what a manifest says of it: per layer when formats are mixed, else once for all."""
 
 MIXED = "MIXED_PRECISION"
@@ -68,7 +60,7 @@ def _uniform(fmt: FormatName, ignore: list[str]) -> tuple[dict[str, Any], dict[s
 
 
 def _mixed(
-    formats: Mapping[str, FormatName], used: Iterable[str], ignore: list[str]
+    formats: Mapping[str, FormatName], used: Iterable[FormatName], ignore: list[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     layers = {name: dict(MODELOPT_ENTRIES[fmt]) for name, fmt in _mapped(formats).items()}
     flat = {

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from autoq.errors import InputError
 from autoq.export._aliases import experts_parent
 from autoq.export._folding import Calibrations, folding_refusals, stored_scale
+from autoq.export._layouts import LAYOUTS, WITHOUT_LAYOUT
 from autoq.export._plan import checkpoint_names
-from autoq.formats import FORMATS, NONE, FormatName
+from autoq.formats import FORMATS, NONE, FormatName, WeightScaling
 from autoq.layers import LayerCalibration
 from autoq.layers.quantize import Container
 from autoq.models import ModelMap, SlotKind, SlotName
@@ -46,6 +47,7 @@ def refusals(
     """
     quantized = {slot: fmt for slot, fmt in slot_formats.items() if fmt != NONE}
     lines = [
+        *_layout_lines(quantized, container),
         *_slot_lines(model_map, quantized, calibration),
         *_tied_lines(model, model_map, quantized),
         *_group_lines(model_map, slot_formats, calibration),
@@ -75,6 +77,12 @@ def warnings_for(
     else:
         lines += _compressed_tensors_warnings(model_map, used, slot_formats, storage_dtype)
     return lines
+
+
+def _layout_lines(quantized: _SlotFormats, container: Container) -> Iterator[str]:
+    for name, fmt in quantized.items():
+        if (container, fmt) not in LAYOUTS:
+            yield f"{name} cannot be {fmt} in {container}: {WITHOUT_LAYOUT[container, fmt]}"
 
 
 def _slot_lines(
@@ -150,7 +158,8 @@ def _shared_lines(
     remedy = "calibrate them together"
     if len({entry.input_amax for entry in entries}) > 1:
         yield f"engines fuse {members}, and input_amax differs; {remedy}"
-    if fmt != _FP8 and len({entry.weight_amax for entry in entries}) > 1:
+    has_top_scale = FORMATS[fmt].weight_scaling is WeightScaling.TWO_LEVEL_GROUP
+    if has_top_scale and len({entry.weight_amax for entry in entries}) > 1:
         yield f"engines fuse {members}, and weight_amax differs; {remedy}"
     if not _all_equal([entry.pre_quant_scale for entry in entries]):
         yield f"engines fuse {members}, and their AWQ scales differ; {remedy}"
@@ -203,7 +212,7 @@ def _compressed_tensors_lines(
                 "transformers does not quantise the inputs of fused experts from a "
                 f"compressed-tensors checkpoint, and reads nvfp4 ones wrong: {name}; {advice}"
             )
-        elif is_t5 and fmt != _FP8:
+        elif is_t5 and _is_packed(fmt):
             yield (
                 "transformers' T5 cannot load packed weights from compressed-tensors: "
                 f"{name} as {fmt}; make it fp8, {advice}"
@@ -213,6 +222,12 @@ def _compressed_tensors_lines(
                 f"compressed-tensors has no place for the AWQ scale of {name}, which no norm can "
                 f"take; calibrate it without AWQ, {advice}"
             )
+
+
+def _is_packed(fmt: FormatName) -> bool:
+    """Whether compressed-tensors stores something else than one code for each weight."""
+    layout = LAYOUTS.get((Container.COMPRESSED_TENSORS, fmt))
+    return layout is not None and "weight" not in layout.tensors
 
 
 def _head_warnings(model: nn.Module, slot_formats: _SlotFormats) -> Iterator[str]:

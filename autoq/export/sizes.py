@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autoq.export._folding import Calibrations
+from autoq.export._layouts import LAYOUTS
 from autoq.export._names import checkpoint_tensors, tied_copies, unquantized_groups
 from autoq.export._packing import packed_tensors
 from autoq.export._plan import ExportPlan
@@ -52,7 +53,7 @@ def stored_sizes(
     """
     dtypes = storage_dtypes(source) if source is not None else {}
     counter = _Counter(model, model_map, container, scale_dtype, dtypes, calibration)
-    quantised = [name for name in formats if name != NONE]
+    quantised = [name for name in formats if (container, name) in LAYOUTS]
     cells: dict[GroupName, dict[FormatName, int]] = {}
     for group in model_map.groups:
         slots = [model_map.slots[name] for name in group.slots]

@@ -9,15 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import product
 from typing import Any
 
 import pytest
 
 from autoq.export import _plan
 from autoq.export._compressed_tensors_manifest import compressed_tensors_manifest
+from autoq.export._layouts import LAYOUTS, WITHOUT_LAYOUT
 from autoq.export._modelopt_manifest import modelopt_manifest
 from autoq.export.lint import compressed_tensors_faults, modelopt_faults
-from autoq.formats import NONE, FormatName
+from autoq.formats import FORMATS, NONE, FormatName
 from autoq.layers import Container
 
 FP8, NVFP4, W4A8 = FormatName("fp8"), FormatName("nvfp4"), FormatName("w4a8_awq")
@@ -478,3 +480,11 @@ def test_lint_finds_a_broken_compressed_tensors_manifest(edit: Any, message: str
     assert not list(compressed_tensors_faults(good, plan))
     faults = list(compressed_tensors_faults(edited(good, edit), plan))
     assert any(re.search(message, fault) for fault in faults), faults
+
+
+@pytest.mark.parametrize(("container", "fmt"), sorted(product(Container, set(FORMATS) - {NONE})))
+def test_every_format_has_a_layout_or_the_reason_why_not(container, fmt):
+    reason = WITHOUT_LAYOUT.get((container, fmt))
+    assert ((container, fmt) in LAYOUTS) == (reason is None)
+    if reason is not None:
+        assert len(reason.split()) > 3

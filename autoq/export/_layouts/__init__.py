@@ -1,0 +1,26 @@
+"""Every format in every container that can express it: one record each, a module per family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from autoq.export._layouts._types import Layout, LayoutKey, TensorRule
+from autoq.export._layouts.fp8 import FP8
+from autoq.export._layouts.int4 import INT4
+from autoq.export._layouts.nvfp4 import NVFP4
+from autoq.formats import Container, FormatName
+
+__all__ = ["LAYOUTS", "WITHOUT_LAYOUT", "Layout", "TensorRule", "manifest_entries"]
+
+LAYOUTS: Mapping[LayoutKey, Layout] = MappingProxyType({**FP8, **NVFP4, **INT4})
+"""A format is in here or in `WITHOUT_LAYOUT`, for each container."""
+
+WITHOUT_LAYOUT: Mapping[LayoutKey, str] = MappingProxyType({})
+"""Why a container cannot express a format, and what can; one clause."""
+
+
+def manifest_entries(container: Container) -> dict[FormatName, Mapping[str, Any]]:
+    """Format -> what a manifest of the container says of it."""
+    return {fmt: layout.manifest for (where, fmt), layout in LAYOUTS.items() if where is container}

@@ -1,0 +1,15 @@
+"""Which engine runs which format on which GPUs: a module for each family of formats.
+
+GPU engines were read, not run: their loaders, kernels' guards and documentation. transformers was
+executed on a CPU. Versions are those of `autoq.formats._places.ENGINES`.
+"""
+
+from __future__ import annotations
+
+from autoq.formats._places import Support
+from autoq.formats._support import fp8, int4, none, nvfp4
+
+SUPPORT: tuple[Support, ...] = tuple(
+    record for family in (none, fp8, nvfp4, int4) for record in family.support()
+)
+"""Every cell once: engine x container x format x compute capability."""
