@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from autoq.api._refine_data import RefineData
 from autoq.api._refine_measure import TrialMeasurer
 from autoq.api._refine_metrics import Aim
-from autoq.api._refine_trials import FAILURE, POSITION, broken_by_the_start, read_history
+from autoq.api._refine_trials import broken_by_the_start, check_start, read_history
 from autoq.api.measured import (
     KL_DIVERGENCE,
     REFINED_FROM,
@@ -25,7 +25,7 @@ from autoq.api.measured import (
 )
 from autoq.api.measuring import PlanMeasurer
 from autoq.data import TokenData
-from autoq.errors import EvaluationError, InputError
+from autoq.errors import EvaluationError
 from autoq.evaluators import compare, parse_objective
 from autoq.models import Assignment
 from autoq.progress import Progress
@@ -80,7 +80,7 @@ def confirm(
     known = json.loads(trials.user_attrs.get(RESULT, "{}"))
     if known.get("done_for") == done_for:
         return Confirmed(study.store.plan(known["plan_id"]), known)
-    _check_start(trials, finished)
+    check_start(trials)
     broken = broken_by_the_start(trials)
     finalists = _finalists(refinement, finished, broken)
     before = study.refined(start)
@@ -131,21 +131,6 @@ def is_worse(losses: Sequence[float], start: Sequence[float], noise_floor: float
     if len(start) == 1:
         return losses[0] > start[0] + noise_floor
     return compare(losses, start, noise_floor).verdict == "worse"
-
-
-def _check_start(trials: Trials, finished: Sequence[Trial]) -> None:
-    if any(trial.source is Source.START and trial.complete and trial.losses for trial in finished):
-        return
-    reasons = [
-        entry.user_attrs[FAILURE]
-        for entry in trials.get_trials(deepcopy=False)
-        if FAILURE in entry.user_attrs and POSITION in entry.user_attrs
-    ]
-    raise InputError(
-        "a refinement begins by measuring the plan as it is, and that failed: "
-        f"{reasons[0] if reasons else 'no trial was finished'}; measure with --dtype float32 or "
-        "choose another plan"
-    )
 
 
 def _losses(

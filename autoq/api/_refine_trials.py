@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from autoq.api._refine_optuna import few_words
+from autoq.errors import InputError
 from autoq.formats import FormatName
 from autoq.models import Assignment, GroupName
 from autoq.search.refine import Source, Trial
@@ -103,6 +104,20 @@ def broken_by_the_start(trials: Trials) -> str:
         if entry.user_attrs.get(SOURCE) == Source.START and VIOLATES in entry.user_attrs:
             return ", ".join(json.loads(entry.user_attrs[VIOLATES]))
     return ""
+
+
+def check_start(trials: Trials) -> None:
+    """Refuse to go on from a start that cannot be measured: nothing could be compared with it.
+
+    Raises:
+        InputError: says why the measurement failed.
+    """
+    for entry in trials.get_trials(deepcopy=False):
+        if entry.user_attrs.get(SOURCE) == Source.START and FAILURE in entry.user_attrs:
+            raise InputError(
+                "a refinement begins by measuring the plan as it is, and that failed: "
+                f"{entry.user_attrs[FAILURE]}; search with --dtype float32 or choose another plan"
+            )
 
 
 def plan_text(assignment: Assignment) -> str:

@@ -24,6 +24,7 @@ from autoq.api._refine_trials import (
     History,
     best_complete,
     broken_by_the_start,
+    check_start,
     plan_text,
     read_history,
 )
@@ -98,9 +99,13 @@ class Worker:
         """Take trials until there are as many as are wanted, and none is unfinished.
 
         Trials that other workers are measuring are waited for: one that dies leaves its trial.
+
+        Raises:
+            InputError: the start cannot be measured, here or by another worker.
         """
         with few_words():
             while True:
+                check_start(self._trials)
                 self._dead.bring_back()
                 history = read_history(self._trials)
                 wanted = history.waiting or (

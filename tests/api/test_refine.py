@@ -258,13 +258,18 @@ def test_outputs_that_are_not_finite_fail_the_trial(study, monkeypatch):
             measurer.measure(plan.assignment)
 
 
-def test_a_start_that_cannot_be_measured_ends_the_refinement(study, monkeypatch):
+def test_a_start_that_cannot_be_measured_ends_the_refinement_at_once(study, monkeypatch):
+    tried = []
+
     def fail(self, assignment, **options):
+        tried.append(assignment)
         raise EvaluationError("the quantised model's output holds NaN or Inf")
 
     monkeypatch.setattr(TrialMeasurer, "measure", fail)
-    with pytest.raises(InputError, match=r"plan as it is.*NaN or Inf"):
-        study.refine(trials=2, **SMALL)
+    for _ in range(2):  # run again, it says so without measuring
+        with pytest.raises(InputError, match=r"^a refinement begins by .*NaN or Inf; search with"):
+            study.refine(trials=20, **SMALL)
+    assert tried == [study.unrefined_plan().to_plan().assignment]
 
 
 def test_a_worker_with_another_model_is_refused(study, llama_folder, tmp_path):
