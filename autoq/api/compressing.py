@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from autoq.export import (
     StreamedPlan,
     WeightOnlyCalibration,
     check_destination,
-    verify_plan,
+    verify_written,
     warnings_for,
     write_checkpoint,
 )
@@ -90,9 +90,9 @@ def compress(
         progress.note(line)
     verification: dict[str, Any] = {}
 
-    def verify(folder: Path) -> None:
+    def verify(folder: Path, digests: Mapping[str, str]) -> None:
         with progress.task("reading back", 1) as advance:
-            verification.update(asdict(verify_plan(plan, folder)))
+            verification.update(asdict(verify_written(plan, folder, digests)))
             advance()
 
     steps = len(plan.quantized_slots) + sum(1 for _ in plan.unquantized_groups())

@@ -21,7 +21,7 @@ from autoq.export.reader import QuantizedCheckpoint, read_quantized
 from autoq.export.rules import refusals, warnings_for
 from autoq.export.sizes import stored_sizes
 from autoq.export.streaming import SourceMatrices, StreamedPlan, WeightOnlyCalibration
-from autoq.export.verify import verify_checkpoint, verify_plan
+from autoq.export.verify import verify_checkpoint, verify_written
 
 __all__ = [
     "LOGITS_BOUND",
@@ -46,7 +46,7 @@ __all__ = [
     "transformers_logits",
     "verify_checkpoint",
     "verify_logits",
-    "verify_plan",
+    "verify_written",
     "warnings_for",
     "write_checkpoint",
 ]

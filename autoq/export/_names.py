@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from autoq.errors import ExportError
 from autoq.formats import NONE, FormatName
 from autoq.models import ModelMap, SlotKind, SlotName, WeightSlot
-from autoq.models.families import expert_tensor_names
+from autoq.models.families import expert_naming_known, expert_tensor_names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class CheckpointNames:
         plain += [slot.module for slot in left_out if slot.kind is not SlotKind.EXPERT]
         self._modules = _renamed_modules(model, dict.fromkeys([*plain, *linear_modules(model)]))
         self._parts = {slot.name: self._parts_of(slot) for slot in model_map.slots.values()}
-        self._left_out = [part.module for slot in left_out for part in self._parts_of(slot)]
+        self._left_out = self._left_out_modules(model, left_out)
 
     def module(self, path: str) -> str:
         """Name of a linear-like module."""
@@ -64,6 +64,11 @@ class CheckpointNames:
             formats.setdefault(module, NONE)
         return formats
 
+    @property
+    def other_names(self) -> dict[str, str]:
+        """Checkpoint module -> its path in transformers' model, where that is another."""
+        return {name: path for path, name in self._modules.items() if path != name}
+
     def fusion_sets(self, model_map: ModelMap) -> list[list[str]]:
         """Modules that engines run as one matrix."""
         return [
@@ -71,6 +76,16 @@ class CheckpointNames:
             for group in model_map.groups
             for fused in group.fusion_sets
         ]
+
+    def _left_out_modules(self, model: nn.Module, left_out: Iterable[WeightSlot]) -> list[str]:
+        """Checkpoint modules that stay unquantised; experts that are stored in one piece too."""
+        modules: dict[str, None] = {}
+        for slot in left_out:
+            if slot.kind is SlotKind.EXPERT and not expert_naming_known(self._model_type):
+                modules[_name_of_experts(model, slot)] = None
+            else:
+                modules.update(dict.fromkeys(part.module for part in self._parts_of(slot)))
+        return list(modules)
 
     def _parts_of(self, slot: WeightSlot) -> tuple[CheckpointPart, ...]:
         if slot.kind is SlotKind.EXPERT:
@@ -100,6 +115,16 @@ def _excluded_slot(paths: set[str], name: SlotName) -> WeightSlot:
         in_features=0,
         expert=expert,
     )
+
+
+def _name_of_experts(model: nn.Module, slot: WeightSlot) -> str:
+    """What a checkpoint calls the module with all experts of a layer."""
+    marker = {f"{slot.module}.{slot.parameter}": torch.zeros(())}
+    try:
+        (name,) = checkpoint_tensors(model, marker)
+    except (ValueError, IndexError, RuntimeError):
+        return slot.module
+    return name.rpartition(".")[0]
 
 
 def linear_modules(model: nn.Module) -> list[str]:

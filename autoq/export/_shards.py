@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -18,6 +20,14 @@ INDEX_FILE = "model.safetensors.index.json"
 _METADATA = {"format": "pt"}
 
 
+def tensor_digest(tensor: Tensor) -> str:
+    """BLAKE2b of a tensor's dtype, shape and bytes."""
+    digest = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=16)
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 class ShardWriter:
     """Collects tensors and writes a shard whenever the next one would not fit."""
 
@@ -28,8 +38,9 @@ class ShardWriter:
         self._memory: set[int] = set()
         self._pending_bytes = 0
         self._shards: list[list[str]] = []
-        self._names: set[str] = set()
         self._total_bytes = 0
+        self.digests: dict[str, str] = {}
+        """Name -> digest of every tensor that was taken over."""
 
     def add(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Take tensors over; they must not change until `finish`.
@@ -38,16 +49,16 @@ class ShardWriter:
             ExportError: a name comes twice.
         """
         for name, tensor in tensors:
-            if name in self._names:
+            if name in self.digests:
                 raise ExportError(
                     f"a checkpoint has every tensor once, and {name} comes from two modules; "
                     "the model's names cannot be told apart on disk"
                 )
-            self._names.add(name)
             size = tensor.numel() * tensor.element_size()
             if self._pending and self._pending_bytes + size > self._max_shard_bytes:
                 self._write_shard()
             self._pending[name] = self._owned(tensor)
+            self.digests[name] = tensor_digest(self._pending[name])
             self._pending_bytes += size
             self._total_bytes += size
 

@@ -76,7 +76,7 @@ def export_checkpoint(
         max_shard_bytes=max_shard_bytes,
         progress=progress,
         provenance=provenance,
-        verify=verify,
+        verify=None if verify is None else lambda folder, _: verify(folder),
     )
 
 
@@ -89,19 +89,23 @@ def write_checkpoint(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: Progress | None = None,
     provenance: Mapping[str, Any] | None = None,
-    verify: Callable[[Path], None] | None = None,
+    verify: Callable[[Path, Mapping[str, str]], None] | None = None,
 ) -> ExportResult:
-    """Write what a plan says, wherever its weights come from; the rest is `export_checkpoint`'s."""
+    """Write what a plan says, wherever its weights come from; the rest is `export_checkpoint`'s.
+
+    Args:
+        verify: also gets the digest of every tensor as it was handed to the writer, by name.
+    """
     refuse_inexpressible(plan)
     check_destination(destination, source, overwrite=overwrite)
     with written_folder(destination, overwrite=overwrite) as folder:
-        _write_tensors(plan, source, folder, max_shard_bytes, progress)
+        digests = _write_tensors(plan, source, folder, max_shard_bytes, progress)
         if source is not None:
             copy_companions(source, folder)
         manifest = _write_configuration(plan, source, folder, provenance or {})
         files = exported_files(folder)
         if verify is not None:
-            verify(folder)
+            verify(folder, digests)
     weights = [file.size_bytes for file in files if file.path.endswith(".safetensors")]
     return ExportResult(
         path=destination,
@@ -132,7 +136,7 @@ def _write_tensors(
     folder: Path,
     max_shard_bytes: int,
     progress: Progress | None,
-) -> None:
+) -> Mapping[str, str]:
     writer = ShardWriter(folder, max_shard_bytes)
     groups = list(plan.unquantized_groups())
     total = len(plan.quantized_slots) + len(groups)
@@ -141,6 +145,7 @@ def _write_tensors(
         if progress is not None:
             progress(number + 1, total)
     writer.finish()
+    return writer.digests
 
 
 def _all_tensors(
@@ -173,7 +178,9 @@ def _write_configuration(
             manifest = both.flat
             _write_json(folder / NESTED_MANIFEST, both.nested)
         else:
-            manifest = compressed_tensors_manifest(plan.module_formats, exported_by)
+            manifest = compressed_tensors_manifest(
+                plan.module_formats, exported_by, plan.names.other_names
+            )
         config["quantization_config"] = dict(manifest)
     _write_json(folder / "config.json", config)
     return manifest

@@ -7,7 +7,7 @@ compressed-tensors 0.20.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from autoq.export._aliases import experts_parent
 from autoq.export._folding import Calibrations, folding_refusals, stored_scale
 from autoq.export._layouts import LAYOUTS, WITHOUT_LAYOUT
 from autoq.export._plan import checkpoint_names
+from autoq.export._unpacking import expected_tensors
 from autoq.formats import FORMATS, NONE, FormatName, WeightScaling
 from autoq.layers import LayerCalibration
 from autoq.layers.quantize import Container
@@ -25,9 +26,17 @@ from autoq.models import ModelMap, SlotKind, SlotName
 _FP8, _NVFP4, _W4A8 = FormatName("fp8"), FormatName("nvfp4"), FormatName("w4a8_awq")
 _SlotFormats = Mapping[SlotName, FormatName]
 
-# transformers' T5 and its relatives look at every linear's `weight` when they fill in what a
-# checkpoint lacks, and a packed linear has none.
-_T5_FEED_FORWARDS = ("DenseActDense", "DenseGatedActDense")
+# These classes of transformers look at a linear's `weight` when they fill in what a checkpoint lacks,
+# and a packed linear has none: end of the class's name -> family, and the linears, None for all.
+_WEIGHT_READERS: Mapping[str, tuple[str, str | None]] = {
+    "DenseActDense": ("T5", None),
+    "DenseGatedActDense": ("T5", None),
+    "FalconLinear": ("Falcon", None),
+    "MambaMixer": ("Mamba", "out_proj"),
+}
+
+_OWN_EXPERTS = "Llama4TextExperts"
+"""Class of experts that transformers takes apart in compressed-tensors checkpoints."""
 
 
 def refusals(
@@ -199,7 +208,13 @@ def _compressed_tensors_lines(
     model: nn.Module, model_map: ModelMap, quantized: _SlotFormats, calibration: Calibrations
 ) -> Iterator[str]:
     advice = "leave it at none, or use --container modelopt"
-    is_t5 = any(type(module).__name__.endswith(_T5_FEED_FORWARDS) for module in model.modules())
+    classes = {type(module).__name__ for module in model.modules()}
+    readers = [found for end, found in _WEIGHT_READERS.items() if _any_ends(classes, end)]
+    if quantized and _OWN_EXPERTS in classes:
+        yield (
+            "transformers looks for the experts of Llama 4 one by one in compressed-tensors "
+            "checkpoints, and they stay as the model stores them: use --container modelopt"
+        )
     for name, fmt in quantized.items():
         slot = model_map.slots.get(name)
         if slot is None:
@@ -228,6 +243,20 @@ def _is_packed(fmt: FormatName) -> bool:
     """Whether compressed-tensors stores something else than one code for each weight."""
     layout = LAYOUTS.get((Container.COMPRESSED_TENSORS, fmt))
     return layout is not None and "weight" not in layout.tensors
+
+
+def _any_ends(names: Iterable[str], end: str) -> bool:
+    return any(name.endswith(end) for name in names)
+
+
+def _reader_of(
+    slot: SlotName, fmt: FormatName, readers: Iterable[tuple[str, str | None]]
+) -> str | None:
+    """The family whose code in transformers needs the slot's `weight`, which the format lacks."""
+    if "weight" in expected_tensors(Container.COMPRESSED_TENSORS, fmt):
+        return None
+    leaf = slot.rpartition(".")[2]
+    return next((family for family, only in readers if only in (None, leaf)), None)
 
 
 def _head_warnings(model: nn.Module, slot_formats: _SlotFormats) -> Iterator[str]:

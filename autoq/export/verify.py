@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from autoq.errors import ExportError, VerificationError
 from autoq.export._folding import Calibrations
 from autoq.export._plan import ExportPlan
+from autoq.export._shards import tensor_digest
 from autoq.export._types import VerificationReport
 from autoq.export.export import NESTED_MANIFEST
 from autoq.export.lint import compressed_tensors_faults, modelopt_faults
@@ -50,19 +51,47 @@ def verify_checkpoint(
         VerificationError: names the first tensor or module that differs.
     """
     plan = ExportPlan(model, model_map, slot_formats, calibration, container, scale_dtype)
-    return verify_plan(plan, path)
-
-
-def verify_plan(plan: ExportPlan, path: Path) -> VerificationReport:
-    """Compare a checkpoint with the plan that it was written from, as `verify_checkpoint` does.
-
-    Raises:
-        VerificationError: names the first tensor or module that differs.
-    """
     try:
         return _verify(plan, path)
     except ExportError as error:
         raise VerificationError(f"{path} does not read back: {error}") from error
+
+
+def verify_written(plan: ExportPlan, path: Path, digests: Mapping[str, str]) -> VerificationReport:
+    """Compare a checkpoint with what was handed to its writer, without the original weights.
+
+    Manifests and shapes are checked as `verify_checkpoint` does; that every tensor reads back bit
+    for bit follows from its digest.
+
+    Args:
+        digests: `tensor_digest` of every tensor, by name.
+    Raises:
+        VerificationError: names the first tensor or module that differs.
+    """
+    try:
+        checkpoint = read_quantized(path)
+        _verify_manifest(plan, checkpoint)
+        _verify_fusion_sets(plan, checkpoint)
+        _verify_digests(checkpoint, digests)
+        reader = SlotReader(checkpoint, plan.names, plan.model_map)
+        for slot in plan.quantized_slots:
+            reader.packed(slot.name)  # which refuses tensors that are not as tabulated
+            checkpoint.release()
+    except ExportError as error:
+        raise VerificationError(f"{path} does not read back: {error}") from error
+    return _report(plan, path, len(checkpoint.unquantized_names), 0)
+
+
+def _verify_digests(checkpoint: QuantizedCheckpoint, digests: Mapping[str, str]) -> None:
+    for name in sorted(digests.keys() | set(checkpoint.tensor_names)):
+        if name not in digests:
+            raise VerificationError(f"{checkpoint.path} has a tensor {name} that the model has not")
+        if tensor_digest(checkpoint.tensor(name)) != digests[name]:
+            raise VerificationError(
+                f"{name} differs from what was written; the file was changed or the disk is "
+                "failing: write it again"
+            )
+        checkpoint.release()
 
 
 def _verify(plan: ExportPlan, path: Path) -> VerificationReport:
@@ -78,10 +107,14 @@ def _verify(plan: ExportPlan, path: Path) -> VerificationReport:
     surplus = sorted(set(checkpoint.tensor_names) - seen - unquantized)
     if surplus:
         raise VerificationError(f"{path} has a tensor {surplus[0]} that the model has not")
+    return _report(plan, path, len(unquantized), folded)
+
+
+def _report(plan: ExportPlan, path: Path, unquantized: int, folded: int) -> VerificationReport:
     return VerificationReport(
         container=plan.container,
         quantized_matrices=len(plan.quantized_slots),
-        unquantized_tensors=len(unquantized),
+        unquantized_tensors=unquantized,
         folded_norms=folded,
         stored_bytes=sum(file.stat().st_size for file in path.glob("*.safetensors")),
     )

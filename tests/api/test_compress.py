@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from autoq.api.compressing import compress
-from autoq.errors import ExportError, InputError, ModelError
+from autoq.errors import ExportError, InputError, ModelError, VerificationError
+from autoq.export import _shards as shards
 from autoq.export import export_checkpoint, read_quantized, verify_logits
 from autoq.formats import FORMATS, NONE, Container, FormatName
 from autoq.layers import LayerCalibration
@@ -163,3 +164,20 @@ def test_a_missing_matrix_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(ExportError, match=f"has no tensor {name}"):
         compress(source, tmp_path / "out", fmt=W4A8)
+
+
+def test_what_the_disk_changed_is_found_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_tiny_model("llama", tmp_path / "model")
+    flush = shards.save_file
+
+    def damaged(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+        name = next(name for name in tensors if name.endswith("k_proj.weight_packed"))
+        flush({**tensors, name: tensors[name] ^ 1}, path, metadata)
+
+    monkeypatch.setattr(shards, "save_file", damaged)
+
+    with pytest.raises(VerificationError, match=r"k_proj.weight_packed differs"):
+        compress(source, tmp_path / "out", fmt=W4A8)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
