@@ -1,0 +1,185 @@
+"""Peak memory and speed of `autoq compress`, beside copying the same tensors.
+
+    OMP_NUM_THREADS=1 python benchmarks/compress.py --gigabytes 4 --formats fp8_pc_pt,int4_awq
+
+Makes a random Llama-like model of that size on disk, shard by shard, and runs each of these in a
+process of its own: a copy of all tensors through safetensors, file by file, to the same disk; and
+compress to each format, which quantises, writes, hashes, and reads everything back. Prints wall and
+processor seconds, their ratio to the copy's, and the peak resident memory above the imports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+HIDDEN, INTERMEDIATE, VOCABULARY, HEADS = 2048, 8192, 8192, 16
+SHARD_LAYERS = 4
+WEIGHT_BYTES = 2  # bfloat16
+
+
+def main() -> None:
+    """Make the model, run everything, print the table."""
+    arguments = parse_arguments()
+    if arguments.run:
+        return _run(arguments)
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        folder = Path(name)
+        size = write_random_model(folder / "model", arguments.gigabytes)
+        rows = {"copy": _in_a_process(folder, "copy")}
+        for fmt in arguments.formats.split(","):
+            rows[fmt] = _in_a_process(folder, fmt)
+    print(table(size, rows))
+    return None
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--gigabytes", type=float, default=4.0, help="size of the model, 10^9 bytes"
+    )
+    parser.add_argument("--formats", default="w4a8_awq")
+    parser.add_argument("--folder", type=Path, help="on the disk to use; the temporary folder's")
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def write_random_model(folder: Path, gigabytes: float) -> int:
+    """Write a random model of about that size, one shard in memory; returns its bytes."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import LlamaConfig
+
+    layer = 4 * HIDDEN * HIDDEN + 3 * HIDDEN * INTERMEDIATE
+    layers = max(1, round(gigabytes * 1e9 / (layer * WEIGHT_BYTES)))
+    config = LlamaConfig(
+        hidden_size=HIDDEN,
+        intermediate_size=INTERMEDIATE,
+        num_hidden_layers=layers,
+        num_attention_heads=HEADS,
+        vocab_size=VOCABULARY,
+        architectures=["LlamaForCausalLM"],
+        dtype="bfloat16",
+    )
+    config.save_pretrained(folder)
+    generator = torch.Generator().manual_seed(0)
+
+    def matrix(rows: int, columns: int) -> Any:
+        values = torch.randn(rows, columns, generator=generator) * columns**-0.5
+        return values.to(torch.bfloat16)
+
+    weight_map: dict[str, str] = {}
+    total = 0
+    for first in range(0, layers, SHARD_LAYERS):
+        numbers = range(first, min(first + SHARD_LAYERS, layers))
+        tensors = {}
+        for number in numbers:
+            at = f"model.layers.{number}"
+            for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+                tensors[f"{at}.self_attn.{name}.weight"] = matrix(HIDDEN, HIDDEN)
+            for name in ("gate_proj", "up_proj"):
+                tensors[f"{at}.mlp.{name}.weight"] = matrix(INTERMEDIATE, HIDDEN)
+            tensors[f"{at}.mlp.down_proj.weight"] = matrix(HIDDEN, INTERMEDIATE)
+            for name in ("input_layernorm", "post_attention_layernorm"):
+                tensors[f"{at}.{name}.weight"] = torch.ones(HIDDEN, dtype=torch.bfloat16)
+        if first == 0:
+            tensors["model.embed_tokens.weight"] = matrix(VOCABULARY, HIDDEN)
+            tensors["lm_head.weight"] = matrix(VOCABULARY, HIDDEN)
+            tensors["model.norm.weight"] = torch.ones(HIDDEN, dtype=torch.bfloat16)
+        file = f"model-{first // SHARD_LAYERS:05d}.safetensors"
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(tensors, file))
+        total += sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return total
+
+
+def _in_a_process(folder: Path, work: str) -> dict[str, float]:
+    out = folder / f"out-{work}"
+    options = ["--run", work, "--model", str(folder / "model"), "--out", str(out)]
+    finished = subprocess.run(
+        [sys.executable, __file__, *options], capture_output=True, text=True, check=False
+    )
+    shutil.rmtree(out, ignore_errors=True)
+    if finished.returncode:
+        sys.exit(f"{work} failed:\n{finished.stderr[-4000:]}")
+    result: dict[str, float] = json.loads(finished.stdout.splitlines()[-1])
+    return result
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    import safetensors.torch  # noqa: F401
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    from autoq.api import compress
+
+    imports = _peak_bytes()
+    wall, processor = time.perf_counter(), time.process_time()
+    if arguments.run == "copy":
+        copy_tensors(arguments.model, arguments.out)
+    else:
+        compress(arguments.model, arguments.out, fmt=arguments.run)
+    print(
+        json.dumps(
+            {
+                "wall_seconds": time.perf_counter() - wall,
+                "processor_seconds": time.process_time() - processor,
+                "imports_bytes": imports,
+                "peak_bytes": _peak_bytes(),
+            }
+        )
+    )
+
+
+def copy_tensors(source: Path, destination: Path) -> None:
+    """Every tensor of every file, read and written through safetensors, and flushed to the disk."""
+    import os
+
+    from safetensors.torch import load_file, save_file
+
+    destination.mkdir()
+    for file in sorted(source.glob("*.safetensors")):
+        save_file(load_file(file), destination / file.name, metadata={"format": "pt"})
+        with (destination / file.name).open("rb") as stream:
+            os.fsync(stream.fileno())
+
+
+def _peak_bytes() -> int:
+    """Of this program; ru_maxrss begins with that of the process which started it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def table(size: int, rows: dict[str, dict[str, float]]) -> str:
+    """Markdown of what was measured."""
+    copy = rows["copy"]
+    lines = [
+        f"A model of {size / 1e9:.2f} GB:",
+        "",
+        "| | wall, s | over the copy's | processor, s | over the copy's | peak memory above imports, MB |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, row in rows.items():
+        cells = []
+        for measure in ("wall_seconds", "processor_seconds"):
+            cells += [f"{row[measure]:.1f}", f"{row[measure] / copy[measure]:.2f}"]
+        above = (row["peak_bytes"] - row["imports_bytes"]) / 1e6
+        lines.append(f"| {name} | {' | '.join(cells)} | {above:.0f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
