@@ -16,7 +16,13 @@ from autoq.data import Split, TokenData, load_token_sequences
 from autoq.data.sources import HELD_OUT_SHARE
 from autoq.errors import InputError
 from autoq.models.folder import storage_dtype
-from autoq.models.forward import forward_logits, is_causal, output_kind
+from autoq.models.forward import (
+    forward_logits,
+    is_causal,
+    output_kind,
+    refuse_other_inputs,
+    text_config,
+)
 from autoq.models.loading import load_model, load_tokenizer, model_fingerprint, use_eager_experts
 from autoq.models.weights import fingerprint_of_module
 from autoq.search._batch_loss import LabelSource
@@ -79,12 +85,20 @@ class LoadedModel:
 
 def longest_sequence(model: nn.Module) -> int | None:
     """Positions that a model has, or None if it does not say."""
-    config: Any = getattr(model, "config", None)
-    for name in ("max_position_embeddings", "n_positions"):
+    config = text_config(model)
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
         positions = getattr(config, name, None)
         if isinstance(positions, int) and positions > 0:
-            return positions
+            return positions - _positions_not_used(model)
     return None
+
+
+def _positions_not_used(model: nn.Module) -> int:
+    """RoBERTa and its relatives count positions from behind the padding token's number."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and path.endswith(".position_embeddings"):
+            return 0 if module.padding_idx is None else module.padding_idx + 1
+    return 0
 
 
 def resolve_device(name: str) -> torch.device:
@@ -132,6 +146,7 @@ def load_data(
     Args:
         held_out_share: share of a file that is kept for measuring and never calibrated on.
     """
+    refuse_other_inputs(loaded.model)
     longest = loaded.longest_sequence
     return load_token_sequences(
         source,
@@ -235,7 +250,7 @@ def _next_token_batch(model: nn.Module, batches: Sequence[Tensor], index: int) -
 
 def output_bytes(model: nn.Module, ids: Tensor) -> int:
     """What the model's output for `ids` takes in float32, in bytes."""
-    config: Any = getattr(model, "config", None)
+    config = text_config(model)
     width = int(getattr(config, "vocab_size", 0) or getattr(config, "hidden_size", 1))
     return ids.numel() * width * 4
 

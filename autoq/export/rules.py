@@ -17,7 +17,6 @@ from autoq.export._aliases import experts_parent
 from autoq.export._folding import Calibrations, folding_refusals, stored_scale
 from autoq.export._layouts import LAYOUTS, WITHOUT_LAYOUT
 from autoq.export._plan import checkpoint_names
-from autoq.export._unpacking import expected_tensors
 from autoq.formats import FORMATS, NONE, FormatName, WeightScaling
 from autoq.layers import LayerCalibration
 from autoq.layers.quantize import Container
@@ -227,9 +226,9 @@ def _compressed_tensors_lines(
                 "transformers does not quantise the inputs of fused experts from a "
                 f"compressed-tensors checkpoint, and reads nvfp4 ones wrong: {name}; {advice}"
             )
-        elif is_t5 and _is_packed(fmt):
+        elif (family := _reader_of(name, fmt, readers)) is not None:
             yield (
-                "transformers' T5 cannot load packed weights from compressed-tensors: "
+                f"transformers' {family} cannot load packed weights from compressed-tensors: "
                 f"{name} as {fmt}; make it fp8, {advice}"
             )
         elif entry is not None and stored_scale(entry) is not None:
@@ -253,7 +252,7 @@ def _reader_of(
     slot: SlotName, fmt: FormatName, readers: Iterable[tuple[str, str | None]]
 ) -> str | None:
     """The family whose code in transformers needs the slot's `weight`, which the format lacks."""
-    if "weight" in expected_tensors(Container.COMPRESSED_TENSORS, fmt):
+    if not _is_packed(fmt):
         return None
     leaf = slot.rpartition(".")[2]
     return next((family for family, only in readers if only in (None, leaf)), None)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import inspect
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
@@ -18,7 +19,15 @@ from autoq.models._types import (
     SlotName,
     WeightSlot,
 )
-from autoq.models.families import EXPERT_PARAMETERS, ROUTER_NAMES
+from autoq.models.families import (
+    ABSORBED,
+    EXPERT_PARAMETERS,
+    OTHER_INPUT_PARTS,
+    PLAIN_LINEAR_CLASSES,
+    READ_AS_TENSORS,
+    ROUTER_NAMES,
+    is_cross_attention,
+)
 from autoq.models.grouping import form_groups
 
 _HEAD_REASON = "output head: left in the model's dtype unless included by name"
@@ -27,6 +36,14 @@ _TIED_HEAD_REASON = (
     "looked up, not multiplied"
 )
 _ROUTER_REASON = "router: a changed choice of experts costs more than its few weights save"
+_OTHER_INPUTS_REASON = (
+    "encodes images or sounds, which calibration text has none of: left in the model's dtype unless "
+    "included by name"
+)
+_CROSS_ATTENTION_REASON = (
+    "attends to what an encoder saw, which calibration text never reaches: left in the model's dtype "
+    "unless included by name"
+)
 _OWN_ROUTER_REASON = "router of class {cls}, not nn.Linear: cannot be quantised"
 
 
@@ -47,13 +64,15 @@ def discover(
 
     Args:
         model: any torch module; output head and tied weights are known for transformers models.
-        include: globs over module names that bring the output head or routers back.
+        include: globs over module names that bring back the output head, routers, what encodes
+            images or sounds, and what engines absorb.
         exclude: globs over slot and module names to leave alone. A pattern that matches one member
             of a group leaves out the whole group.
     Raises:
         InputError: a pattern matches nothing; the message lists near misses.
     """
-    candidates = list(_candidates(model))
+    unread = _parts_that_text_never_reaches(model)
+    candidates = [_kept_out(candidate, unread) for candidate in _candidates(model)]
     names = {name for c in candidates for name in (str(c.slot.name), c.slot.module)}
     _check_patterns("include", include, names)
     taken = [c for c in candidates if c.reason is None or _is_brought_back(c, include)]
@@ -70,7 +89,9 @@ def discover(
         slots={name: slots[name] for group in kept for name in group.slots},
         groups=tuple(kept),
         excluded=tuple(excluded + dropped),
-        blocks=tuple(_blocks(model, {c.slot.module for c in candidates})),
+        blocks=tuple(
+            _blocks(model, {c.slot.module for c in candidates if _runs(c, taken_names, unread)})
+        ),
     )
 
 
@@ -92,9 +113,52 @@ def _candidates(model: nn.Module) -> Iterator[_Candidate]:
             yield _linear_candidate(path, module)
 
 
+def _kept_out(candidate: _Candidate, unread: Mapping[str, str]) -> _Candidate:
+    """The candidate, with the reason if its place in the model is one."""
+    reason = unread.get(_part_of(candidate.slot.module, unread))
+    if candidate.reason is None and reason is not None:
+        return replace(candidate, reason=reason, includable=True)
+    return candidate
+
+
+def _runs(candidate: _Candidate, taken: Container[SlotName], unread: Container[str]) -> bool:
+    """Whether a forward pass over text runs it, or somebody brought it back."""
+    return candidate.slot.name in taken or not _part_of(candidate.slot.module, unread)
+
+
+def _part_of(path: str, parts: Container[str]) -> str:
+    """The outermost of `parts` that the path lies in, or ""."""
+    names = path.split(".")
+    above = (".".join(names[:count]) for count in range(1, len(names) + 1))
+    return next((part for part in above if part in parts), "")
+
+
+def _parts_that_text_never_reaches(model: nn.Module) -> dict[str, str]:
+    """Paths of modules that a forward pass over token ids does not run -> why."""
+    found: dict[str, str] = {}
+    has_encoder = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+    for path, _ in model.named_modules():
+        parent, _, name = path.rpartition(".")
+        if name in OTHER_INPUT_PARTS:
+            found[path] = _OTHER_INPUTS_REASON
+        elif is_cross_attention(name) and not has_encoder:
+            others = [child for child, _ in model.get_submodule(parent).named_children()]
+            alone = not any(
+                "att" in child for child in others if child != name and "norm" not in child
+            )
+            # Without attention of its own, a layer has nothing to do with the text.
+            found[parent if alone else path] = _CROSS_ATTENTION_REASON
+    return found
+
+
 def _linear_candidate(path: str, module: nn.Module) -> _Candidate:
-    reason = None
+    leaf = path.rpartition(".")[2]
+    if leaf in ABSORBED:
+        slot = _matrix_slot(path, module)
+        return _Candidate(slot, _weight(module), ABSORBED[leaf], includable=True)
+    reason = READ_AS_TENSORS.get(leaf)
     overridden = isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward
+    overridden = overridden and type(module).__name__ not in PLAIN_LINEAR_CLASSES
     if overridden or type(module) is nn.modules.linear.NonDynamicallyQuantizableLinear:
         reason = f"of class {type(module).__name__}, which multiplies in its own way"
     return _Candidate(_matrix_slot(path, module), _weight(module), reason)
@@ -118,6 +182,8 @@ def _expert_candidates(path: str, module: nn.Module) -> Iterator[_Candidate]:
     reason = None
     if getattr(module, "is_transposed", False) or not getattr(module, "is_concatenated", True):
         reason = f"experts of class {type(module).__name__} are stored transposed or interleaved"
+    elif "top_k_index" not in inspect.signature(type(module).forward).parameters:
+        reason = f"experts of class {type(module).__name__} multiply in their own way"
     for expert in range(_expert_parameters(module)[0][1].shape[0]):
         for name, parameter in _expert_parameters(module):
             slot = WeightSlot(

@@ -62,6 +62,35 @@ def is_cross_attention(module: str) -> bool:
 ROUTER_NAMES = frozenset({"gate", "router", "gating", "shared_expert_gate"})
 """First path component, beside the experts, of what decides where a token goes."""
 
+OTHER_INPUT_PARTS = frozenset(
+    {
+        "audio_model",
+        "audio_tower",
+        "embed_audio",
+        "embed_vision",
+        "multi_modal_projector",
+        "vision_embed_tokens",
+        "vision_encoder",
+        "vision_model",
+        "vision_tower",
+        "visual",
+    }
+)
+"""Path components of what encodes images and sounds and hands them to the language model."""
+
+PLAIN_LINEAR_CLASSES = frozenset({"FalconLinear"})
+"""Subclasses of `nn.Linear` with a forward of their own that computes the same product."""
+
+READ_AS_TENSORS: Mapping[str, str] = MappingProxyType(
+    {"dt_proj": "Mamba's code takes its weight itself, and cannot take a quantised one"}
+)
+"""Last path component of linears whose forward the model never calls -> why they stay."""
+
+ABSORBED: Mapping[str, str] = MappingProxyType(
+    {"kv_b_proj": "engines multiply it into other matrices of latent attention, unquantised"}
+)
+"""Last path component of linears that engines do not multiply by as they stand -> why."""
+
 EXPERT_PARAMETERS = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
 """Three-dimensional parameters [experts, out, in] of transformers' fused experts modules."""
 
@@ -97,6 +126,7 @@ _EXPERT_NAMING: Mapping[str, ExpertNaming] = MappingProxyType(
         "mixtral": _MIXTRAL,
         "minimax": _MIXTRAL,
         "minimax_m2": _MIXTRAL,
+        "phimoe": _MIXTRAL,
         "deepseek_v2": _QWEN,
         "deepseek_v3": _QWEN,
         "dots1": _QWEN,

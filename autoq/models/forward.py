@@ -26,14 +26,36 @@ def forward_logits(model: nn.Module, input_ids: Tensor) -> Tensor:
         Logits [batch, tokens, vocabulary], or for models without an output head the last hidden
         state [batch, tokens, hidden]; in the model's dtype.
     Raises:
-        ModelError: the model gives neither for every token.
+        ModelError: the model gives neither for every token, or takes no token ids.
     """
+    refuse_other_inputs(model)
     arguments: dict[str, Any] = {"input_ids": input_ids}
     if _is_encoder_decoder(model):
         arguments["decoder_input_ids"] = _shift_right(model, input_ids)
     if "use_cache" in inspect.signature(model.forward).parameters:
         arguments["use_cache"] = False
     return _token_output(model, model(**arguments))
+
+
+def refuse_other_inputs(model: nn.Module) -> None:
+    """Refuse models that read something else than token ids, as Whisper reads sounds.
+
+    Raises:
+        ModelError: names what the model takes, and the way to give it.
+    """
+    name = getattr(model, "main_input_name", "input_ids")
+    if name != "input_ids":
+        raise ModelError(
+            f"a model is searched on token ids, and {type(model).__name__} takes {name}; give "
+            "autoq.auto_quantize batches of them, and a forward_step that runs the model on one"
+        )
+
+
+def text_config(model: nn.Module) -> Any:
+    """The configuration of a model's language part; None if the model has no configuration."""
+    config: Any = getattr(model, "config", None)
+    getter = getattr(config, "get_text_config", None)
+    return config if getter is None else getter(decoder=True)
 
 
 def output_kind(model: nn.Module) -> OutputKind:
@@ -52,7 +74,12 @@ def is_causal(model: nn.Module) -> bool:
 def _causal_class_names() -> frozenset[str]:
     from transformers.models.auto import modeling_auto
 
-    return frozenset(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    # Without a picture, a model that tells of pictures continues text.
+    tables = (
+        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
+    return frozenset(name for table in tables for name in table.values())
 
 
 def _output_head(model: nn.Module) -> nn.Module | None:

@@ -16,99 +16,60 @@ import torch
 from torch import nn
 
 from autoq.models.loading import quiet_transformers
+from autoq.testing._family_settings import (
+    FAMILY_SETTINGS,
+    MAXIMUM_POSITIONS,
+    T5,
+    VOCABULARY_SIZE,
+    FamilySettings,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-VOCABULARY_SIZE = 288
-MAXIMUM_POSITIONS = 256
+__all__ = [
+    "MAXIMUM_POSITIONS",
+    "TINY_ARCHITECTURES",
+    "VOCABULARY_SIZE",
+    "make_byte_tokenizer",
+    "make_family_model",
+    "make_tiny_model",
+    "write_family_model",
+    "write_tiny_model",
+]
 
-_PAD, _BOS, _EOS = 0, 1, 2
 _SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
 
-_TOKENS = {
-    "vocab_size": VOCABULARY_SIZE,
-    "pad_token_id": _PAD,
-    "bos_token_id": _BOS,
-    "eos_token_id": _EOS,
-}
-_ENCODER = {
-    **_TOKENS,
-    "hidden_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": MAXIMUM_POSITIONS,
-}
-_DECODER = {**_ENCODER, "intermediate_size": 256, "num_key_value_heads": 2}
-
-# architecture name -> (model class, configuration class, configuration)
-_RECIPES: Mapping[str, tuple[str, str, Mapping[str, Any]]] = MappingProxyType(
+# Models that most tests use; the table of families has more, and a smaller T5.
+_RECIPES: Mapping[str, FamilySettings] = MappingProxyType(
     {
-        "llama": ("LlamaForCausalLM", "LlamaConfig", _DECODER),
-        "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", _DECODER),
-        "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", {**_DECODER, "head_dim": 32}),
-        "mistral": ("MistralForCausalLM", "MistralConfig", {**_DECODER, "head_dim": 32}),
-        "gemma3": (
-            "Gemma3ForCausalLM",
-            "Gemma3TextConfig",
-            {**_DECODER, "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 64},
-        ),
-        "phi3": ("Phi3ForCausalLM", "Phi3Config", _DECODER),
-        "gpt2": (
-            "GPT2LMHeadModel",
-            "GPT2Config",
-            {
-                **_TOKENS,
-                "n_positions": MAXIMUM_POSITIONS,
-                "n_embd": 128,
-                "n_layer": 2,
-                "n_head": 4,
-                "n_inner": 256,
-            },
-        ),
-        "opt": (
-            "OPTForCausalLM",
-            "OPTConfig",
-            {**_ENCODER, "ffn_dim": 256, "word_embed_proj_dim": 128},
-        ),
-        "mixtral": (
-            "MixtralForCausalLM",
-            "MixtralConfig",
-            {**_DECODER, "head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2},
-        ),
-        "qwen3_moe": (
-            "Qwen3MoeForCausalLM",
-            "Qwen3MoeConfig",
-            {
-                **_DECODER,
-                "head_dim": 32,
-                "num_experts": 4,
-                "num_experts_per_tok": 2,
-                "moe_intermediate_size": 256,
-                "norm_topk_prob": True,
-            },
-        ),
-        "bert": ("BertForMaskedLM", "BertConfig", {**_ENCODER, "intermediate_size": 256}),
+        **{
+            name: FAMILY_SETTINGS[name]
+            for name in (
+                "llama",
+                "qwen2",
+                "qwen3",
+                "mistral",
+                "gemma3",
+                "phi3",
+                "gpt2",
+                "opt",
+                "mixtral",
+                "qwen3_moe",
+                "bert",
+            )
+        },
         "t5": (
             "T5ForConditionalGeneration",
             "T5Config",
-            {
-                **_TOKENS,
-                "d_model": 128,
-                "d_kv": 32,
-                "d_ff": 256,
-                "num_layers": 2,
-                "num_heads": 4,
-                "feed_forward_proj": "gated-gelu",
-                "decoder_start_token_id": _PAD,
-            },
+            {**T5, "num_layers": 2, "feed_forward_proj": "gated-gelu"},
         ),
     }
 )
 
 # Heads tied to the embedding see it through these models' own scaling (Gemma multiplies embeddings,
 # T5 divides logits); with other spreads they would copy their input, or predict nothing at all.
-_TOKEN_EMBEDDING_SPREAD = MappingProxyType({"gemma3": 0.06, "t5": 0.7})
+_TOKEN_EMBEDDING_SPREAD = MappingProxyType({"gemma": 0.06, "t5": 0.7})
 _DEFAULT_EMBEDDING_SPREAD = 0.18
 
 TINY_ARCHITECTURES: tuple[str, ...] = tuple(_RECIPES)
@@ -123,13 +84,22 @@ def make_tiny_model(name: str, seed: int = 0, dtype: torch.dtype = torch.bfloat1
         seed: chooses the weights.
         dtype: dtype of the parameters; the same float32 draw is rounded to it.
     """
+    return _made(_RECIPES[name], seed, dtype)
+
+
+def make_family_model(family: str, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
+    """As `make_tiny_model`, for a family of `autoq.testing.architectures.FAMILIES`."""
+    return _made(FAMILY_SETTINGS[family], seed, dtype)
+
+
+def _made(recipe: FamilySettings, seed: int, dtype: torch.dtype) -> nn.Module:
     import transformers
 
-    class_name, config_name, settings = _RECIPES[name]
+    class_name, config_name, settings = recipe
     config = getattr(transformers, config_name)(**settings, experts_implementation="eager")
     with torch.random.fork_rng(devices=[]):
         model: Any = getattr(transformers, class_name)(config)
-    _draw_weights(model, seed, _TOKEN_EMBEDDING_SPREAD.get(name, _DEFAULT_EMBEDDING_SPREAD))
+    _draw_weights(model, seed, _embedding_spread(class_name))
     for parameter in model.parameters():
         # Buffers stay as they are: loading keeps the frequencies of rotary embeddings in float32.
         parameter.data = parameter.data.to(dtype)
@@ -138,10 +108,26 @@ def make_tiny_model(name: str, seed: int = 0, dtype: torch.dtype = torch.bfloat1
     return built
 
 
+def _embedding_spread(class_name: str) -> float:
+    found = (
+        spread
+        for beginning, spread in _TOKEN_EMBEDDING_SPREAD.items()
+        if class_name.casefold().startswith(beginning)
+    )
+    return next(found, _DEFAULT_EMBEDDING_SPREAD)
+
+
 def write_tiny_model(name: str, folder: Path | str, seed: int = 0) -> Path:
     """Save a tiny bfloat16 model and its byte-level tokenizer into `folder`; returns the folder."""
-    target = Path(folder)
-    model: Any = make_tiny_model(name, seed)
+    return _written(make_tiny_model(name, seed), Path(folder))
+
+
+def write_family_model(family: str, folder: Path | str, seed: int = 0) -> Path:
+    """As `write_tiny_model`, for a family of `autoq.testing.architectures.FAMILIES`."""
+    return _written(make_family_model(family, seed), Path(folder))
+
+
+def _written(model: Any, target: Path) -> Path:
     with quiet_transformers():
         model.save_pretrained(target)
     make_byte_tokenizer().save_pretrained(target)
