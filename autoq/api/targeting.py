@@ -12,6 +12,7 @@ from autoq.api.config import parse_container
 from autoq.api.exporting import inexpressible
 from autoq.errors import InputError
 from autoq.formats import (
+    FORMATS,
     NONE,
     Container,
     FormatName,
@@ -19,6 +20,7 @@ from autoq.formats import (
     Verdict,
     containers_for,
     feasible_formats,
+    offered_formats,
     portable_formats,
     reasons,
     support,
@@ -66,7 +68,9 @@ def offers(
             raise InputError(_unreadable(target, chosen, readable))
         readable = (chosen,)
     if named is None:
-        return tuple(Offer(entry, _quantised(target, entry), named=False) for entry in readable)
+        return tuple(
+            Offer(entry, offered_formats(target, entry), named=False) for entry in readable
+        )
     fitting = [entry for entry in containers_for(target, named) if entry in readable]
     if not fitting:
         raise InputError(_infeasible(target, readable, named))
@@ -96,9 +100,12 @@ def note_target(target: Target, offer: Offer, progress: Progress) -> None:
     """Say where the target takes what is searched, and which formats it runs otherwise."""
     names = ", ".join(offer.formats)
     progress.note(f"for {target}: {names} in the {offer.container} container")
-    for name in _quantised(target, offer.container):
+    for name in offered_formats(target, offer.container):
         if not offer.named and name not in offer.formats:
             progress.note(f"{target} would run {name}, and no layer of this model can take it")
+    further = [name for name in _quantised(target, offer.container) if FORMATS[name].when_named]
+    if not offer.named and not set(further) & set(offer.formats) and further:
+        progress.note(f"{target} runs {', '.join(further)}, too, where --formats names them")
     for name in offer.formats:
         found = support(target, offer.container, name)
         if found.verdict is Verdict.WEIGHT_ONLY:

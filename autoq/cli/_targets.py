@@ -13,7 +13,7 @@ from autoq.cli._options import Json
 from autoq.cli._output import print_json
 
 if TYPE_CHECKING:
-    from autoq.formats import Container, Engine, Hardware, Support, Target
+    from autoq.formats import Container, Engine, FormatName, Hardware, Support, Target, Verdict
 
 _LEGEND = (
     "native: as searched; weight-only: inputs stay 16-bit and weights are widened, so memory is "
@@ -90,25 +90,36 @@ def _detail(entry: Support) -> str:
 
 
 def _search_line(target: Target) -> str:
-    from autoq.formats import containers_for, feasible_formats
+    from autoq.formats import NONE, containers_for, feasible_formats, offered_formats
 
     containers = containers_for(target)
     if not containers:
         return "no quantised format runs there"
-    names = ", ".join(feasible_formats(target, containers[0]))
-    return f"`autoq search --target {target}` aims at {containers[0]} with {names}"
+    offered = (*offered_formats(target, containers[0]), NONE)
+    line = f"`autoq search --target {target}` aims at {containers[0]} with {', '.join(offered)}"
+    named = [name for name in feasible_formats(target, containers[0]) if name not in offered]
+    return f"{line}; --formats takes {', '.join(named)}, too" if named else line
 
 
 def _print_matrix() -> None:
     from autoq.cli._tables import make_console, plain_table
-    from autoq.formats import ENGINES, FORMATS, Container
+    from autoq.formats import ENGINES, FORMATS, Container, FormatName, Verdict
 
     notes: dict[str, int] = {}
     console = make_console()
     for engine in ENGINES.values():
-        rows = [row for container in Container for row in _rows(engine, container, notes)]
+        cells = {
+            (container, fmt): _spans(engine, container, fmt, notes)
+            for fmt in map(FormatName, FORMATS)
+            for container in Container
+        }
+        verdicts = [verdict for verdict in Verdict if any(verdict in row for row in cells.values())]
+        rows = [
+            (fmt, container, *(row.get(verdict, "") for verdict in verdicts))
+            for (container, fmt), row in cells.items()
+        ]
         console.print(f"{engine.name}: {engine.title}")
-        console.print(plain_table("container", "hardware", *FORMATS, rows=rows))
+        console.print(plain_table("format", "container", *verdicts, rows=rows))
     for reason, number in notes.items():
         console.print(f"({number}) {reason}")
     console.print()
@@ -117,22 +128,22 @@ def _print_matrix() -> None:
     console.print(_LEGEND)
 
 
-def _rows(engine: Engine, container: Container, notes: dict[str, int]) -> list[tuple[str, ...]]:
-    """A row for each run of hardware generations that are treated alike."""
-    from autoq.formats import FORMATS, Target, support
+def _spans(
+    engine: Engine, container: Container, fmt: FormatName, notes: dict[str, int]
+) -> dict[Verdict, str]:
+    """How a format runs -> the generations of hardware where it does so, with numbered reasons."""
+    from autoq.formats import Target, support
 
     entries = {
-        hardware.generation: [
-            support(Target(engine, hardware), container, entry.name) for entry in FORMATS.values()
-        ]
+        hardware.generation: support(Target(engine, hardware), container, fmt)
         for hardware in _generations()
     }
-    rows = []
+    found: dict[Verdict, list[str]] = {}
     for _, same in groupby(entries, key=lambda generation: _said(entries[generation])):
         alike = list(same)
-        cells = [_cell(entry, notes) for entry in entries[alike[0]]]
-        rows.append((str(container), _span(alike), *cells))
-    return rows
+        entry = entries[alike[0]]
+        found.setdefault(entry.verdict, []).append(f"{_span(alike)}{_note(entry, notes)}")
+    return {verdict: ", ".join(spans) for verdict, spans in found.items()}
 
 
 def _generations() -> list[Hardware]:
@@ -143,14 +154,14 @@ def _generations() -> list[Hardware]:
     return [first[key] for key in sorted(first, key=lambda key: (key is None, key))]
 
 
-def _said(entries: Sequence[Support]) -> list[tuple[str, str]]:
-    return [(entry.verdict, entry.reason) for entry in entries]
+def _said(entry: Support) -> tuple[str, str]:
+    return entry.verdict, entry.reason
 
 
-def _cell(entry: Support, notes: dict[str, int]) -> str:
+def _note(entry: Support, notes: dict[str, int]) -> str:
     if entry.verdict in ("native", "emulated"):
-        return str(entry.verdict)
-    return f"{entry.verdict} ({notes.setdefault(entry.reason, len(notes) + 1)})"
+        return ""
+    return f" ({notes.setdefault(entry.reason, len(notes) + 1)})"
 
 
 def _span(generations: Sequence[str]) -> str:

@@ -101,12 +101,12 @@ class ExportPlan:
     def written_pre_quant_scale(self, slot: WeightSlot, entry: LayerCalibration) -> Tensor | None:
         """The input scale that stands beside the slot's weight; None where there is none.
 
-        TensorRT-LLM demands one of every w4a8_awq linear that it does not fuse, of ones too.
+        TensorRT-LLM demands one of every AWQ linear that it does not fuse, of ones too.
         """
         scale = stored_scale(entry)
         is_demanded = (
             self.container is Container.MODELOPT
-            and self.slot_formats[slot.name] == "w4a8_awq"
+            and FORMATS[self.slot_formats[slot.name]].stores_input_scale
             and slot.name not in self._fused
         )
         return torch.ones(slot.in_features) if scale is None and is_demanded else scale

@@ -93,7 +93,105 @@ _W4A8_AWQ = QuantFormat(
     ),
 )
 
-for _format in (_FP8, _NVFP4, _W4A8_AWQ, _NO_FORMAT):
+_INT8_SQ = QuantFormat(
+    name=FormatName("int8_sq"),
+    summary="INT8 weights, a scale per row; INT8 inputs, a scale per token, after SmoothQuant",
+    weight_element=WeightElement.INT8,
+    weight_scaling=WeightScaling.ROW,
+    weight_bits=8,
+    weight_block_size=None,
+    block_scale_bits=32,
+    tensor_scale_bits=0,
+    activation=ActivationScheme.INT8_DYNAMIC_TOKEN,
+    calibration=CalibrationAlgorithm.SMOOTH,
+    plain_calibration=CalibrationAlgorithm.SMOOTH,
+    peer_bits=8.0,
+    portable=False,
+    when_named=True,
+    loads_in=(
+        "the compressed-tensors container only, in vLLM on compute capability 7.5 to 9.0, in SGLang "
+        "on 8.0 to 9.0, and in transformers"
+    ),
+)
+
+_INT8_WO = QuantFormat(
+    name=FormatName("int8_wo"),
+    summary="INT8 weights, a scale per row; inputs as they are",
+    weight_element=WeightElement.INT8,
+    weight_scaling=WeightScaling.ROW,
+    weight_bits=8,
+    weight_block_size=None,
+    block_scale_bits=16,  # in the model's dtype
+    tensor_scale_bits=0,
+    activation=ActivationScheme.NONE,
+    calibration=CalibrationAlgorithm.MAX,
+    plain_calibration=CalibrationAlgorithm.MAX,
+    columns_per_word=4,
+    peer_bits=8.0,
+    portable=False,
+    when_named=True,
+    loads_in=(
+        "the compressed-tensors container only, in vLLM on compute capability 7.5 and newer, in "
+        "SGLang on 8.0 and newer, and in transformers"
+    ),
+)
+
+_INT4_AWQ = QuantFormat(
+    name=FormatName("int4_awq"),
+    summary="INT4 weights in groups of 128 with AWQ scales; inputs as they are",
+    weight_element=WeightElement.INT4,
+    weight_scaling=WeightScaling.GROUP,
+    weight_bits=4,
+    weight_block_size=128,
+    block_scale_bits=32,  # float32 group scales, as the ModelOpt container writes them
+    tensor_scale_bits=0,
+    activation=ActivationScheme.NONE,
+    calibration=CalibrationAlgorithm.AWQ_GPTQ,
+    plain_calibration=CalibrationAlgorithm.AWQ_LITE,
+    stores_input_scale=True,
+    stores_fused_input_scale=False,
+    rows_per_byte=2,  # in the modelopt container
+    peer_bits=4.0,
+    portable=False,
+    when_named=True,
+    loads_in=(
+        "the modelopt container in TensorRT-LLM on compute capability 8.0 to 9.0; the "
+        "compressed-tensors container in vLLM on 7.5 and newer, in SGLang on 8.0 and newer, and in "
+        "transformers"
+    ),
+)
+
+_NVFP4_WO = QuantFormat(
+    name=FormatName("nvfp4_wo"),
+    summary="NVFP4 weights; inputs as they are",
+    weight_element=WeightElement.E2M1,
+    weight_scaling=WeightScaling.TWO_LEVEL_GROUP,
+    weight_bits=4,
+    weight_block_size=16,
+    block_scale_bits=8,
+    tensor_scale_bits=32,  # the second-level weight scale, float32
+    activation=ActivationScheme.NONE,
+    calibration=CalibrationAlgorithm.AWQ_GPTQ,
+    plain_calibration=CalibrationAlgorithm.MAX,
+    peer_bits=4.5,
+    portable=False,
+    when_named=True,
+    loads_in=(
+        "vLLM on compute capability 7.5 and newer and SGLang on 8.0 and newer, from both "
+        "containers; transformers; not in released TensorRT-LLM"
+    ),
+)
+
+for _format in (
+    _FP8,
+    _NVFP4,
+    _W4A8_AWQ,
+    _INT4_AWQ,
+    _INT8_SQ,
+    _INT8_WO,
+    _NVFP4_WO,
+    _NO_FORMAT,
+):
     FORMATS.register(_format.name, _format)
 
 

@@ -48,6 +48,14 @@ class ActivationScheme(StrEnum):
     """E4M3 with one calibrated scale for the tensor."""
     FP8_DYNAMIC_TOKEN = "fp8_dynamic_token"
     """E4M3, each token under its own scale."""
+    FP8_DYNAMIC_BLOCK = "fp8_dynamic_block"
+    """E4M3, each 128 columns of a token under their own scale."""
+    MXFP8_UP = "mxfp8_up"
+    """E4M3, each 32 columns of a token under a power of two that lets nothing saturate."""
+    MXFP8_HALF = "mxfp8_half"
+    """As MXFP8_UP, with the next power where the largest magnitude is 1.75 times one or more."""
+    MXFP4_HALF = "mxfp4_half"
+    """E2M1, scaled as MXFP8_HALF."""
     INT8_DYNAMIC_TOKEN = "int8_dynamic_token"
     """INT8, each token under its own scale."""
     NVFP4_DYNAMIC = "nvfp4_dynamic"
@@ -145,9 +153,11 @@ class QuantFormat:
     peer_bits: float  # what ModelOpt's auto_quantize charges per weight
     portable: bool  # loads in every engine: part of the default set
     loads_in: str  # one sentence: which engines load its export, on which hardware
+    when_named: bool = False  # offered to those only who ask for it by name
     stores_input_scale: bool = False  # engines take an input scale that no norm absorbs
     stores_fused_input_scale: bool = True  # and those of layers that they fuse, too
     rows_per_byte: int = 1  # rows whose codes share bytes in some container
+    columns_per_word: int = 1  # columns whose codes share words in some container
     container_activations: tuple[tuple[Container, ActivationScheme], ...] = ()
     """Containers whose run time quantises inputs in another way than `activation`."""
 
@@ -192,6 +202,11 @@ class QuantFormat:
             return f"{self.name} needs in_features divisible by {block}, got {in_features}"
         if out_features % self.rows_per_byte:
             return f"{self.name} packs two rows per byte and needs even out_features, got {out_features}"
+        if in_features % self.columns_per_word:
+            return (
+                f"{self.name} packs {self.columns_per_word} columns per word and needs in_features "
+                f"divisible by {self.columns_per_word}, got {in_features}"
+            )
         return None
 
     def _scale_count(self, out_features: int, in_features: int) -> int:

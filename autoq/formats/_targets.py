@@ -79,6 +79,16 @@ def feasible_formats(target: Target, container: Container) -> tuple[FormatName, 
     return tuple(name for name in names if support(target, container, name).verdict.runs)
 
 
+def offered_formats(target: Target, container: Container) -> tuple[FormatName, ...]:
+    """The quantised formats that the target runs and that a search tries unasked.
+
+    Those that are for whoever names them are among them only where nothing else runs.
+    """
+    running = [name for name in feasible_formats(target, container) if name != NONE]
+    unasked = [name for name in running if not FORMATS[name].when_named]
+    return tuple(unasked or running)
+
+
 def reasons(
     target: Target, container: Container, formats: Sequence[FormatName] | None = None
 ) -> dict[FormatName, str]:
@@ -102,7 +112,8 @@ def containers_for(
     The best runs most quantised formats, most of them natively; then `Container`'s order counts.
 
     Args:
-        formats: those that must run; None asks for any quantised one.
+        formats: those that must run; None asks for any quantised one, and counts
+            `offered_formats`.
     Raises:
         UnknownNameError: nothing has a format's name.
     """
@@ -110,7 +121,7 @@ def containers_for(
         container
         for container in Container
         if (
-            _quantised(feasible_formats(target, container))
+            offered_formats(target, container)
             if formats is None
             else not reasons(target, container, formats)
         )
@@ -128,12 +139,16 @@ def all_supports() -> Iterator[tuple[Target, Support]]:
 
 def _rank(
     target: Target, container: Container, formats: Sequence[FormatName] | None
-) -> tuple[int, int]:
-    """Sorts the best first: minus the formats that run, minus those that run natively."""
-    names = feasible_formats(target, container) if formats is None else formats
-    verdicts = [support(target, container, name).verdict for name in _quantised(names)]
+) -> tuple[bool, int, int]:
+    """Sorts the best first: minus the formats that run, minus those that run natively.
+
+    A container with nothing to offer but formats that are for whoever names them comes last.
+    """
+    names = offered_formats(target, container) if formats is None else _quantised(formats)
+    verdicts = [support(target, container, name).verdict for name in names]
     native = sum(verdict is Verdict.NATIVE for verdict in verdicts)
-    return -len(verdicts), -native
+    is_last_resort = formats is None and all(FORMATS[name].when_named for name in names)
+    return is_last_resort, -len(verdicts), -native
 
 
 def _quantised(formats: Sequence[FormatName]) -> list[FormatName]:

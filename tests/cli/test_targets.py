@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from autoq.cli._tables import print_summary
+from autoq.formats import ENGINES, FORMATS, Container
 from autoq.report import report_data
 
 
@@ -16,37 +17,46 @@ def test_matrix_has_every_engine_with_a_numbered_reason_for_each_no(run):
     lines = run("targets").stdout.splitlines()
     for title in ("vllm: vLLM 0.33", "sglang: SGLang 0.5.23", "9.0: h100, h200, gh200, sm_90"):
         assert title in lines
-    vllm = lines[lines.index("vllm: vLLM 0.33") :]
-    hopper = next(
-        line.split() for line in vllm if line.split()[:2] == ["compressed-tensors", "9.0"]
+    vllm = lines[lines.index("vllm: vLLM 0.33") : lines.index("sglang: SGLang 0.5.23")]
+    (header,) = [line.split() for line in vllm if line.startswith(" format ")]
+    assert header == ["format", "container", "native", "weight-only", "no"]
+    nvfp4 = next(
+        line.split() for line in vllm if line.split()[:2] == ["nvfp4", "compressed-tensors"]
     )
-    assert hopper[2:4] + hopper[5:] == ["native", "weight-only", "native", "native"]
-    (reason,) = [line for line in lines if line.startswith(f"{hopper[4]} ")]
+    assert nvfp4[2:8] == ["10.0", "to", "12.0", "7.5", "to", "9.0"]
+    (reason,) = [line for line in lines if line.startswith(f"{nvfp4[8]} ")]
     assert "no FP4 matrix units before 10.0" in reason
 
 
 def test_every_number_in_the_matrix_is_explained(run):
     output = run("targets").stdout
     explained = {line.split()[0] for line in output.splitlines() if line.startswith("(")}
-    rows = [line for line in output.splitlines() if line.startswith((" modelopt", " compressed"))]
-    used = {word for line in rows for word in line.split() if word.startswith("(")}
+    tables = output[: output.index("\n(1) ")]
+    used = {word.strip(",") for word in tables.split() if word.startswith("(")}
     assert used == explained
-    assert len(rows) == 30
+    rows = [
+        line
+        for line in tables.splitlines()
+        if line.split()[1:2] and line.split()[1] in set(Container)
+    ]
+    assert len(rows) == len(ENGINES) * len(FORMATS) * len(Container)
 
 
 def test_one_target_says_what_a_search_would_take(run):
     output = run("targets", "vllm:h200").stdout
+    named = [entry.name for entry in FORMATS.values() if entry.when_named]
     assert "vllm:h200: vLLM 0.33 on NVIDIA H200" in output
     assert "out_features must be divisible by 128" in " ".join(output.split())
-    assert output.splitlines()[-1] == (
-        "`autoq search --target vllm:h200` aims at compressed-tensors with fp8, nvfp4, w4a8_awq, none"
+    assert " ".join(output.split()).endswith(
+        "`autoq search --target vllm:h200` aims at compressed-tensors with fp8, nvfp4, w4a8_awq, "
+        f"none; --formats takes {', '.join(named)}, too"
     )
     assert run("targets", "vllm:cpu").stdout.splitlines()[-1] == "no quantised format runs there"
 
 
 def test_json_has_one_entry_for_each_cell(run):
     everything = json.loads(run("targets", "--json").stdout)["targets"]
-    assert len(everything) == 4 * 25 * 2 * 4  # engines, hardware, containers, formats
+    assert len(everything) == 4 * 25 * 2 * len(FORMATS)  # engines, hardware, containers
     one = json.loads(run("targets", "tensorrt-llm:b200", "--json").stdout)["targets"]
     assert one == [entry for entry in everything if entry["target"] == "tensorrt-llm:b200"]
     (cell,) = [

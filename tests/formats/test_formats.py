@@ -12,6 +12,7 @@ from autoq.formats import (
     CalibrationAlgorithm,
     QuantFormat,
     StorageBits,
+    WeightScaling,
     portable_formats,
 )
 from autoq.registry import Registry
@@ -22,9 +23,32 @@ BITS = {
     "fp8": StorageBits(weight_bits=8 * 1024, block_scale_bits=0, tensor_scale_bits=64),
     "nvfp4": StorageBits(weight_bits=4 * 1024, block_scale_bits=64 * 8, tensor_scale_bits=64),
     "w4a8_awq": StorageBits(weight_bits=4 * 1024, block_scale_bits=8 * 32, tensor_scale_bits=64),
+    "int4_awq": StorageBits(weight_bits=4 * 1024, block_scale_bits=8 * 32, tensor_scale_bits=0),
+    "int8_sq": StorageBits(weight_bits=8 * 1024, block_scale_bits=4 * 32, tensor_scale_bits=0),
+    "int8_wo": StorageBits(weight_bits=8 * 1024, block_scale_bits=4 * 16, tensor_scale_bits=0),
+    "nvfp4_wo": StorageBits(weight_bits=4 * 1024, block_scale_bits=64 * 8, tensor_scale_bits=32),
 }
-EFFECTIVE_BITS_PER_WEIGHT = {"none": 16.0, "fp8": 8.0, "nvfp4": 4.5, "w4a8_awq": 4.25}
-PEER_BITS_PER_WEIGHT = {"none": 16.0, "fp8": 8.0, "nvfp4": 4.5, "w4a8_awq": 4.0}
+EFFECTIVE_BITS_PER_WEIGHT = {
+    "none": 16.0,
+    "fp8": 8.0,
+    "nvfp4": 4.5,
+    "w4a8_awq": 4.25,
+    "int4_awq": 4.25,
+    "int8_sq": 8.125,  # 32 bits for 256 columns
+    "int8_wo": 8.0625,  # 16 bits for 256 columns
+    "nvfp4_wo": 4.5,
+}
+PEER_BITS_PER_WEIGHT = {
+    "none": 16.0,
+    "fp8": 8.0,
+    "nvfp4": 4.5,
+    "w4a8_awq": 4.0,
+    "int4_awq": 4.0,
+    "int8_sq": 8.0,
+    "int8_wo": 8.0,
+    "nvfp4_wo": 4.5,
+}
+WEIGHT_ONLY = {"int4_awq", "int8_wo", "nvfp4_wo"}
 
 every_format = pytest.mark.parametrize("name", sorted(FORMATS))
 
@@ -61,10 +85,12 @@ def test_records_are_consistent(name):
     fmt = FORMATS[name]
     assert fmt.name == name
     assert fmt.summary and fmt.loads_in
-    assert (fmt.weight_block_size is None) == (fmt.block_scale_bits == 0)
+    has_one_scale_at_most = fmt.weight_scaling in (None, WeightScaling.TENSOR)
+    assert has_one_scale_at_most == (fmt.block_scale_bits == 0)
+    assert not (fmt.weight_block_size and fmt.weight_scaling is WeightScaling.ROW)
     unquantized = name == NONE
-    assert (fmt.weight_element is None) == unquantized
-    assert (fmt.activation is ActivationScheme.NONE) == unquantized
+    assert (fmt.weight_element is None) == (fmt.weight_scaling is None) == unquantized
+    assert (fmt.activation is ActivationScheme.NONE) == (unquantized or name in WEIGHT_ONLY)
     assert (fmt.calibration is CalibrationAlgorithm.NONE) == unquantized
     with pytest.raises(dataclasses.FrozenInstanceError):
         fmt.weight_bits = 3
@@ -80,6 +106,15 @@ REFUSED = [
         "w4a8_awq packs two rows per byte and needs even out_features, got 3",
         id="n",
     ),
+    pytest.param("int4_awq", 4, 64, "int4_awq needs in_features divisible by 128, got 64", id="k4"),
+    pytest.param(
+        "int8_wo",
+        4,
+        66,
+        "int8_wo packs 4 columns per word and needs in_features divisible by 4, got 66",
+        id="k8",
+    ),
+    pytest.param("nvfp4_wo", 4, 24, "nvfp4_wo needs in_features divisible by 16, got 24", id="k"),
 ]
 
 
@@ -88,7 +123,9 @@ def test_refusals(name, rows, columns, message):
     assert FORMATS[name].refusal(rows, columns) == message
 
 
-@pytest.mark.parametrize(("name", "rows", "columns"), [("fp8", 3, 7), ("none", 1, 1)])
+@pytest.mark.parametrize(
+    ("name", "rows", "columns"), [("fp8", 3, 7), ("int8_sq", 3, 7), ("none", 1, 1)]
+)
 def test_formats_without_blocks_take_every_shape(name, rows, columns):
     assert FORMATS[name].refusal(rows, columns) is None
 
@@ -105,7 +142,10 @@ def test_the_portable_set_is_what_every_engine_loads():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ("nvfp", r"no format named 'nvfp' \(did you mean nvfp4.*\); known: fp8, none, nvfp4, w4a8"),
+        (
+            "nvfp",
+            r"no format named 'nvfp' \(did you mean nvfp4.*\); known: .*fp8, .*none, nvfp4, .*w4a8",
+        ),
         ("w4a8", r"no format named 'w4a8' \(did you mean w4a8_awq"),
         ("zzz", r"^no format named 'zzz'; known: "),
     ],

@@ -18,6 +18,7 @@ from autoq.formats import (
     all_supports,
     containers_for,
     feasible_formats,
+    offered_formats,
     parse_target,
     reasons,
     support,
@@ -59,6 +60,22 @@ CELLS = [
     ("transformers:cpu", COMPRESSED, "w4a8_awq", "emulated", "the model's dtype"),
     ("transformers:a100", COMPRESSED, "nvfp4", "emulated", "the model's dtype"),
     ("transformers:cpu", MODELOPT, "none", "native", "as the model stores it"),
+    ("vllm:h200", MODELOPT, "int4_awq", "no", "unquantised without an error"),
+    ("vllm:t4", COMPRESSED, "int4_awq", "native", "inputs stay 16-bit, as the format says"),
+    ("sglang:b200", COMPRESSED, "int4_awq", "native", "inputs stay 16-bit"),
+    ("tensorrt-llm:h100", MODELOPT, "int4_awq", "native", "inputs stay 16-bit"),
+    ("tensorrt-llm:b200", MODELOPT, "int4_awq", "no", "8.0, 8.9 and 9.0"),
+    ("tensorrt-llm:h100", COMPRESSED, "int4_awq", "no", "W4A16_AWQ is modelopt's"),
+    ("vllm:h200", MODELOPT, "nvfp4_wo", "native", "inputs stay 16-bit"),
+    ("tensorrt-llm:b200", MODELOPT, "nvfp4_wo", "no", "in no release"),
+    ("vllm:t4", COMPRESSED, "int8_sq", "native", "INT8 matrix units"),
+    ("vllm:h200", MODELOPT, "int8_sq", "no", "knows no INT8"),
+    ("vllm:b200", COMPRESSED, "int8_sq", "no", "Blackwell"),
+    ("sglang:rtx5090", COMPRESSED, "int8_sq", "no", "Blackwell"),
+    ("sglang:b200", COMPRESSED, "int8_wo", "native", "inputs stay 16-bit"),
+    ("tensorrt-llm:h100", MODELOPT, "int8_sq", "no", "no INT8 layers"),
+    ("transformers:cpu", COMPRESSED, "int8_sq", "emulated", "the model's dtype"),
+    ("transformers:cpu", MODELOPT, "int8_sq", "no", "nonsense without an error"),
 ]
 
 
@@ -91,12 +108,14 @@ def test_matrix_names_every_target_and_says_why():
 @pytest.mark.parametrize(
     ("target", "container", "formats"),
     [
-        ("vllm:h200", MODELOPT, {"fp8", "nvfp4", "none"}),
-        ("vllm:h200", COMPRESSED, {"fp8", "nvfp4", "w4a8_awq", "none"}),
-        ("sglang:a100", MODELOPT, {"nvfp4", "none"}),
-        ("tensorrt-llm:h100", MODELOPT, {"fp8", "w4a8_awq", "none"}),
+        ("vllm:h200", MODELOPT, {"fp8", "nvfp4", "nvfp4_wo", "none"}),
+        ("vllm:h200", COMPRESSED, set(FORMATS)),
+        ("vllm:b200", COMPRESSED, set(FORMATS) - {"w4a8_awq", "int8_sq"}),
+        ("sglang:a100", MODELOPT, {"nvfp4", "nvfp4_wo", "none"}),
+        ("tensorrt-llm:a100", MODELOPT, {"int4_awq", "none"}),
+        ("tensorrt-llm:h100", MODELOPT, {"fp8", "w4a8_awq", "int4_awq", "none"}),
         ("tensorrt-llm:h100", COMPRESSED, {"none"}),
-        ("transformers:cpu", COMPRESSED, {"fp8", "nvfp4", "w4a8_awq", "none"}),
+        ("transformers:cpu", COMPRESSED, set(FORMATS)),
         ("vllm:cpu", COMPRESSED, set()),
     ],
 )
@@ -104,6 +123,21 @@ def test_feasible_formats_and_reasons_share_the_formats_out(target, container, f
     parsed = parse_target(target)
     assert set(feasible_formats(parsed, container)) == formats
     assert set(reasons(parsed, container)) == set(FORMATS) - formats
+
+
+@pytest.mark.parametrize(
+    ("target", "container", "formats"),
+    [
+        ("vllm:h200", MODELOPT, ["fp8", "nvfp4"]),
+        ("vllm:h200", COMPRESSED, ["fp8", "nvfp4", "w4a8_awq"]),
+        ("sglang:a100", MODELOPT, ["nvfp4"]),
+        # Nothing else runs there.
+        ("tensorrt-llm:a100", MODELOPT, ["int4_awq"]),
+        ("vllm:cpu", COMPRESSED, []),
+    ],
+)
+def test_some_formats_are_offered_only_to_those_who_name_them(target, container, formats):
+    assert list(offered_formats(parse_target(target), container)) == formats
 
 
 @pytest.mark.parametrize(
@@ -119,6 +153,9 @@ def test_feasible_formats_and_reasons_share_the_formats_out(target, container, f
         ("tensorrt-llm:h100", ["w4a8_awq", "none"], [MODELOPT]),
         ("tensorrt-llm:h100", ["nvfp4"], []),
         ("transformers:cpu", None, [COMPRESSED]),
+        ("tensorrt-llm:a100", None, [MODELOPT]),
+        ("vllm:h100", ["int8_sq", "nvfp4"], [COMPRESSED]),
+        ("vllm:b200", ["int8_sq"], []),
         ("vllm:cpu", None, []),
     ],
 )

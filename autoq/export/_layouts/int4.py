@@ -63,13 +63,8 @@ def _unpack_modelopt_w4a8(stored: Tensors) -> dict[str, Tensor]:
 
 
 def _unpack_compressed_w4a8(stored: Tensors) -> dict[str, Tensor]:
-    values, group_scale = int4.unpack_columns(stored["weight_packed"]), stored["weight_scale"]
-    packed = int4.pack(values, group_scale.float())
-    return {
-        "codes": values,
-        "group_scale": packed.group_scale,
-        "tensor_scale": w4a8.tensor_scale(packed),
-    }
+    tensors = _unpack_compressed(stored)
+    return {**tensors, "tensor_scale": w4a8.tensor_scale(int4.pack(**tensors))}
 
 
 def _modelopt_w4a8_amaxes(stored: Tensors, unpacked: Tensors) -> tuple[float, float]:
@@ -81,32 +76,66 @@ def _compressed_w4a8_amaxes(_: Tensors, unpacked: Tensors) -> tuple[float, float
     return amax_of(unpacked["tensor_scale"], fp8.LARGEST), 0.0
 
 
+def _pack_modelopt_awq(part: Tensors, _: LayerCalibration, __: torch.dtype) -> dict[str, Tensor]:
+    return {"weight": int4.pack_rows(part["codes"]), "weight_scale": part["group_scale"]}
+
+
+def _unpack_modelopt_awq(stored: Tensors) -> dict[str, Tensor]:
+    return {
+        "codes": int4.unpack_rows(stored["weight"].contiguous()),
+        "group_scale": stored["weight_scale"],
+    }
+
+
+def _unpack_compressed(stored: Tensors) -> dict[str, Tensor]:
+    return {
+        "codes": int4.unpack_columns(stored["weight_packed"]),
+        "group_scale": stored["weight_scale"].float(),
+    }
+
+
+def _no_amaxes(_: Tensors, __: Tensors) -> tuple[float, float]:
+    """Every scale is a group's."""
+    return 0.0, 0.0
+
+
+_MODELOPT_ENTRY = {"group_size": 128, "has_zero_point": False, "pre_quant_scale": True}
+_MODELOPT_TENSORS = {
+    "weight": codes(U8, lambda n, k: (n // 2, k)),
+    "weight_scale": TensorRule(F32, lambda n, k: (n, k // 128)),
+    "pre_quant_scale": TensorRule(MODEL_DTYPES, lambda n, k: (k,), optional=True),
+}
+_COMPRESSED_TENSORS = {
+    "weight_packed": codes((torch.int32,), lambda n, k: (n, k // 8)),
+    "weight_scale": TensorRule(MODEL_DTYPES, lambda n, k: (n, k // 128)),
+    "weight_shape": codes((torch.int64,), lambda n, k: (2,)),
+}
+
 INT4: dict[LayoutKey, Layout] = {
+    (Container.MODELOPT, FormatName("int4_awq")): Layout(
+        manifest={"quant_algo": "W4A16_AWQ", **_MODELOPT_ENTRY},
+        tensors=_MODELOPT_TENSORS,
+        pack=_pack_modelopt_awq,
+        unpack=_unpack_modelopt_awq,
+        amaxes=_no_amaxes,
+    ),
+    (Container.COMPRESSED_TENSORS, FormatName("int4_awq")): Layout(
+        manifest=config_group("pack-quantized", _INT4_GROUP_128, None),
+        tensors=_COMPRESSED_TENSORS,
+        pack=_pack_compressed,
+        unpack=_unpack_compressed,
+        amaxes=_no_amaxes,
+    ),
     (Container.MODELOPT, FormatName("w4a8_awq")): Layout(
-        manifest={
-            "quant_algo": "W4A8_AWQ",
-            "group_size": 128,
-            "has_zero_point": False,
-            "pre_quant_scale": True,
-        },
-        tensors={
-            "weight": codes(U8, lambda n, k: (n // 2, k)),
-            "weight_scale": TensorRule(F32, lambda n, k: (n, k // 128)),
-            "weight_scale_2": SCALAR,
-            "input_scale": SCALAR,
-            "pre_quant_scale": TensorRule(MODEL_DTYPES, lambda n, k: (k,), optional=True),
-        },
+        manifest={"quant_algo": "W4A8_AWQ", **_MODELOPT_ENTRY},
+        tensors={**_MODELOPT_TENSORS, "weight_scale_2": SCALAR, "input_scale": SCALAR},
         pack=_pack_modelopt_w4a8,
         unpack=_unpack_modelopt_w4a8,
         amaxes=_modelopt_w4a8_amaxes,
     ),
     (Container.COMPRESSED_TENSORS, FormatName("w4a8_awq")): Layout(
         manifest=config_group("pack-quantized", _INT4_GROUP_128, E4M3_DYNAMIC_TOKEN),
-        tensors={
-            "weight_packed": codes((torch.int32,), lambda n, k: (n, k // 8)),
-            "weight_scale": TensorRule(MODEL_DTYPES, lambda n, k: (n, k // 128)),
-            "weight_shape": codes((torch.int64,), lambda n, k: (2,)),
-        },
+        tensors=_COMPRESSED_TENSORS,
         pack=_pack_compressed,
         unpack=_unpack_compressed_w4a8,
         amaxes=_compressed_w4a8_amaxes,

@@ -38,24 +38,35 @@ _E2M1_GROUP_16 = {
 
 
 def _pack_modelopt(
-    part: Tensors, calibration: LayerCalibration, _: torch.dtype
+    part: Tensors, calibration: LayerCalibration, dtype: torch.dtype
 ) -> dict[str, Tensor]:
+    weight = _pack_modelopt_weight(part, calibration, dtype)
+    return {**weight, "input_scale": nvfp4.global_scale(calibration.input_amax)}
+
+
+def _pack_compressed(
+    part: Tensors, calibration: LayerCalibration, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    inputs = nvfp4.global_scale(calibration.input_amax).reciprocal().reshape(1)
+    weight = _pack_compressed_weight(part, calibration, dtype)
+    return {**weight, "input_global_scale": inputs}
+
+
+def _pack_modelopt_weight(part: Tensors, _: LayerCalibration, __: torch.dtype) -> dict[str, Tensor]:
     return {
         "weight": part["codes"],
         "weight_scale": part["block_scale"],
         "weight_scale_2": part["global_scale"],
-        "input_scale": nvfp4.global_scale(calibration.input_amax),
     }
 
 
-def _pack_compressed(
-    part: Tensors, calibration: LayerCalibration, _: torch.dtype
+def _pack_compressed_weight(
+    part: Tensors, _: LayerCalibration, __: torch.dtype
 ) -> dict[str, Tensor]:
     return {
         "weight_packed": part["codes"],
         "weight_scale": part["block_scale"],
         "weight_global_scale": part["global_scale"].reciprocal().reshape(1),
-        "input_global_scale": nvfp4.global_scale(calibration.input_amax).reciprocal().reshape(1),
     }
 
 
@@ -82,6 +93,10 @@ def _modelopt_amaxes(stored: Tensors, unpacked: Tensors) -> tuple[float, float]:
 def _compressed_amaxes(stored: Tensors, unpacked: Tensors) -> tuple[float, float]:
     """Two reciprocals may lose the last bit."""
     return _amax(unpacked["global_scale"]), _amax(stored["input_global_scale"].reciprocal())
+
+
+def _weight_amax(_: Tensors, unpacked: Tensors) -> tuple[float, float]:
+    return _amax(unpacked["global_scale"]), 0.0
 
 
 def _amax(scale: Tensor) -> float:
@@ -114,5 +129,23 @@ NVFP4: dict[LayoutKey, Layout] = {
         pack=_pack_compressed,
         unpack=_unpack_compressed,
         amaxes=_compressed_amaxes,
+    ),
+    (Container.MODELOPT, FormatName("nvfp4_wo")): Layout(
+        manifest={"quant_algo": "W4A16_NVFP4", "group_size": 16},
+        tensors={"weight": E2M1_CODES, "weight_scale": _SCALES, "weight_scale_2": SCALAR},
+        pack=_pack_modelopt_weight,
+        unpack=_unpack_modelopt,
+        amaxes=_weight_amax,
+    ),
+    (Container.COMPRESSED_TENSORS, FormatName("nvfp4_wo")): Layout(
+        manifest=config_group("nvfp4-pack-quantized", _E2M1_GROUP_16, None),
+        tensors={
+            "weight_packed": E2M1_CODES,
+            "weight_scale": _SCALES,
+            "weight_global_scale": ONE,
+        },
+        pack=_pack_compressed_weight,
+        unpack=_unpack_compressed,
+        amaxes=_weight_amax,
     ),
 }
