@@ -31,7 +31,7 @@ from autoq.models.folder import storage_dtype
 from autoq.models.loading import unloaded_model
 from autoq.progress import Progress, SilentProgress
 
-SHARD_BYTES = 512 << 20
+SHARD_BYTES = 256 << 20
 """Size at which the next file is started: what is held in memory, a matrix or two aside."""
 
 
