@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
+
+
+def leave_triton_out() -> None:
+    """Let no import of this process find Triton; call before torch is imported.
+
+    transformers' models import torch's compiler, which loads Triton wherever that is installed:
+    70 MB of a library that does nothing on CPUs. It comes with CUDA builds of torch and with
+    development tools, so whether a CPU's environment has it says nothing of the tool inside.
+    """
+    if "torch" in sys.modules:
+        raise RuntimeError("torch was imported before Triton was left out")
+    sys.modules["triton"] = None  # type: ignore[assignment]  # how Python marks what is not to be found
 
 
 def peak_rss_bytes() -> int:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memory import import_ahead, peak_rss_bytes
+from memory import import_ahead, leave_triton_out, peak_rss_bytes
 
 if TYPE_CHECKING:
     from autoq.api import Study
@@ -31,6 +31,7 @@ def main() -> None:
     """Search once; solve for the other budgets from the same scores."""
     arguments = _arguments()
     process_start = time.perf_counter()
+    leave_triton_out()
     import torch
 
     torch.set_num_threads(arguments.threads)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from memory import import_ahead, peak_rss_bytes
+from memory import import_ahead, leave_triton_out, peak_rss_bytes
 
 CONFIGS = {
     "nvfp4": "NVFP4_DEFAULT_CFG",
@@ -30,6 +30,7 @@ def main() -> None:
     """Search once; solve for the other budgets from the same scores."""
     arguments = _arguments()
     process_start = time.perf_counter()
+    leave_triton_out()
     import torch
 
     torch.set_num_threads(arguments.threads)
