@@ -8,19 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from autoq.formats import FORMATS, NONE, FormatName, QuantFormat
-from autoq.layers._types import LayerCalibration
-from autoq.layers.quantize import (
-    Container,
-    fake_quantize_input,
-    fake_quantize_weight,
-)
-from autoq.layers.taps import MatrixCall, install_taps
+from autoq.formats import FORMATS, NONE, FormatName
+from autoq.layers._inputs import SimulatedProducts
+from autoq.layers._types import Container, LayerCalibration
+from autoq.layers.quantize import fake_quantize_weight
+from autoq.layers.taps import install_taps
 from autoq.layers.weight_cache import WeightCache
 from autoq.models import Assignment, ModelMap, SlotName, WeightSlot
 from autoq.models.weights import slot_weight
@@ -116,13 +112,9 @@ class SimulatedModel:
         return found
 
     def _install_taps(self) -> None:
-        inputs = {
-            name: (FORMATS[fmt], self._calibration[name, fmt])
-            for name, fmt in self._formats.items()
-        }
-        handler = partial(_simulated_product, inputs, self._container)
+        products = SimulatedProducts(self._slots, self._formats, self._calibration, self._container)
         self._remove_taps = install_taps(
-            self.model, [self._slots[name] for name in self._formats], handler
+            self.model, [self._slots[name] for name in self._formats], products
         )
 
     @contextmanager
@@ -165,16 +157,6 @@ def _owners(model: nn.Module, slots: Mapping[SlotName, WeightSlot]) -> dict[Slot
 
 def _nothing() -> None:
     """Before any tap is installed there is none to remove."""
-
-
-def _simulated_product(
-    inputs_of: Mapping[SlotName, tuple[QuantFormat, LayerCalibration]],
-    container: Container,
-    call: MatrixCall,
-    inputs: Tensor,
-) -> Tensor:
-    fmt, calibration = inputs_of[call.slot.name]
-    return call.compute(fake_quantize_input(inputs, fmt, calibration, container=container))
 
 
 def slot_formats_of(model_map: ModelMap, assignment: Assignment) -> dict[SlotName, FormatName]:
