@@ -1,7 +1,7 @@
 """What GPUs can do at most, from their vendors' public datasheets.
 
 Where `source` says "second hand", several public tables that name that document agree on the
-figures, and the document itself was not compared.
+figures, and the document itself was not compared; so it is with all figures of INT8.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from autoq.registry import Registry
 
 
 class MatrixUnit(StrEnum):
-    """What a GPU's matrix units multiply; sums are in float32."""
+    """What a GPU's matrix units multiply; sums are in float32, those of INT8 in int32."""
 
     BF16 = "bf16"
     FP8 = "fp8"
+    INT8 = "int8"
     NVFP4 = "nvfp4"
 
 
@@ -45,6 +46,7 @@ class Gpu:
 
 _UNITS = {
     ActivationScheme.FP8_STATIC_TENSOR: MatrixUnit.FP8,
+    ActivationScheme.INT8_DYNAMIC_TOKEN: MatrixUnit.INT8,
     ActivationScheme.NVFP4_DYNAMIC: MatrixUnit.NVFP4,
 }
 
@@ -74,6 +76,7 @@ _register(
     2039,
     "NVIDIA A100 Tensor Core GPU datasheet",
     bf16=312,
+    int8=624,
 )
 _register(
     "l4",
@@ -82,6 +85,7 @@ _register(
     "NVIDIA L4 Tensor Core GPU datasheet, where rates are with sparsity",
     bf16=121,
     fp8=242.5,
+    int8=242.5,
 )
 _register(
     "l40s",
@@ -90,6 +94,7 @@ _register(
     "NVIDIA L40S datasheet",
     bf16=362.05,
     fp8=733,
+    int8=733,
 )
 _register(
     "rtx4090",
@@ -98,6 +103,7 @@ _register(
     "second hand: NVIDIA Ada GPU Architecture whitepaper, appendix A; sums in float32",
     bf16=165.2,
     fp8=330.3,
+    int8=660.6,
 )
 _register(
     "h100",
@@ -106,6 +112,7 @@ _register(
     "NVIDIA H100 Tensor Core GPU datasheet, where rates are with sparsity",
     bf16=989.5,
     fp8=1979,
+    int8=1979,
 )
 _register(
     "h200",
@@ -114,6 +121,7 @@ _register(
     "NVIDIA H200 Tensor Core GPU datasheet, where rates are with sparsity",
     bf16=989.5,
     fp8=1979,
+    int8=1979,
 )
 _register(
     "b200",
@@ -123,6 +131,7 @@ _register(
     bf16=2250,
     fp8=4500,
     nvfp4=9000,
+    int8=4500,
 )
 _register(
     "rtx5090",
@@ -132,6 +141,7 @@ _register(
     bf16=209.5,
     fp8=419,
     nvfp4=1676,
+    int8=838,
 )
 _register(
     "mi300x",
@@ -140,4 +150,5 @@ _register(
     "second hand: AMD Instinct MI300X Accelerator data sheet",
     bf16=1307.4,
     fp8=2614.9,
+    int8=2614.9,
 )

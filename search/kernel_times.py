@@ -21,6 +21,10 @@ _OPERATIONS: Mapping[tuple[str, str], FormatName] = {
     ("fp8.linear", "input scale given"): FormatName("fp8"),
     ("nvfp4.linear", "input quantised"): FormatName("nvfp4"),
     ("w4a8.linear", "input scale given"): FormatName("w4a8_awq"),
+    ("int4.linear", "input as it is"): FormatName("int4_awq"),
+    ("int8.linear", "input by row"): FormatName("int8_sq"),
+    ("int8.linear", "input as it is"): FormatName("int8_wo"),
+    ("nvfp4.linear", "input as it is"): FormatName("nvfp4_wo"),
 }
 """Operation and variant -> the format whose layers run it."""
 

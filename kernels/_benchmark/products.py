@@ -56,9 +56,10 @@ def _w4a8_linear(static: bool, x: Tensor, weight: Tensor) -> _Made:
     return partial(w4a8.linear, x, packed, input_scale=scale), packed.nbytes + x.nbytes
 
 
-def _int8_linear(x: Tensor, weight: Tensor) -> _Made:
+def _int8_linear(quantize_input: bool, x: Tensor, weight: Tensor) -> _Made:
     packed = int8.quantize(weight)
-    return partial(int8.linear, x, packed), packed.nbytes + x.nbytes
+    product = partial(int8.linear, x, packed, quantize_input=quantize_input)
+    return product, packed.nbytes + x.nbytes
 
 
 def _int8_matmul(x: Tensor, weight: Tensor) -> _Made:
@@ -100,7 +101,8 @@ PRODUCTS = (
     _Product("w4a8.linear", "input scale given", partial(_w4a8_linear, True)),
     _Product("w4a8.linear", "input by row", partial(_w4a8_linear, False)),
     _Product("int8.matmul", "packed", _int8_matmul),
-    _Product("int8.linear", "input by row", _int8_linear),
+    _Product("int8.linear", "input as it is", partial(_int8_linear, False)),
+    _Product("int8.linear", "input by row", partial(_int8_linear, True)),
     _Product("mxfp8.linear", "input as it is", partial(_mxfp8_linear, False)),
     _Product("mxfp8.linear", "input quantised", partial(_mxfp8_linear, True)),
     _Product("mxfp4.linear", "input as it is", partial(_mxfp4_linear, False)),

@@ -8,6 +8,7 @@ import pytest
 
 from autoq.errors import InputError, UnknownNameError
 from autoq.formats import FORMATS
+from autoq.kernels._benchmark.products import cases
 from autoq.models import DecisionGroup, ModelMap, SlotKind, WeightSlot
 from autoq.search.hardware import GPUS, Gpu, MatrixUnit
 from autoq.search.kernel_times import nearest_shape, read_kernel_times
@@ -81,13 +82,18 @@ def test_formats_without_a_matrix_unit_are_weights_only():
     assert GPUS["a100"].unit_for(FORMATS["fp8"]) is MatrixUnit.BF16
     assert GPUS["b200"].unit_for(FORMATS["nvfp4"]) is MatrixUnit.NVFP4
     assert GPUS["b200"].unit_for(FORMATS["none"]) is MatrixUnit.BF16
+    assert GPUS["a100"].unit_for(FORMATS["int8_sq"]) is MatrixUnit.INT8
+    for name in ("int4_awq", "int8_wo", "nvfp4_wo"):  # inputs stay in 16 bits
+        assert GPUS["b200"].unit_for(FORMATS[name]) is MatrixUnit.BF16
 
 
 def test_every_gpu_names_its_source_and_has_rates_that_rise():
     for gpu in GPUS.values():
-        rates = [gpu.operations_per_second.get(unit, np.inf) for unit in MatrixUnit]
+        floats = (MatrixUnit.BF16, MatrixUnit.FP8, MatrixUnit.NVFP4)
+        rates = [gpu.operations_per_second.get(unit, np.inf) for unit in floats]
         assert gpu.source and MatrixUnit.BF16 in gpu.operations_per_second
         assert rates == sorted(rates)
+        assert gpu.operations_per_second[MatrixUnit.INT8] > 1.9 * rates[0]
 
 
 def test_unknown_gpus_are_answered_with_near_misses():
@@ -170,6 +176,26 @@ def test_measured_times_are_taken_as_they_are(table_file):
     assert milliseconds(times, "fp8", 1, 1024, 512) == pytest.approx(1.0)  # the fastest body
     assert milliseconds(times, "fp8", 16, 1024, 512) == pytest.approx(4.0)
     assert milliseconds(times, "none", 1, 1024, 512) == pytest.approx(2.1)  # of 2, 2, 2.2 and 2.4
+
+
+@pytest.mark.parametrize(
+    ("operation", "variant", "fmt"),
+    [
+        ("int4.linear", "input as it is", "int4_awq"),
+        ("int8.linear", "input by row", "int8_sq"),
+        ("int8.linear", "input as it is", "int8_wo"),
+        ("nvfp4.linear", "input as it is", "nvfp4_wo"),
+    ],
+)
+def test_each_format_takes_the_product_that_its_layers_run(tmp_path, operation, variant, fmt):
+    rows = [row(operation, variant, 1, 64, 32, 7.0, 9.0)]
+    document = {"benchmark": "autoq kernels", "format": 1, "rows": rows}
+    path = tmp_path / "times.json"
+    path.write_text(json.dumps(document))
+    times = read_kernel_times(path)
+    assert milliseconds(times, fmt, 1, 64, 32) == pytest.approx(7.0)
+    assert set(times.curves) == {fmt, "none"}
+    assert any((case.operation, case.variant) == (operation, variant) for case in cases(1, 64, 32))
 
 
 def test_between_measured_counts_logarithms_are_linear(table_file):
