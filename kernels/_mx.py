@@ -31,7 +31,7 @@ BLOCK = 32
 
 
 class ScaleRule(StrEnum):
-    """Which power of two a block gets. Readers only decode, so either makes valid files.
+    """Which power of two a block gets. Readers only decode, so all make valid files.
 
     With amax = m * 2**x, 1 <= m < 2, and an element type whose largest number is L = l * 2**e:
     """
@@ -42,7 +42,10 @@ class ScaleRule(StrEnum):
     UP = "up"
     """The smallest with amax / scale <= L, that is 2**(x - e), doubled if m > l: nothing saturates
     and small values get one bit less. What cuBLAS, TensorRT-LLM and FlashInfer do to inputs and
-    ModelOpt to weights. compressed-tensors lies between: it doubles from m = 1.75 on."""
+    ModelOpt to weights."""
+    HALF = "half"
+    """Between the two: 2**(x - e), doubled from m = 1.75 on, which is as if amax were rounded to
+    E2M1's one mantissa bit first. What compressed-tensors does, for both elements."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,13 @@ class Element:
 
     def increment(self, rule: ScaleRule) -> int:
         """What to add to the bits of amax so that their exponent is the one the rule wants."""
-        return 0 if rule is ScaleRule.OCP else 0x7FFFFF - self.largest_mantissa_bits
+        match rule:
+            case ScaleRule.OCP:
+                return 0
+            case ScaleRule.UP:
+                return 0x7FFFFF - self.largest_mantissa_bits
+            case ScaleRule.HALF:
+                return 0x200000
 
 
 E4M3 = Element(torch.float8_e4m3fn, 1, 448.0, 8, 0x600000)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from autoq.kernels._mx import E4M3, Element, MXTensor, ScaleRule
+from autoq.kernels._mx import Element, MXTensor, ScaleRule
 from autoq.kernels._torch import mx as _torch
 from autoq.kernels.dispatch import triton_target
 
@@ -44,20 +44,19 @@ def linear(
     x: Tensor,
     weight: MXTensor,
     bias: Tensor | None,
-    quantize_input: bool,
+    inputs: Element | None,
     rule: ScaleRule,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    """x @ weight.T + bias, `x` quantised to MXFP8 or as it is."""
+    """x @ weight.T + bias, `x` quantised to MXFP8 or MXFP4, or as it is."""
     target = triton_target(x.device)
     # Matrix units have no float32: such a product is rarer than it is worth a kernel.
-    if target is not None and (quantize_input or x.dtype != torch.float32):
+    if target is not None and (inputs is not None or x.dtype != torch.float32):
         from autoq.kernels._launch import mx_matmul as launch
 
-        input_rule = rule if quantize_input else None
-        return launch.linear(x, weight, bias, input_rule, out_dtype, target=target)
+        return launch.linear(x, weight, bias, inputs, rule, out_dtype, target=target)
     dtype = x.dtype if out_dtype == x.dtype else torch.float32
-    values = fake_quantize(x, E4M3, rule) if quantize_input else x
+    values = x if inputs is None else fake_quantize(x, inputs, rule)
     return _torch.product(values.to(dtype), dequantize(weight, dtype), bias, out_dtype)
 
 

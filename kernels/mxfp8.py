@@ -123,7 +123,9 @@ def linear(
     require_product(tuple(x.shape), x.device, weight, bias)
     out_dtype = x.dtype if out_dtype is None else out_dtype
     require_result(out_dtype)
-    return _bodies.linear(x.detach(), weight, bias, quantize_input, rule, out_dtype)
+    return _bodies.linear(
+        x.detach(), weight, bias, E4M3 if quantize_input else None, rule, out_dtype
+    )
 
 
 def matmul(

@@ -90,7 +90,9 @@ class _Product:
                 _packed(m, self.a), weight, bias, torch.bfloat16, target=target, tile=tile
             )
         x = _meta((m, _K), self.a)
-        return mx_matmul.linear(x, weight, bias, None, self.a, target=target, tile=tile)
+        return mx_matmul.linear(
+            x, weight, bias, None, ScaleRule.OCP, self.a, target=target, tile=tile
+        )
 
 
 def _matrix_units(target: Target, chosen: Variant, tile: Tile, product: _Product) -> str:

@@ -17,7 +17,7 @@ from autoq.kernels._launch.mx_tiles import tiles
 from autoq.kernels._launch.mx_variant import DECODE_ROWS, Kernel, Variant, variant
 from autoq.kernels._launch.nvfp4 import as_words
 from autoq.kernels._launch.tiles import Tile, row_bucket, tuned
-from autoq.kernels._mx import BLOCK, E2M1, E4M3, Element, MXTensor, ScaleRule
+from autoq.kernels._mx import BLOCK, E2M1, Element, MXTensor, ScaleRule
 from autoq.kernels.targets import Target
 
 _LARGEST_BLOCK_K = 256
@@ -39,27 +39,28 @@ def linear(
     x: Tensor,
     weight: MXTensor,
     bias: Tensor | None,
-    rule: ScaleRule | None,
+    inputs: Element | None,
+    rule: ScaleRule,
     out_dtype: torch.dtype,
     *,
     target: Target,
     tile: Tile | None = None,
 ) -> Tensor:
-    """x [..., K] @ weight [N, K].T + bias, x quantised to MXFP8 by `rule`.
+    """x [..., K] @ weight [N, K].T + bias, x quantised to `inputs` by `rule`.
 
-    Without a rule, x is bfloat16 or float16 and used as it is.
+    Where `inputs` is None, x is bfloat16 or float16 and used as it is.
     """
     out = torch.empty(*x.shape[:-1], weight.shape[0], dtype=out_dtype, device=x.device)
     if not out.numel():
         return out
-    product = _product(out, None if rule is None else E4M3, weight, bias, target, tile)
+    product = _product(out, inputs, weight, bias, target, tile)
     x = x.reshape(len(product.out), -1)
-    if rule is None:
+    if inputs is None:
         _upcast(x, product)
     elif product.chosen.kernel is Kernel.UPCAST:
-        _upcast(mx.fake_quantize(x, E4M3, rule, torch.bfloat16, target=target), product)
+        _upcast(mx.fake_quantize(x, inputs, rule, torch.bfloat16, target=target), product)
     else:
-        _packed(MXTensor(*mx.quantize(x, E4M3, rule, target=target)), product)
+        _packed(MXTensor(*mx.quantize(x, inputs, rule, target=target)), product)
     return out
 
 

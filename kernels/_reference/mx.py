@@ -56,7 +56,12 @@ def scale_byte(amax: float, element: Element, rule: ScaleRule = ScaleRule.OCP) -
         return 0
     exponent = math.frexp(amax)[1]  # amax = m * 2**exponent, 0.5 <= m < 1
     scale_exponent = exponent - 1 - element.largest_exponent
-    if rule is ScaleRule.UP and amax > element.largest * 2.0**scale_exponent:
+    doubles = {
+        ScaleRule.OCP: False,
+        ScaleRule.UP: amax > element.largest * 2.0**scale_exponent,
+        ScaleRule.HALF: amax >= 1.75 * 2.0 ** (exponent - 1),
+    }
+    if doubles[rule]:
         scale_exponent = min(scale_exponent + 1, 127 - element.largest_exponent)
     return max(scale_exponent, -_BIAS) + _BIAS
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from autoq.kernels._torch import e2m1, int4, nvfp4
+from autoq.kernels._mx import BLOCK, E2M1, ScaleRule
+from autoq.kernels._torch import e2m1, int4, mx, nvfp4
 from autoq.kernels._torch.chunks import rows_per_piece
 from autoq.kernels._torch.fp8 import decode_e4m3
 
@@ -21,7 +22,11 @@ NVFP4_OFFSETS = (-2, -1, 1, 2, 3, 4, 5, 6, 7, 8)
 INT4_FACTORS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
 """Shares of the scale of the largest magnitude."""
 
+MXFP4_OFFSETS = (-1, 1)
+"""Powers of two beside that of the largest magnitude."""
+
 _SMALLEST_CODE, _LARGEST_CODE = 1, 126  # E4M3: 2**-9 and 448
+_LARGEST_BYTE = 252  # E8M0: 6 * 2**125 is the largest that float32 has
 
 
 def nvfp4_block_scale(x: Tensor, global_scale: Tensor, importance: Tensor) -> Tensor:
@@ -45,6 +50,27 @@ def nvfp4_block_scale(x: Tensor, global_scale: Tensor, importance: Tensor) -> Te
         return _best(codes, steps, error).to(torch.uint8)
 
     return _by_rows(x, choose).view(torch.float8_e4m3fn)
+
+
+def mxfp4_block_scale(x: Tensor, rule: ScaleRule, importance: Tensor) -> Tensor:
+    """uint8 [N, K/32] of a matrix [N, K]."""
+    weights = importance.view(-1, BLOCK)
+
+    def choose(piece: Tensor) -> Tensor:
+        blocks = piece.view(len(piece), -1, BLOCK)
+        base = mx.scale_bytes(blocks.abs().amax(-1), E2M1, rule)
+        scratch, values = torch.empty_like(blocks), torch.empty_like(blocks)
+
+        def error(candidate: Tensor) -> Tensor:
+            torch.mul(blocks, mx.inverse_scale(candidate)[..., None], out=values)
+            e2m1.round_(values, scratch).mul_(mx.decode_scale(candidate)[..., None])
+            return _weighted_error(values, blocks, weights)
+
+        # The last exponent is infinity's, and NaN keeps its byte: no error is smaller than NaN.
+        steps = ((base + offset).clamp_(0, _LARGEST_BYTE) for offset in MXFP4_OFFSETS)
+        return _best(base, steps, error).to(torch.uint8)
+
+    return _by_rows(x, choose)
 
 
 def int4_group_scale(

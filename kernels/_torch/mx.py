@@ -29,10 +29,18 @@ def quantize(x: Tensor, element: Element, rule: ScaleRule) -> tuple[Tensor, Tens
     return e2m1.pack(e2m1.encode(values)), scale
 
 
+def quantize_under(x: Tensor, scale: Tensor) -> Tensor:
+    """MXFP4 codes of `x` under given E8M0 bytes."""
+    scale = scale.int()[..., None]
+    values = x.float().reshape(*scale.shape[:-1], BLOCK) * inverse_scale(scale)
+    values.masked_fill_(scale == _NAN_BYTE, 0.0)
+    return e2m1.pack(e2m1.encode(values.flatten(-2)))
+
+
 def dequantize(codes: Tensor, scale: Tensor, element: Element, dtype: torch.dtype) -> Tensor:
     """Values element * 2**(byte - 127)."""
     elements = decode_e4m3(codes) if element is E4M3 else e2m1.decode_packed(codes)
-    step = _decode_scale(scale.int())
+    step = decode_scale(scale.int())
     return (elements.reshape(*step.shape, BLOCK) * step[..., None]).flatten(-2).to(dtype)
 
 
@@ -41,9 +49,9 @@ def fake_quantize(x: Tensor, element: Element, rule: ScaleRule) -> Tensor:
     round_ = round_e4m3_ if element is E4M3 else e2m1.round_
 
     def body(source: Tensor, values: Tensor, scratch: Tensor, _: slice) -> None:
-        scale = _scale_bytes(_block_amax(torch.abs(source, out=scratch)), element, rule)
-        torch.mul(source, _inverse_scale(scale), out=values)
-        round_(values, scratch).mul_(_decode_scale(scale))
+        scale = scale_bytes(_block_amax(torch.abs(source, out=scratch)), element, rule)
+        torch.mul(source, inverse_scale(scale), out=values)
+        round_(values, scratch).mul_(decode_scale(scale))
 
     return map_rows(x, BLOCK, body, Offer(_program(element, rule), lambda _: ()))
 
@@ -51,8 +59,8 @@ def fake_quantize(x: Tensor, element: Element, rule: ScaleRule) -> Tensor:
 @cache
 def _program(element: Element, rule: ScaleRule) -> Program:
     def scales(amax: Tensor) -> tuple[Tensor, Tensor]:
-        scale = _scale_bytes(amax, element, rule)
-        return _inverse_scale(scale), _decode_scale(scale)
+        scale = scale_bytes(amax, element, rule)
+        return inverse_scale(scale), decode_scale(scale)
 
     name, round_ = ("mxfp8", fused.round_e4m3) if element is E4M3 else ("mxfp4", fused.round_e2m1)
     return fused.microscaling(f"{name}, scales by rule {rule}", scales, round_)
@@ -67,8 +75,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, out_dtype: torch.dty
 def _scaled(x: Tensor, element: Element, rule: ScaleRule) -> tuple[Tensor, Tensor]:
     """Float32 values of `x` over their block's scale, zeros where that is NaN, and the bytes."""
     blocks = x.float().reshape(-1, BLOCK)
-    scale = _scale_bytes(_block_amax(blocks.abs()), element, rule)
-    values = (blocks * _inverse_scale(scale)).masked_fill_(scale == _NAN_BYTE, 0.0)
+    scale = scale_bytes(_block_amax(blocks.abs()), element, rule)
+    values = (blocks * inverse_scale(scale)).masked_fill_(scale == _NAN_BYTE, 0.0)
     *leading, columns = x.shape
     return values.view(x.shape), scale.to(torch.uint8).view(*leading, columns // BLOCK)
 
@@ -81,7 +89,7 @@ def _block_amax(magnitudes: Tensor) -> Tensor:
     return functional.max_pool1d(magnitudes.view(1, 1, -1), BLOCK).view(-1, 1)
 
 
-def _scale_bytes(amax: Tensor, element: Element, rule: ScaleRule) -> Tensor:
+def scale_bytes(amax: Tensor, element: Element, rule: ScaleRule) -> Tensor:
     """E8M0 bytes, int32, of blocks with the float32 maxima `amax`.
 
     Exponents are read from the bits: a subnormal number has exponent field 0 and, like a block of
@@ -93,12 +101,12 @@ def _scale_bytes(amax: Tensor, element: Element, rule: ScaleRule) -> Tensor:
     return scale.masked_fill_(bits >= _INFINITY_BITS, _NAN_BYTE)
 
 
-def _decode_scale(scale: Tensor) -> Tensor:
+def decode_scale(scale: Tensor) -> Tensor:
     """2**(byte - 127), float32, of int32 bytes; NaN of 255."""
     bits = (scale << 23).clamp_(min=_SMALLEST_SCALE_BITS)
     return bits.masked_fill_(scale == _NAN_BYTE, _NAN_BITS).view(torch.float32)
 
 
-def _inverse_scale(scale: Tensor) -> Tensor:
-    """2**(127 - byte), float32: never subnormal for the bytes of `_scale_bytes`, except 255."""
+def inverse_scale(scale: Tensor) -> Tensor:
+    """2**(127 - byte), float32: never subnormal for the bytes of `scale_bytes`, except 255."""
     return ((254 - scale) << 23).view(torch.float32)

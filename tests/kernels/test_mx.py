@@ -175,6 +175,19 @@ def test_linear_is_what_the_simulation_computes(
     assert wide.dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_mxfp4_weights_with_mxfp4_inputs(dtype, assert_same_bits):
+    generator = torch.Generator().manual_seed(9)
+    x = torch.randn(3, 5, 96, generator=generator).to(dtype)
+    weight = mxfp4.quantize(torch.randn(11, 96, generator=generator), ScaleRule.HALF)
+    values = mxfp4.fake_quantize(x, ScaleRule.HALF)
+    expected = torch.nn.functional.linear(values, mxfp4.dequantize(weight, dtype))
+    actual = mxfp4.linear(x, weight, input_type=mxfp4.MXFP4Tensor, rule=ScaleRule.HALF)
+    assert_same_bits(actual, expected)
+    with pytest.raises(InputError, match="input_type must be MXFP8Tensor or MXFP4Tensor"):
+        mxfp4.linear(x, weight, input_type=torch.Tensor)
+
+
 @pytest.mark.parametrize(("a", "b"), [(mxfp8, mxfp8), (mxfp8, mxfp4), (mxfp4, mxfp4)])
 def test_matmul_is_the_product_of_the_values(a, b):
     generator = torch.Generator().manual_seed(8)
@@ -348,5 +361,7 @@ def test_a_rule_by_name_is_refused_and_not_taken_for_another(mx, rule):
         lambda: mx.family.fake_quantize(x, rule),
         lambda: mx.family.linear(x, weight, rule=rule),
     ):
-        with pytest.raises(InputError, match=r"rule must be ScaleRule\.OCP or ScaleRule\.UP"):
+        with pytest.raises(
+            InputError, match=r"rule must be ScaleRule\.OCP or ScaleRule\.UP or ScaleRule\.HALF"
+        ):
             call()

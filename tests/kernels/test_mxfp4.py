@@ -119,7 +119,7 @@ def test_packing_agrees_with_compressed_tensors():
     step = torch.exp2(packed.block_scale.float() - 127).repeat_interleave(32, dim=1)
     values = mxfp4.dequantize(packed)
     assert torch.equal(helpers.pack_fp4_to_uint8(values / step), packed.codes)
-    # Its rule is neither of ours: between the mantissas 1.5 and 1.75 it does as OCP, above as UP.
+    # Between the mantissas 1.5 and 1.75 its rule does as OCP, above as UP.
     amax = torch.tensor([4.5, 6.0, 6.9, 7.0, 7.9, 0.015])
     theirs = utils.generate_mx_scales(amax).to(torch.uint8).tolist()
     ours = {
@@ -127,3 +127,4 @@ def test_packing_agrees_with_compressed_tensors():
         for rule in ScaleRule
     }
     assert theirs == [*ours[ScaleRule.OCP][:3], *ours[ScaleRule.UP][3:]]
+    assert theirs == ours[ScaleRule.HALF]

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from autoq.kernels import mxfp8
+from autoq.kernels import mxfp4, mxfp8
 from autoq.kernels._reference import mx as reference
 from autoq.kernels.mxfp8 import ScaleRule
 
@@ -63,6 +63,18 @@ def test_scale_by_hand(amax, ocp, up):
     for rule, byte in ((ScaleRule.OCP, ocp), (ScaleRule.UP, up)):
         assert mxfp8.quantize(block, rule).block_scale.tolist() == [byte]
         assert reference.scale_byte(abs(block[31].item()), reference.E4M3, rule) == byte
+
+
+@pytest.mark.parametrize("family", [mxfp8, mxfp4], ids=["mxfp8", "mxfp4"])
+@pytest.mark.parametrize(
+    ("amax", "exponent"),
+    [(1.0, 0), (1.7499999, 0), (1.75, 1), (1.9, 1), (3.49, 1), (3.5, 2), (7.0, 3), (448.0, 9)],
+)
+def test_the_rule_of_compressed_tensors_doubles_from_mantissa_1_75_on(family, amax, exponent):
+    largest = {mxfp8: 8, mxfp4: 2}[family]
+    block = torch.tensor([0.0] * 31 + [amax])
+    packed = family.quantize(block, ScaleRule.HALF)
+    assert packed.block_scale.tolist() == [127 + exponent - largest]
 
 
 @pytest.mark.parametrize(("value", "byte"), ENCODED, ids=[str(row[0]) for row in ENCODED])

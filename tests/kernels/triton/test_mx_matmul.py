@@ -118,22 +118,22 @@ def test_inputs_as_they_are(m, n, k, name, dtype, element, device):
     x = _values(m, k, 6, device).to(dtype)
     weight = _pack(_values(n, k, 7, device), element)
     bias = torch.linspace(-3, 3, n, device=device).to(dtype)
-    out = launch.linear(x, weight, bias, None, dtype, target=target)
+    out = launch.linear(x, weight, bias, None, ScaleRule.OCP, dtype, target=target)
     assert out.dtype == dtype
     _assert_product(out, x, _unpack(weight, dtype), bias)
 
 
-@WEIGHTS
+@PAIRS
 @pytest.mark.parametrize("name", WAYS)
 @pytest.mark.parametrize("rule", ScaleRule)
-def test_quantised_inputs(rule, name, element, device):
+def test_quantised_inputs(rule, name, a_element, b_element, device):
     target = _own(device, name)
     x = _values(66, 96, 8, device).bfloat16().reshape(2, 33, 96)
-    weight = _pack(_values(40, 96, 9, device), element)
-    out = launch.linear(x, weight, None, rule, torch.float16, target=target)
+    weight = _pack(_values(40, 96, 9, device), b_element)
+    out = launch.linear(x, weight, None, a_element, rule, torch.float16, target=target)
     assert out.shape == (2, 33, 40)
-    seen = body.fake_quantize(x.float(), E4M3, rule)
-    accumulation = _accumulation(target, device, 66, 40, 96, E4M3, element)
+    seen = body.fake_quantize(x.float(), a_element, rule)
+    accumulation = _accumulation(target, device, 66, 40, 96, a_element, b_element)
     _assert_product(
         out.reshape(66, 40), seen.reshape(66, 96), _unpack(weight), accumulation=accumulation
     )
@@ -195,7 +195,7 @@ def test_every_code_of_a_weight_under_every_scale(dtype, element, device, assert
     # The interpreter takes long for many programs.
     tile = Tile(32, 2048, 32, warps=4, stages=1) if device.type == "cpu" else None
     unit = torch.eye(32, dtype=dtype, device=device)
-    out = launch.linear(unit, weight, None, None, dtype, target=target, tile=tile)
+    out = launch.linear(unit, weight, None, None, ScaleRule.OCP, dtype, target=target, tile=tile)
     # A product has one zero, the sum of many.
     assert_same_bits(out.T.contiguous() + 0.0, expected[finite] + 0.0)
 
@@ -207,8 +207,10 @@ def test_nothing_to_multiply(element, device):
     for m, n, k in [(0, 6, 64), (3, 0, 64), (3, 6, 0)]:
         x = torch.ones(m, k, dtype=torch.bfloat16, device=device)
         weight = _pack(torch.ones(n, k, device=device), element)
-        for rule in (None, ScaleRule.OCP):
-            out = launch.linear(x, weight, bias[:n], rule, torch.float32, target=target)
+        for inputs in (None, E4M3, E2M1):
+            out = launch.linear(
+                x, weight, bias[:n], inputs, ScaleRule.OCP, torch.float32, target=target
+            )
             assert torch.equal(out, bias[:n].expand(m, n))
 
 
@@ -218,7 +220,9 @@ def test_operands_that_are_not_contiguous(device):
     weight = _pack(_values(64, 64, 15, device), E2M1)
     weight = MXTensor(weight.codes[::2, :], weight.block_scale[::2, :])
     for operand in (x[:, :64], x.t()[:64].t(), x[:, 31:95]):
-        out = launch.linear(operand, weight, None, None, torch.float32, target=target)
+        out = launch.linear(
+            operand, weight, None, None, ScaleRule.OCP, torch.float32, target=target
+        )
         _assert_product(out, operand, _unpack(weight, torch.bfloat16))
 
 
