@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from autoq.errors import EvaluationError, UnknownNameError
 from autoq.evaluators import floor, generation, packed_cost  # noqa: F401  (they register themselves)
+from autoq.evaluators._task_examples import ExamplePart
 from autoq.evaluators.builtin import OutputEvaluator, evaluate_outputs
 from autoq.evaluators.fidelity import Estimate
 from autoq.evaluators.objective import canonical_name
@@ -81,6 +82,7 @@ def measure_metrics(
     names: Collection[str],
     *,
     limit: int | None = None,
+    examples: ExamplePart | None = None,
     advance: Callable[[], None] | None = None,
 ) -> dict[str, Estimate]:
     """Measure metrics and tasks of a model in memory, simulated, packed or original.
@@ -91,6 +93,7 @@ def measure_metrics(
     Args:
         names: as `wanted` takes them.
         limit: examples of each task; None is all.
+        examples: the half of each task's examples to run; None is all.
         advance: called after every batch of the reference's tokens.
     Returns:
         Full name -> estimate, of everything that the evaluators gave: at least what was asked for,
@@ -113,17 +116,17 @@ def measure_metrics(
         if not isinstance(evaluator, OutputEvaluator):
             found.update(evaluator.evaluate(subject, reference))
     if asked.tasks:
-        found.update(_task_estimates(subject, asked.tasks, limit))
+        found.update(_task_estimates(subject, asked.tasks, limit, examples))
     check_values(found)
     return found
 
 
 def _task_estimates(
-    subject: Subject, tasks: Sequence[str], limit: int | None
+    subject: Subject, tasks: Sequence[str], limit: int | None, examples: ExamplePart | None
 ) -> dict[str, Estimate]:
     from autoq.evaluators.tasks import run_tasks
 
-    results = run_tasks(subject, tasks, limit=limit)
+    results = run_tasks(subject, tasks, limit=limit, examples=examples)
     for failure in results.failures:
         raise failure.error
     return {name: value for run in results.runs for name, value in run.estimates.items()}

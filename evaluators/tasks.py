@@ -9,11 +9,17 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autoq.data.offline import cache_only_when_offline
 from autoq.errors import AutoqError, DataError, EvaluationError, InputError
+from autoq.evaluators._task_examples import (
+    ExampleCount,
+    ExamplePart,
+    chosen_samples,
+    samples_sha256,
+)
 from autoq.evaluators._task_files import TaskFile, find_task, require_harness, similar_tasks
 from autoq.evaluators._task_metrics import check_is_single_number, check_task_metric
 from autoq.evaluators._task_results import task_estimates
@@ -21,11 +27,14 @@ from autoq.evaluators.fidelity import Estimate
 from autoq.evaluators.protocol import Subject
 
 __all__ = [
+    "ExampleCount",
+    "ExamplePart",
     "TaskFailure",
     "TaskResults",
     "TaskRun",
     "check_can_run",
     "check_is_single_number",
+    "count_examples",
     "known_task",
     "require_harness",
     "run_tasks",
@@ -48,6 +57,7 @@ class TaskRun:
     higher_is_better: Mapping[str, bool]  # "task.metric" -> direction
     harness_version: str
     limit: int | None
+    data_sha256: str  # of the documents that were run, with their prompts and answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +116,7 @@ def run_tasks(
     limit: int | None = None,
     fewshot: int | None = None,
     batch_size: int | str = "auto",
+    examples: ExamplePart | None = None,
     show_progress: bool = False,
 ) -> TaskResults:
     """Run tasks one after another; one that fails does not stop the others.
@@ -116,6 +127,7 @@ def run_tasks(
         limit: examples of each task; None is all.
         fewshot: examples before each question; None is what the task says.
         batch_size: sequences at once, or "auto".
+        examples: the half of each task's examples to run; None is all. Not with a limit.
     Raises:
         InputError: lm-eval is missing, or no task can run on such a model.
         EvaluationError: the model's output holds NaN or Inf.
@@ -130,7 +142,7 @@ def run_tasks(
     for name in dict.fromkeys(names):
         try:
             with _quiet_harness(show_progress), _seeded():
-                results.runs.append(_run_task(model, name, limit, fewshot))
+                results.runs.append(_run_task(model, name, limit, fewshot, examples))
         except EvaluationError:
             raise  # the model's fault, so no other task fares better
         except AutoqError as error:
@@ -138,9 +150,26 @@ def run_tasks(
     return results
 
 
-def _run_task(model: Any, name: str, limit: int | None, fewshot: int | None) -> TaskRun:
-    import lm_eval
+def count_examples(name: str, part: ExamplePart) -> ExampleCount:
+    """How many of a task's examples the fresh half has, whichever half is given.
 
+    Raises:
+        InputError, DataError: the task is unknown, or its data cannot be had.
+    """
+    with _quiet_harness(show_progress=False), _seeded():
+        loaded = _load(name, _found(name))
+        examples = _examples(loaded)
+    fresh = replace(part, fresh=True).indices(examples)
+    return ExampleCount(
+        fresh=sum(map(len, fresh.values())), everything=sum(map(len, examples.values()))
+    )
+
+
+def _examples(loaded: Any) -> dict[str, list[Any]]:
+    return {name: list(task.eval_docs) for name, task in loaded["tasks"].items()}
+
+
+def _found(name: str) -> TaskFile:
     file = find_task(name)
     if file is None:
         close = ", ".join(similar_tasks(name))
@@ -149,11 +178,23 @@ def _run_task(model: Any, name: str, limit: int | None, fewshot: int | None) -> 
             f"no evaluation task is named {name!r}{hint}; see `lm_eval ls tasks`, or name a YAML "
             "file"
         )
+    return file
+
+
+def _run_task(
+    model: Any, name: str, limit: int | None, fewshot: int | None, part: ExamplePart | None
+) -> TaskRun:
+    import lm_eval
+
+    file = _found(name)
     loaded = _load(name, file)
     for task in loaded["tasks"].values():
         _set_fewshot(task, fewshot)
+    samples = None if part is None else chosen_samples(name, part, _examples(loaded))
     try:
-        found = lm_eval.evaluate(model, loaded, limit=limit, bootstrap_iters=0, log_samples=True)
+        found = lm_eval.evaluate(
+            model, loaded, limit=limit, samples=samples, bootstrap_iters=0, log_samples=True
+        )
     except (AutoqError, MemoryError):
         raise
     except Exception as error:  # whatever the task's own templates and functions may raise
@@ -175,6 +216,7 @@ def _run_task(model: Any, name: str, limit: int | None, fewshot: int | None) -> 
         },
         harness_version=lm_eval.__version__,
         limit=limit,
+        data_sha256=samples_sha256(found["samples"]),
     )
 
 

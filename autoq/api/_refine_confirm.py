@@ -1,7 +1,7 @@
 """After the trials: whether the best of them is believed, and what is stored then.
 
 Of many plans measured on the same tokens the best is partly the luckiest. So the few best are
-measured again on tokens that chose nothing, and the start with them.
+measured again on tokens and examples that chose nothing, and the start with them.
 """
 
 from __future__ import annotations
@@ -10,12 +10,18 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from autoq.api._refine_data import RefineData
-from autoq.api._refine_measure import TrialMeasurer
-from autoq.api._refine_metrics import Aim
-from autoq.api._refine_trials import broken_by_the_start, check_start, read_history
+from autoq.api._refine_data import RefineData, refine_data
+from autoq.api._refine_fresh import FreshMeasurements, OnFresh, choose, fresh_aim, is_worse
+from autoq.api._refine_trials import (
+    broken_by_the_start,
+    check_start,
+    confirmations_of,
+    note_confirmation,
+    read_history,
+)
 from autoq.api.measured import (
     KL_DIVERGENCE,
     REFINED_FROM,
@@ -25,12 +31,12 @@ from autoq.api.measured import (
 )
 from autoq.api.measuring import PlanMeasurer
 from autoq.data import TokenData
-from autoq.errors import EvaluationError
-from autoq.evaluators import compare, parse_objective
+from autoq.errors import InputError
+from autoq.evaluators import compare
 from autoq.models import Assignment
 from autoq.progress import Progress
 from autoq.search import plan_from_assignment
-from autoq.search.refine import Refinement, Source, Trial, Verdict, accepted
+from autoq.search.refine import Refinement, Source, Trial
 from autoq.studies import PlanRecord
 
 if TYPE_CHECKING:
@@ -68,34 +74,44 @@ def confirm(
     options: RefineOptions,
     progress: Progress,
 ) -> Confirmed:
-    """Measure the finalists on fresh tokens and store the winner, if there is one.
+    """Measure the finalists on fresh tokens and examples, and store the winner, if there is one.
 
-    Done once for the same trials and tokens; processes that share them find the verdict.
+    Done once for the same trials and data; processes that share them find the verdict. Another
+    time takes tokens that no confirmation of this plan has used, as long as there are any.
 
     Raises:
         InputError: the start itself could not be measured.
     """
+    check_start(trials)
     finished = read_history(trials).finished
-    done_for = [len(finished), data.fresh.sha256, data.report.sha256]
+    done_for = [
+        len(finished),
+        options.fresh_sequences,
+        data.selection.sha256,
+        data.report.sha256,
+    ]
     known = json.loads(trials.user_attrs.get(RESULT, "{}"))
     if known.get("done_for") == done_for:
         return Confirmed(study.store.plan(known["plan_id"]), known)
-    check_start(trials)
+    earlier = confirmations_of(trials)
+    if earlier.count:
+        data = refine_data(study, options, earlier)
+    aim = fresh_aim(options.aim)
+    remarks = [*filter(None, [data.remark]), *aim.remarks(again=earlier.count > 0)]
+    for remark in remarks:
+        progress.note(remark)
     broken = broken_by_the_start(trials)
-    finalists = _finalists(refinement, finished, broken)
-    before = study.refined(start)
-    if before.id != start.id and not options.constraints:
-        finalists = _with_refined(finalists, before)
-    if data.remark is not None:
-        progress.note(data.remark)
-    losses = _losses(study, finalists, data.fresh, options, progress, "confirming")
+    finalists = _finalists(study, start, refinement, finished, broken, options)
     floor = float(trials.user_attrs["noise_floor"])
-    chosen, verdict = _chosen(finalists, losses, floor, broken)
+    fresh = FreshMeasurements(study, options.cache_bytes, progress)
+    measured = fresh.of(finalists, data.fresh, aim.aim, "confirming") if aim.can_confirm else []
+    chosen, verdict = (
+        choose(finalists, measured, floor, broken) if measured else (None, aim.verdict)
+    )
     if chosen is not None and not broken:
-        held_out = _losses(
-            study, [finalists[0], chosen], data.report, options, progress, "checking"
-        )
-        if is_worse(held_out[1], held_out[0], floor):
+        objective = replace(aim.aim, constraints=())
+        held_out = fresh.of([finalists[0], chosen], data.report, objective, "checking")
+        if is_worse(held_out[1].losses, held_out[0].losses, floor):
             chosen = None
             verdict = replace(
                 verdict,
@@ -113,57 +129,54 @@ def confirm(
         "high": verdict.high,
         "objective": options.objective,
         "noise_floor": floor,
-        "finalists": [_row(trial, values) for trial, values in zip(finalists, losses, strict=True)],
+        "finalists": [
+            _row(trial, found) for trial, found in zip_longest(finalists, measured) if trial
+        ],
         "selection": about_tokens(data.selection),
         "fresh": about_tokens(data.fresh),
+        "fresh_examples": {
+            task: {"fresh": count.fresh, "all": count.everything}
+            for task, count in aim.examples.items()
+        },
         "held_out": {**about_tokens(data.report), **reported},
-        "remark": data.remark,
+        "remark": "; ".join(remarks) or None,
+        "confirmations": earlier.count + 1,
         "trials": len(finished),
         "plan_id": plan.id,
         "done_for": done_for,
     }
+    if measured:
+        note_confirmation(trials, data.fresh_until)
     trials.set_user_attr(RESULT, json.dumps(_without_infinities(found)))
     return Confirmed(plan, found)
 
 
-def is_worse(losses: Sequence[float], start: Sequence[float], noise_floor: float) -> bool:
-    """Whether a plan that was accepted is significantly worse than its start after all."""
-    if len(start) == 1:
-        return losses[0] > start[0] + noise_floor
-    return compare(losses, start, noise_floor).verdict == "worse"
-
-
-def _losses(
+def _finalists(
     study: Study,
-    plans: Sequence[Trial],
-    tokens: TokenData,
+    start: PlanRecord,
+    refinement: Refinement,
+    finished: Sequence[Trial],
+    broken: str,
     options: RefineOptions,
-    progress: Progress,
-    task: str,
-) -> list[tuple[float, ...]]:
-    """Of each plan, per sequence; of one that cannot be measured there, infinite."""
-    found = []
-    with (
-        TrialMeasurer(
-            study,
-            tokens,
-            Aim(parse_objective(options.objective)),
-            cache_bytes=options.cache_bytes,
-        ) as measurer,
-        progress.task(task, len(plans) * measurer.steps) as advance,
-    ):
-        for plan in plans:
-            try:
-                found.append(measurer.measure(plan.assignment, advance=advance).losses)
-            except EvaluationError:
-                found.append((math.inf,) * len(tokens.ids))
+) -> list[Trial]:
+    """The start and what may replace it; where the start breaks a constraint, any that keeps it.
+
+    Raises:
+        InputError: the start was not measured.
+    """
+    found = _that_keep(finished) if broken else refinement.finalists(finished)
+    if not found:
+        raise InputError(
+            "a refinement begins by measuring the plan as it is, and no trial did that; run it "
+            "again with more trials"
+        )
+    before = study.refined(start)
+    if before.id != start.id and not options.constraints:
+        return _with_refined(found, before)
     return found
 
 
-def _finalists(refinement: Refinement, finished: Sequence[Trial], broken: str) -> list[Trial]:
-    """The start and what may replace it; where the start breaks a constraint, any that keeps it."""
-    if not broken:
-        return refinement.finalists(finished)
+def _that_keep(finished: Sequence[Trial]) -> list[Trial]:
     start = next(trial for trial in finished if trial.source is Source.START)
     kept = [trial for trial in finished if trial.complete and trial.losses and trial is not start]
     return [start, *sorted(kept, key=lambda trial: (trial.loss, trial.number))[:_MOST_KEPT]]
@@ -178,48 +191,6 @@ def _with_refined(finalists: list[Trial], refined: PlanRecord) -> list[Trial]:
         number=EARLIER, source=Source.SWAP, assignment=assignment, losses=(), complete=True
     )
     return [*finalists, earlier]
-
-
-def _chosen(
-    finalists: Sequence[Trial], losses: Sequence[tuple[float, ...]], floor: float, broken: str
-) -> tuple[Trial | None, Verdict]:
-    """The accepted finalist of least loss on fresh tokens; of none, the best one's verdict."""
-    start, others = losses[0], list(zip(finalists[1:], losses[1:], strict=True))
-    others = [(trial, values) for trial, values in others if math.isfinite(sum(values))]
-    if not others:
-        reason = (
-            f"the start breaks {broken}, and so does every trial"
-            if broken
-            else "no trial was better than the start on the tokens that trials are measured on"
-        )
-        return None, Verdict(better=False, difference=0.0, low=0.0, high=0.0, reason=reason)
-    judged = [
-        (trial, sum(values), _verdict(start, values, floor, len(others), broken))
-        for trial, values in others
-    ]
-    trial, _, verdict = min(judged, key=lambda entry: (not entry[2].better, entry[1]))
-    return (trial if verdict.better else None), verdict
-
-
-def _verdict(
-    start: Sequence[float], values: Sequence[float], floor: float, candidates: int, broken: str
-) -> Verdict:
-    difference = (sum(values) - sum(start)) / len(start)
-    if broken:
-        reason = f"the start breaks {broken}; of the trials that keep it this one loses least"
-        return Verdict(
-            better=True, difference=difference, low=-math.inf, high=math.inf, reason=reason
-        )
-    if len(start) > 1:
-        return accepted(start, values, floor, candidates=candidates)
-    reason = "the objective has no values per sequence, so nothing is known of its spread"
-    return Verdict(
-        better=difference < -floor,
-        difference=difference,
-        low=-math.inf,
-        high=math.inf,
-        reason=f"{reason}; the difference is {difference:.4g}",
-    )
 
 
 def _stored(study: Study, start: PlanRecord, assignment: Assignment, refinement: str) -> PlanRecord:
@@ -271,12 +242,15 @@ def divergences_on(study: Study, tokens: TokenData) -> dict[int, Any]:
     }
 
 
-def _row(trial: Trial, losses: Sequence[float]) -> dict[str, Any]:
+def _row(trial: Trial, found: OnFresh | None) -> dict[str, Any]:
     return {
         "trial": trial.number,
         "source": trial.source.value,
         "selected_at": sum(trial.losses) / len(trial.losses) if trial.losses else None,
-        "fresh": sum(losses) / len(losses),
+        "fresh": found.loss if found is not None else None,
+        "breaks": {name: excess for name, excess in found.excess.items() if excess > 0}
+        if found is not None
+        else {},
     }
 
 

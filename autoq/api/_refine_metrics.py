@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from autoq.api.measured import KL_DIVERGENCE
@@ -13,17 +15,21 @@ from autoq.api.task import LoadedModel, output_properties
 from autoq.errors import EvaluationError, InputError
 from autoq.evaluators import (
     Constraint,
+    Estimate,
     Objective,
     Reference,
     Subject,
-    measure_fidelity,
     measure_metrics,
+    sequence_divergences,
 )
 from autoq.evaluators.builtin import OutputEvaluator
 from autoq.evaluators.metrics import wanted
 from autoq.evaluators.outputs import SequenceOutputs
 from autoq.evaluators.protocol import check_needs
-from autoq.evaluators.tasks import check_is_single_number
+from autoq.evaluators.tasks import ExamplePart, check_is_single_number
+
+_FEWEST_PARTS = 8
+"""Into which data are parted for a paired difference; with fewer it says next to nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +38,21 @@ class Aim:
 
     objective: Objective
     constraints: tuple[Constraint, ...] = ()
+    examples: ExamplePart | None = None  # of tasks: the half that is run; None is all
 
     @property
     def metrics(self) -> frozenset[str]:
         """Full names of everything that has to be measured."""
         return self.objective.metrics | {constraint.metric for constraint in self.constraints}
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Evaluation tasks among the metrics.
+
+        Raises:
+            UnknownNameError, InputError: a metric is not known.
+        """
+        return wanted(sorted(self.metrics - {KL_DIVERGENCE})).tasks
 
     @property
     def is_divergence(self) -> bool:
@@ -75,14 +91,42 @@ class AimedMetrics:
     def finished(self, gathered: Gathered, reference: Reference) -> dict[str, float]:
         """Metric -> value over all tokens, with those that are measured elsewhere.
 
+        Where these are of fresh examples, `gathered.losses` are from then on the objective on
+        parts of tokens and examples that have none in common, so that plans compare pairwise.
+
         Raises:
             EvaluationError: this model has no such number.
         """
         values = gathered.totals()
         if self.elsewhere:
-            found = measure_metrics(self.subject, reference, self.elsewhere)
+            found = self._measure(reference, self.elsewhere)
             values |= {name: estimate.value for name, estimate in found.items()}
+            if self.aim.examples is not None and self.aim.examples.fresh:
+                gathered.losses = self._in_parts(gathered, found)
         return values
+
+    def _measure(self, reference: Reference, names: Sequence[str]) -> dict[str, Estimate]:
+        return measure_metrics(self.subject, reference, names, examples=self.aim.examples)
+
+    def _in_parts(self, gathered: Gathered, found: Mapping[str, Estimate]) -> list[float]:
+        """The objective on parts of the data; empty where a metric has no values on parts.
+
+        As many parts as the metric of fewest values has, or fewer where the objective (such as a
+        logarithm) has no value on a part that small. Values of other metrics are averaged by part.
+        """
+        values = {**gathered.per_sequence(), **{n: e.per_sequence for n, e in found.items()}}
+        own = {name: values.get(name, ()) for name in self.aim.objective.metrics}
+        count = min(map(len, own.values()))
+        while count >= _FEWEST_PARTS:
+            parts = {
+                name: [fmean(part) for part in np.array_split(np.asarray(entry), count)]
+                for name, entry in own.items()
+            }
+            try:
+                return list(self.aim.objective.per_sequence(parts))
+            except InputError:
+                count //= 2
+        return []
 
     def of_the_original(self, reference: Reference) -> dict[str, float]:
         """What the original has of the metrics that constraints compare with.
@@ -93,7 +137,7 @@ class AimedMetrics:
         names = [c.metric for c in self.aim.constraints if c.relative_to_original]
         if not names:
             return {}
-        found = measure_metrics(self.subject, reference, sorted(set(names)))
+        found = self._measure(reference, sorted(set(names)))
         missing = [name for name in names if name not in found]
         if missing:
             raise InputError(
@@ -142,8 +186,10 @@ class Gathered:
             EvaluationError: an output is not finite, or the objective has no value.
         """
         metrics = self._metrics
-        fidelity = measure_fidelity([(ids, expected, found)], **metrics.properties)
-        values: dict[str, Sequence[float]] = {KL_DIVERGENCE: fidelity.kl_per_sequence}
+        divergences = sequence_divergences(
+            expected, found, has_vocabulary=metrics.properties["has_vocabulary"]
+        )
+        values: dict[str, Sequence[float]] = {KL_DIVERGENCE: divergences}
         own = [each.meter(metrics.tokenizer) for each in metrics.by_outputs]
         for row in range(ids.shape[0]) if own else ():
             outputs = SequenceOutputs(ids[row], expected[row], found[row])
@@ -151,12 +197,17 @@ class Gathered:
                 meter.add(outputs)
         for meter in own:
             values |= {name: found.per_sequence for name, found in meter.result().items()}
-        self.divergences.extend(fidelity.kl_per_sequence)
+        self.divergences.extend(divergences)
         if metrics.is_per_sequence:
             try:
                 self.losses.extend(metrics.aim.objective.per_sequence(values))
             except InputError as error:
                 raise EvaluationError(str(error)) from None
+
+    def per_sequence(self) -> dict[str, Sequence[float]]:
+        """Metric -> its values on the sequences that were seen."""
+        found = {n: e.per_sequence for meter in self._meters for n, e in meter.result().items()}
+        return {KL_DIVERGENCE: self.divergences, **found}
 
     def totals(self) -> dict[str, float]:
         """Metric -> value over all tokens that were seen."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from autoq.api._refine_data import Confirmations
 from autoq.api._refine_optuna import few_words
 from autoq.errors import InputError
 from autoq.formats import FormatName
@@ -20,6 +21,12 @@ from autoq.studies import WORKER, grace_seconds_of, has_heartbeat, worker_is_gon
 if TYPE_CHECKING:
     from optuna.study import Study as Trials
     from optuna.trial import FrozenTrial
+
+# User attributes of the Optuna study.
+OF_STUDY, OF_PLAN = "autoq_study", "autoq_plan"
+"""Whose plan is refined, and its label."""
+CONFIRMED_UNTIL = "confirmed_until"
+"""For each confirmation, `RefineData.fresh_until`."""
 
 # User attributes of a trial. The dashboard shows them as columns.
 POSITION = "position"
@@ -118,6 +125,24 @@ def check_start(trials: Trials) -> None:
                 "a refinement begins by measuring the plan as it is, and that failed: "
                 f"{entry.user_attrs[FAILURE]}; search with --dtype float32 or choose another plan"
             )
+
+
+def confirmations_of(trials: Trials) -> Confirmations:
+    """What the refinements of the same plan, whatever their aim, were confirmed on so far."""
+    plan = {name: trials.user_attrs.get(name) for name in (OF_STUDY, OF_PLAN)}
+    of_plan = [
+        study.user_attrs.get(CONFIRMED_UNTIL, [])
+        for study in trials._storage.get_all_studies()
+        if {name: study.user_attrs.get(name) for name in plan} == plan
+    ]
+    ends = [end for own in of_plan for end in own]
+    return Confirmations(count=len(ends), sequences=max(ends, default=0))
+
+
+def note_confirmation(trials: Trials, until: int) -> None:
+    """Keep what finalists were confirmed on, so that the next time takes other tokens."""
+    before = trials.user_attrs.get(CONFIRMED_UNTIL, [])
+    trials.set_user_attr(CONFIRMED_UNTIL, [*before, until])
 
 
 def plan_text(assignment: Assignment) -> str:

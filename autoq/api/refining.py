@@ -16,12 +16,13 @@ from autoq.api._refine_measure import AVAILABLE_SHARE, TrialMeasurer, available_
 from autoq.api._refine_metrics import Aim, AimedMetrics
 from autoq.api._refine_optuna import check_sampler, few_words
 from autoq.api._refine_process import check_can_be_shared, started_helpers
-from autoq.api._refine_trials import done_trials
+from autoq.api._refine_trials import OF_PLAN, OF_STUDY, done_trials
 from autoq.api._refine_worker import Worker, WorkOrder
 from autoq.api.renewal import RenewingProgress
 from autoq.api.validation import with_known_budgets
 from autoq.errors import AutoqError, InputError
 from autoq.evaluators import parse_constraint, parse_objective
+from autoq.evaluators.tasks import ExamplePart
 from autoq.progress import Progress, SilentProgress
 from autoq.search import Resource, reachable_bits
 from autoq.search.refine import EVERY_STRATEGY, FrontRefinement, Refinement, Source
@@ -90,7 +91,11 @@ class RefineOptions:
         Raises:
             InputError: it cannot be read.
         """
-        return Aim(parse_objective(self.objective), tuple(map(parse_constraint, self.constraints)))
+        return Aim(
+            parse_objective(self.objective),
+            tuple(map(parse_constraint, self.constraints)),
+            ExamplePart(seed=self.seed, fresh=False),
+        )
 
     @property
     def cache_bytes(self) -> int | None:
@@ -163,12 +168,14 @@ def refine_study(
 
     Trials are in the store as soon as they begin. Any number of processes on any number of
     machines that call this with equal arguments share them; one that was killed, or all, is made
-    up for when the same is run again. Plans are chosen by their loss on calibration tokens. The
-    best few are measured on fresh tokens, beside what an earlier refinement of the plan made of it;
-    the best of those replaces the start only if it is significantly better there, and is then
-    measured on held-out tokens like every plan. One that is significantly worse than the start on
-    those is refused after all. Tasks have no fresh examples: where an objective has one, the
-    difference alone decides, on the examples that chose.
+    up for when the same is run again. Plans are chosen by their loss on calibration tokens and on
+    one half of every task's examples. The best few are measured on fresh tokens, and on the other
+    half, beside what an earlier refinement of the plan made of it; the best of those replaces the
+    start only if it is significantly better there and breaks no constraint more than the start
+    does, and is then measured on held-out tokens like every plan. One that is significantly worse
+    than the start on those is refused after all. Tasks with too few examples to hold any out
+    confirm nothing, and that is said. Another run with more trials confirms on tokens that none
+    before has used, as long as the data has some, and says when it has not.
 
     Args:
         plan: the start; not a refined one.
@@ -292,8 +299,8 @@ def _refinement(
 def _about(study: Study, plan: PlanRecord, options: RefineOptions) -> dict[str, Any]:
     """What the Optuna study says of itself."""
     return {
-        "autoq_study": study.name,
-        "autoq_plan": plan.label,
+        OF_STUDY: study.name,
+        OF_PLAN: plan.label,
         "budget": plan.label,
         "metric": options.objective,
         "seed": options.seed,

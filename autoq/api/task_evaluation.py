@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -150,13 +148,6 @@ def _run(
 
 def _store(study: Study, run: TaskRun, plan_id: int | None, label: str) -> None:
     values = {name: _pair(estimate) for name, estimate in _named(run).items()}
-    settings = {
-        "task": run.name,
-        "versions": dict(run.versions),
-        "configurations": dict(run.configurations),
-        "limit": run.limit,
-        "harness": f"lm_eval {run.harness_version}",
-    }
     study.store.add_measurements(
         study.id,
         values,
@@ -164,14 +155,18 @@ def _store(study: Study, run: TaskRun, plan_id: int | None, label: str) -> None:
         label=label,
         details={
             OTHER_DATA: f"task {run.name}",
-            **settings,
+            "task": run.name,
+            "versions": dict(run.versions),
+            "configurations": dict(run.configurations),
             "examples": dict(run.examples),
+            "limit": run.limit,
+            "harness": f"lm_eval {run.harness_version}",
         },
         details_by_metric={
             name: {PER_SEQUENCE: list(estimate.per_sequence)}
             for name, estimate in _named(run).items()
         },
-        data_sha256=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+        data_sha256=run.data_sha256,
     )
 
 
@@ -219,6 +214,7 @@ def _plain_run(run: TaskRun, original: TaskRun | None) -> dict[str, Any]:
         "versions": dict(run.versions),
         "examples": dict(run.examples),
         "limit": run.limit,
+        "data_sha256": run.data_sha256,
         "harness": f"lm_eval {run.harness_version}",
         "configurations": dict(run.configurations),
     }

@@ -180,7 +180,7 @@ def test_more_trials_go_on_where_fewer_ended(study):
 
 
 def test_a_better_plan_is_taken_from_then_on_and_the_start_stays_beside_it(study, monkeypatch):
-    from autoq.api import _refine_confirm
+    from autoq.api import _refine_confirm, _refine_fresh
     from autoq.search.refine import Verdict
 
     start = study.unrefined_plan()
@@ -188,7 +188,7 @@ def test_a_better_plan_is_taken_from_then_on_and_the_start_stays_beside_it(study
     def generous(*_args, **_options):
         return Verdict(better=True, difference=-1.0, low=-2.0, high=-0.5, reason="better")
 
-    monkeypatch.setattr(_refine_confirm, "accepted", generous)
+    monkeypatch.setattr(_refine_fresh, "accepted", generous)
     monkeypatch.setattr(
         "autoq.search.refine.Refinement.finalists",
         lambda self, finished: sorted(finished, key=lambda trial: trial.number)[:2],

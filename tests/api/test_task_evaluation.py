@@ -289,6 +289,7 @@ def test_metrics_behind_filters_are_judged_by_their_own_direction() -> None:
             limit=None,
             higher_is_better=directions,
             harness_version="0",
+            data_sha256="",
         )
         for value in (0.5, 1.0)
     )
