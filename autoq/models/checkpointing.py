@@ -16,6 +16,9 @@ from torch.utils.checkpoint import checkpoint
 class ActivationBudget:
     """Memory in which blocks may keep what backward needs, instead of computing it again.
 
+    The last blocks of the model get it: backward comes to them first, so it is free again when the
+    others compute their insides anew, and the two never add up.
+
     What a block keeps is measured once for every kind of block and shape of input, by running it
     and throwing the result away; so the bound holds from the first batch on.
     """
@@ -24,26 +27,43 @@ class ActivationBudget:
         self._limit = limit_bytes
         self._left = limit_bytes
         self._sizes: dict[tuple[object, ...], int] = {}
+        self._needs: list[int] = []  # of every block, in the order in which they ran last
+        self._run = 0
 
-    def renew(self) -> None:
-        """All of it is free again: another forward begins."""
+    def renew(self, blocks: int) -> None:
+        """All of it is free again: another forward begins, which runs so many blocks."""
         self._left = self._limit
+        self._needs += [0] * (blocks - len(self._needs))
+        self._run = 0
 
     def takes(self, block: nn.Module, forward: Callable[[], Any], arguments: Iterable[Any]) -> bool:
-        """Whether the block's activations fit; if so they are booked.
+        """Whether the block's activations fit, and those of all after it; if so they are booked.
 
         Args:
             forward: runs the block on the arguments.
         """
-        if self._left <= 0:
+        if not self._limit:
             return False
         shapes = tuple(tuple(a.shape) for a in arguments if isinstance(a, Tensor))
-        # Blocks of one class may differ in their parts, as dense and mixture layers do.
-        kind = (type(block), tuple(type(part) for part in block.modules()), shapes)
+        # Blocks of one class may differ in their parts, as dense and mixture layers do, and in
+        # their widths.
+        parts = tuple(type(part) for part in block.modules())
+        kind = (type(block), parts, tuple(p.shape for p in block.parameters()), shapes)
         if kind not in self._sizes:
             self._sizes[kind] = _kept_bytes(block, forward)
-        self._left -= self._sizes[kind]
-        return self._left >= 0
+        return self._books(self._sizes[kind])
+
+    def _books(self, needed: int) -> bool:
+        position = self._run
+        self._run += 1
+        if position < len(self._needs):
+            self._needs[position] = needed
+        # Of a block that never ran nothing better is known than what this one needs.
+        later = sum(size or needed for size in self._needs[position + 1 :])
+        if needed + later > self._limit or needed > self._left:
+            return False
+        self._left -= needed
+        return True
 
 
 def _kept_bytes(block: nn.Module, forward: Callable[[], Any]) -> int:
@@ -78,13 +98,14 @@ def checkpointed_blocks(
     Args:
         model: the model whose submodules are wrapped.
         blocks: paths of the repeated layers, as in `ModelMap.blocks`.
-        budget: blocks that fit into it, the first ones, keep their insides after all: no result
+        budget: blocks that fit into it, the last ones, keep their insides after all: no result
             changes, and nothing is computed twice.
     """
+    paths = list(blocks)
     if budget is not None:
-        budget.renew()
+        budget.renew(len(paths))
     with ExitStack() as stack:
-        for path in blocks:
+        for path in paths:
             stack.enter_context(_checkpointed(model.get_submodule(path), budget))
         yield
 

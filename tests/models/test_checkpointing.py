@@ -172,6 +172,73 @@ def test_only_as_many_blocks_as_fit_keep_their_insides():
         assert runs(budget) == 4 - blocks_kept
 
 
+def chain(widths):
+    """Blocks one after the other; each keeps its input and two tensors [8, width] for backward."""
+
+    def block(width):
+        return nn.Sequential(nn.Linear(16, width), nn.Tanh(), nn.Linear(width, 16), nn.Tanh())
+
+    blocks = nn.ModuleDict({f"block{index}": block(width) for index, width in enumerate(widths)})
+    return blocks.eval().requires_grad_(False), list(blocks)
+
+
+def runs_of_blocks(model, names, budget, passes=2):
+    """How often the inside of each block ran in the last of some forwards and backwards."""
+    runs = dict.fromkeys(names, 0)
+    hooks = [
+        model[name][0].register_forward_hook(
+            lambda *_, name=name: runs.__setitem__(name, runs[name] + 1)
+        )
+        for name in names
+    ]
+    for _ in range(passes):
+        runs.update(dict.fromkeys(names, 0))
+        with checkpointed_blocks(model, names, budget):
+            hidden = torch.zeros(8, 16, requires_grad=True)
+            for name in names:
+                hidden = model[name](hidden)
+            hidden.sum().backward()
+    for hook in hooks:
+        hook.remove()
+    return list(runs.values())
+
+
+def bytes_kept(width):
+    """Tanh keeps its output, and nothing else is kept under frozen weights: 8 rows of float32."""
+    return 8 * 4 * (width + 16)
+
+
+def test_it_is_the_last_blocks_that_keep_their_insides():
+    model, names = chain([32] * 5)
+    kept_by_two = ActivationBudget(2 * bytes_kept(32))
+    assert runs_of_blocks(model, names, kept_by_two) == [2, 2, 2, 1, 1]
+    assert runs_of_blocks(model, names, ActivationBudget(2 * bytes_kept(32) - 1)) == [2, 2, 2, 2, 1]
+
+
+def test_blocks_of_several_sizes_stay_within_the_budget():
+    model, names = chain([32, 32, 256, 64])
+    for limit, expected in (
+        (bytes_kept(64), [2, 2, 2, 1]),
+        (bytes_kept(64) + bytes_kept(256), [2, 2, 1, 1]),
+        (bytes_kept(64) + bytes_kept(256) + bytes_kept(32), [2, 1, 1, 1]),
+    ):
+        assert runs_of_blocks(model, names, ActivationBudget(limit)) == expected
+
+
+def test_a_forward_that_runs_blocks_twice_stays_within_the_budget():
+    model, names = chain([32, 32])
+    budget = ActivationBudget(bytes_kept(32))
+    assert runs_of_blocks(model, names, budget) == [2, 1]
+    with checkpointed_blocks(model, names, budget):
+        hidden = torch.zeros(8, 16, requires_grad=True)
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            for name in names * 3:
+                hidden = model[name](hidden)
+    inside = [t for t in kept if t.shape == (8, 32)]
+    assert len(inside) == 1
+
+
 def test_dropout_in_train_mode_is_not_disturbed_by_measuring():
     block = nn.Sequential(nn.Linear(64, 64), nn.Dropout(0.5)).train()
     model = nn.ModuleDict({"block": block})
