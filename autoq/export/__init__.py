@@ -8,6 +8,7 @@ from autoq.export._types import (
     QuantizedModule,
     VerificationReport,
 )
+from autoq.export._warnings import warnings_for
 from autoq.export.evaluation import (
     LOGITS_BOUND,
     load_checkpoint_for_evaluation,
@@ -18,7 +19,7 @@ from autoq.export.evaluation import (
 from autoq.export.export import export_checkpoint, refuse_inexpressible, write_checkpoint
 from autoq.export.packed_model import load_packed
 from autoq.export.reader import QuantizedCheckpoint, read_quantized
-from autoq.export.rules import refusals, warnings_for
+from autoq.export.rules import refusals
 from autoq.export.sizes import stored_sizes
 from autoq.export.streaming import SourceMatrices, StreamedPlan, WeightOnlyCalibration
 from autoq.export.verify import verify_checkpoint, verify_written

@@ -20,7 +20,7 @@ from autoq.export._building import (
 from autoq.export._names import CheckpointNames
 from autoq.export._types import CheckpointContents
 from autoq.export.reader import QuantizedCheckpoint, SlotReader, read_quantized
-from autoq.formats import NONE
+from autoq.formats import FORMATS, NONE, WeightElement
 from autoq.layers.quantize import Container
 from autoq.layers.simulate import SimulatedModel
 from autoq.models import ModelMap, SlotName
@@ -125,7 +125,7 @@ def _logits_with_transformers_weights(path: Path | str, input_ids: Tensor) -> Te
     model, contents = load_checkpoint_for_evaluation(path, dtype=torch.float32)
     simulated = _simulated(model, contents)
     for name, fmt in contents.slot_formats.items():
-        if fmt == "nvfp4":
+        if fmt != NONE and FORMATS[fmt].weight_element is WeightElement.E2M1:
             weight = slot_weight(model, contents.model_map.slots[name])
             weight.copy_(weight.bfloat16())
     with torch.no_grad():

@@ -22,7 +22,6 @@ from autoq.layers import LayerCalibration
 from autoq.layers.quantize import Container
 from autoq.models import ModelMap, SlotKind, SlotName
 
-_FP8, _NVFP4, _W4A8 = FormatName("fp8"), FormatName("nvfp4"), FormatName("w4a8_awq")
 _SlotFormats = Mapping[SlotName, FormatName]
 
 # These classes of transformers look at a linear's `weight` when they fill in what a checkpoint lacks,
@@ -61,30 +60,13 @@ def refusals(
         *_group_lines(model_map, slot_formats, calibration),
         *folding_refusals(model, model_map, quantized, calibration),
     ]
+    if container is Container.MODELOPT:
+        lines += _modelopt_scale_lines(model_map, quantized, calibration)
     if container is Container.COMPRESSED_TENSORS:
         lines += _compressed_tensors_lines(model, model_map, quantized, calibration)
     if not lines:
         lines += _name_lines(model, model_map, slot_formats, container)
     return list(dict.fromkeys(lines))
-
-
-def warnings_for(
-    model: nn.Module,
-    model_map: ModelMap,
-    slot_formats: Mapping[SlotName, FormatName],
-    container: Container,
-    storage_dtype: torch.dtype,
-) -> list[str]:
-    """One line for everything a user should know about who can load the result."""
-    used = {fmt for fmt in slot_formats.values() if fmt != NONE}
-    if not used:
-        return []
-    lines = [*_head_warnings(model, slot_formats)]
-    if container is Container.MODELOPT:
-        lines += _modelopt_warnings(model_map, used, slot_formats)
-    else:
-        lines += _compressed_tensors_warnings(model_map, used, slot_formats, storage_dtype)
-    return lines
 
 
 def _layout_lines(quantized: _SlotFormats, container: Container) -> Iterator[str]:
@@ -203,6 +185,23 @@ def _substring_lines(formats: Mapping[str, FormatName]) -> Iterator[str]:
             )
 
 
+def _modelopt_scale_lines(
+    model_map: ModelMap, quantized: _SlotFormats, calibration: Calibrations
+) -> Iterator[str]:
+    fused = {name for group in model_map.groups for names in group.fusion_sets for name in names}
+    for name, fmt in quantized.items():
+        entry = calibration.get((name, fmt))
+        if entry is None or stored_scale(entry) is None:
+            continue
+        if not FORMATS[fmt].stores_input_scale:
+            yield f"{name} is {fmt}, which no engine reads with an input scale; calibrate it again"
+        elif name in fused and not FORMATS[fmt].stores_fused_input_scale:
+            yield (
+                f"engines fuse {name} with others and take no input scale of {fmt} there, and no "
+                "norm can take it; calibrate it again"
+            )
+
+
 def _compressed_tensors_lines(
     model: nn.Module, model_map: ModelMap, quantized: _SlotFormats, calibration: Calibrations
 ) -> Iterator[str]:
@@ -256,58 +255,3 @@ def _reader_of(
         return None
     leaf = slot.rpartition(".")[2]
     return next((family for family, only in readers if only in (None, leaf)), None)
-
-
-def _head_warnings(model: nn.Module, slot_formats: _SlotFormats) -> Iterator[str]:
-    getter = getattr(model, "get_output_embeddings", None)
-    head = getter() if getter is not None else None
-    for name, fmt in slot_formats.items():
-        if fmt != NONE and head is not None and dict(model.named_modules()).get(name) is head:
-            yield f"{name} is quantised ({fmt}): not every engine quantises the output head"
-
-
-def _modelopt_warnings(
-    model_map: ModelMap, used: set[FormatName], slot_formats: _SlotFormats
-) -> Iterator[str]:
-    yield (
-        "transformers cannot read the modelopt container: it fails on packed weights and computes "
-        "nonsense from fp8 without a word; use it with vLLM, SGLang or TensorRT-LLM"
-    )
-    if _W4A8 in used:
-        yield "w4a8_awq in this container loads in TensorRT-LLM only, on 8.9 (Ada) and 9.0 (Hopper)"
-    if {_W4A8, _NVFP4} <= used:
-        yield (
-            "no released engine runs w4a8_awq and nvfp4 of one modelopt checkpoint on one GPU; "
-            "use --container compressed-tensors with vLLM on 9.0, or leave one format out"
-        )
-    if _quantizes(SlotKind.CONV1D, model_map, slot_formats) and used != {_FP8}:
-        yield "of quantised Conv1D layers only fp8 was traced through an engine's loader (vLLM)"
-
-
-def _compressed_tensors_warnings(
-    model_map: ModelMap,
-    used: set[FormatName],
-    slot_formats: _SlotFormats,
-    storage_dtype: torch.dtype,
-) -> Iterator[str]:
-    if _FP8 in used:
-        yield "TensorRT-LLM does not read fp8 with one scale per tensor from compressed-tensors"
-    if _NVFP4 in used and storage_dtype is not torch.bfloat16:
-        name = str(storage_dtype).removeprefix("torch.")
-        yield (
-            f"transformers runs nvfp4 in bfloat16 only, and this model is stored in {name}: load "
-            "it with dtype=torch.bfloat16"
-        )
-    if _W4A8 not in used:
-        return
-    yield "w4a8_awq in this container loads in transformers, and in vLLM on 9.0 (Hopper) only"
-    for name, fmt in slot_formats.items():
-        slot = model_map.slots[name]
-        if fmt == _W4A8 and slot.out_features % 128:
-            yield f"vLLM needs w4a8_awq layers with out_features divisible by 128: {name}"
-
-
-def _quantizes(kind: SlotKind, model_map: ModelMap, slot_formats: _SlotFormats) -> bool:
-    return any(
-        fmt != NONE and model_map.slots[name].kind is kind for name, fmt in slot_formats.items()
-    )

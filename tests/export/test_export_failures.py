@@ -157,9 +157,12 @@ def test_nan_in_a_weight_names_the_layer(uniform_plan: UniformPlan, tmp_path: Pa
     ("container", "fmt", "message"),
     [
         (MODELOPT, "fp8", "transformers cannot read the modelopt container"),
-        (MODELOPT, "w4a8_awq", "loads in TensorRT-LLM only"),
+        (MODELOPT, "w4a8_awq", r"w4a8_awq in this .* loads in tensorrt-llm on 8\.9 to 9\.0 only"),
+        (MODELOPT, "int4_awq", r"loads in tensorrt-llm on 8\.0 to 9\.0 only"),
+        (MODELOPT, "nvfp4_wo", r"loads in vllm on 7\.5 to 12\.0; sglang on 8\.0 to 12\.0 only"),
         (COMPRESSED, "fp8", "TensorRT-LLM does not read fp8"),
-        (COMPRESSED, "w4a8_awq", r"vLLM on 9\.0 \(Hopper\) only"),
+        (COMPRESSED, "w4a8_awq", r"loads in vllm on 9\.0; transformers anywhere only"),
+        (COMPRESSED, "int8_sq", r"vllm on 7\.5 to 9\.0; sglang on 8\.0 to 9\.0; transformers"),
     ],
 )
 def test_warnings_name_who_can_load_it(
@@ -172,6 +175,28 @@ def test_warnings_name_who_can_load_it(
     lines = warnings_for(
         tiny.model, tiny.model_map, planned.slot_formats, container, torch.bfloat16
     )
+    assert any(re.search(message, line) for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("container", "formats", "message"),
+    [
+        (MODELOPT, ("nvfp4", "w4a8_awq"), "no engine runs nvfp4, w4a8_awq of one modelopt checkp"),
+        (MODELOPT, ("fp8", "w4a8_awq"), r"together load in tensorrt-llm on 8\.9 to 9\.0 only"),
+        (COMPRESSED, ("int8_sq", "w4a8_awq"), r"together load in vllm on 9\.0; transformers any"),
+    ],
+)
+def test_warnings_say_where_formats_run_together(
+    container: Container, formats: tuple[str, ...], message: str, uniform_plan: UniformPlan
+) -> None:
+    import re
+
+    tiny = uniform_plan("llama", container, "fp8").tiny
+    chosen = {
+        slot: FormatName(formats[number % len(formats)])
+        for number, slot in enumerate(tiny.model_map.slots)
+    }
+    lines = warnings_for(tiny.model, tiny.model_map, chosen, container, torch.bfloat16)
     assert any(re.search(message, line) for line in lines), lines
 
 
@@ -390,8 +415,8 @@ def test_another_plan_than_the_exported_one_is_found(
             r"must be modelopt or compressed-tensors to be read, got 'gptq'",
         ),
         (
-            lambda c: c["quantization_config"].update(quant_algo="W4A16_AWQ"),
-            r"quantised with 'W4A16_AWQ'; autoq reads FP8, NVFP4, W4A8_AWQ",
+            lambda c: c["quantization_config"].update(quant_algo="W4A4_OTHER"),
+            r"quantised with 'W4A4_OTHER'; autoq reads FP8, ",
         ),
         (
             lambda c: c["quantization_config"]["quantized_layers"].pop(Q),
