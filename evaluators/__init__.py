@@ -1,7 +1,7 @@
 """Turning a quantised model into named numbers."""
 
 from autoq.evaluators.comparison import Comparison, compare
-from autoq.evaluators.fidelity import Estimate, Fidelity, measure_fidelity
+from autoq.evaluators.fidelity import Estimate, Fidelity, measure_fidelity, sequence_divergences
 from autoq.evaluators.metrics import known_metrics, measure_metrics
 from autoq.evaluators.noise import NOISE_FLOOR, rounded_again, rounding_noise
 from autoq.evaluators.objective import (
@@ -49,4 +49,5 @@ __all__ = [
     "prediction_quality",
     "rounded_again",
     "rounding_noise",
+    "sequence_divergences",
 ]

@@ -96,6 +96,9 @@ def check_finite(output: Tensor, whose: str) -> None:
     Raises:
         EvaluationError: names whose output it is.
     """
+    # No sum with NaN or Inf in it is finite, and it takes a fifth of the time of looking at each.
+    if bool(torch.isfinite(output.sum())):
+        return
     if not bool(torch.isfinite(output).all()):
         raise EvaluationError(
             f"the {whose} model's output holds NaN or Inf; measure with --dtype float32"
@@ -118,8 +121,7 @@ def _add_sequence(
 ) -> None:
     totals.tokens += ids.shape[0]
     if not has_vocabulary:
-        error = (reference - quantised).double().square().sum(dim=-1)
-        totals.divergence.append(0.5 * float(error.mean()))
+        totals.divergence.append(_squared_error(reference, quantised))
         return
     log_reference, log_quantised = reference.log_softmax(-1), quantised.log_softmax(-1)
     totals.divergence.append(float(token_divergence(log_reference, log_quantised).mean()))
@@ -130,6 +132,33 @@ def _add_sequence(
     targets = ids[1:, None].to(reference.device)
     totals.reference_nll.append(-float(log_reference[:-1].gather(-1, targets).double().mean()))
     totals.nll.append(-float(log_quantised[:-1].gather(-1, targets).double().mean()))
+
+
+def sequence_divergences(
+    reference: Tensor, quantised: Tensor, *, has_vocabulary: bool
+) -> list[float]:
+    """`Fidelity.kl_per_sequence` of a batch, bit for bit, and nothing else.
+
+    Args:
+        reference: the original's output, [sequences, tokens, vocabulary or features]; the other
+            likewise.
+        has_vocabulary: the outputs are logits.
+    Raises:
+        EvaluationError: an output holds NaN or Inf.
+    """
+    check_finite(reference, "original")
+    check_finite(quantised, "quantised")
+    of_row = _divergence if has_vocabulary else _squared_error
+    rows = zip(reference, quantised, strict=True)
+    return [of_row(expected.float(), found.float()) for expected, found in rows]
+
+
+def _divergence(reference: Tensor, quantised: Tensor) -> float:
+    return float(token_divergence(reference.log_softmax(-1), quantised.log_softmax(-1)).mean())
+
+
+def _squared_error(reference: Tensor, quantised: Tensor) -> float:
+    return 0.5 * float((reference - quantised).double().square().sum(dim=-1).mean())
 
 
 def token_divergence(log_reference: Tensor, log_quantised: Tensor) -> Tensor:

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from autoq.errors import AutoqError
+from autoq.errors import AutoqError, EvaluationError
 from autoq.evaluators import measure_fidelity
-from autoq.evaluators.fidelity import paired_outputs
+from autoq.evaluators.fidelity import paired_outputs, sequence_divergences
 
 # Two sequences of three tokens over three words, as probabilities.
 REFERENCE = [
@@ -209,3 +209,28 @@ def test_a_chunk_has_at_least_one_batch_and_at_most_all(options, chunks):
 
 def test_no_batches_give_no_pairs():
     assert run_in_chunks(0, bytes_per_batch=10) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("has_vocabulary", [True, False], ids=["logits", "hidden"])
+def test_divergences_alone_are_those_of_measuring_everything(dtype, has_vocabulary):
+    generator = torch.Generator().manual_seed(3)
+    outputs = [torch.randn(3, 7, 50, generator=generator).to(dtype) for _ in range(2)]
+    ids = torch.randint(0, 50, (3, 7), generator=generator)
+    whole = measure_fidelity([(ids, *outputs)], has_vocabulary=has_vocabulary, causal=True)
+    found = sequence_divergences(*outputs, has_vocabulary=has_vocabulary)
+    assert tuple(found) == whole.kl_per_sequence
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("position", [0, 1], ids=["original", "quantised"])
+def test_divergences_of_broken_outputs_are_refused(value, position):
+    outputs = [torch.zeros(2, 3, 5), torch.ones(2, 3, 5)]
+    outputs[position][1, 2, 3] = value
+    with pytest.raises(EvaluationError, match=("original", "quantised")[position]):
+        sequence_divergences(*outputs, has_vocabulary=True)
+
+
+def test_finite_outputs_whose_sum_is_not_are_measured():
+    large = torch.full((1, 4, 50), 6e4, dtype=torch.float16)
+    assert sequence_divergences(large, large, has_vocabulary=True) == [0.0]
