@@ -53,10 +53,22 @@ def fisher_noise_loss(logits: Tensor, generator: torch.Generator) -> Tensor:
     flat = logits.flatten(0, -2).float()
     with torch.no_grad():
         root = flat.softmax(dim=-1).sqrt_()
-        direction = torch.empty_like(root).bernoulli_(0.5, generator=generator)
-        direction.mul_(2.0).sub_(1.0).mul_(root)
+        direction = _random_signs(root, generator).mul_(root)
         direction.sub_(root.square_().mul_(direction.sum(dim=-1, keepdim=True)))
-    return (flat * direction).sum()
+    return torch.dot(flat.flatten(), direction.flatten())
+
+
+def _random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    """-1 and 1, float32, as many as `like` has values and in its shape.
+
+    Eight come from every random byte: a draw for each sign takes as long as all else of the loss.
+    """
+    places = torch.arange(8, device=like.device)
+    bytes_to_signs = torch.arange(256, device=like.device)[:, None].bitwise_right_shift(places)
+    bytes_to_signs = bytes_to_signs.bitwise_and_(1).mul_(2).sub_(1).float()
+    drawn = torch.empty(-(-like.numel() // 8), dtype=torch.uint8, device=like.device)
+    drawn.random_(generator=generator)
+    return bytes_to_signs.index_select(0, drawn.int()).flatten()[: like.numel()].view_as(like)
 
 
 def own_output_loss(hidden: Tensor, generator: torch.Generator) -> Tensor:

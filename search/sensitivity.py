@@ -42,13 +42,22 @@ from autoq.search._projections import (
 from autoq.search._reach import GradientReach
 from autoq.search._scored_product import ScoredProduct, scoring_mode
 
-__all__ = ["ROW_FRACTION", "BatchLoss", "NoGradientError", "SensitivityScorer"]
+__all__ = [
+    "ROW_FRACTION",
+    "SCORES_VERSION",
+    "BatchLoss",
+    "NoGradientError",
+    "SensitivityScorer",
+]
 
 ROW_FRACTION = 1.0
 """Share of the tokens whose projections are computed; see docs/architecture.md for its effect."""
 
-KEPT_ACTIVATION_BYTES = 64 << 20
+KEPT_ACTIVATION_BYTES = 88 << 20
 """Memory in which activations wait for backward; blocks beyond it are computed again there."""
+
+SCORES_VERSION = 2
+"""Counts changes of the bits of scores; studies with others are not continued."""
 
 
 class SensitivityScorer(ABC):
@@ -152,7 +161,7 @@ class SensitivityScorer(ABC):
             # Parameters are frozen: what has no layer before it starts a graph of its own.
             inputs = inputs.detach().requires_grad_(True)
         result: Tensor = ScoredProduct.apply(  # type: ignore[no-untyped-call]
-            inputs, call, self._observe
+            inputs, call, self._observe, self._dtype
         )
         return result
 
@@ -189,7 +198,6 @@ class SensitivityScorer(ABC):
     ) -> None:
         """Add what the sampled rows contribute to the group's sums [formats, sampled tokens]."""
         quantized_inputs = self._quantized_inputs(call.slot, inputs)
-        output_gradient = output_gradient.to(self._dtype)
         for column, name in enumerate(self.formats):
             calibration = self._calibration.get((call.slot.name, name))
             if calibration is None:

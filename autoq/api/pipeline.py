@@ -54,6 +54,7 @@ from autoq.progress import Progress, SilentProgress
 from autoq.search import CostTable, Plan, SensitivityTable, solve
 from autoq.search._projections import projection_dtype
 from autoq.search.estimators import DEFAULT_ESTIMATOR
+from autoq.search.sensitivity import SCORES_VERSION
 from autoq.studies import PlanRecord, StudyStore, WorkStatus, study_key
 
 
@@ -307,6 +308,7 @@ def _open_study(
         "calibration_sha256": data.sha256,
         "discovered": discovered,
         "projection_dtype": str(projection_dtype(loaded.model)),
+        "scores_version": SCORES_VERSION,
     }
     key = study_key(scored, loaded.fingerprint)
     record = store.create_or_get(

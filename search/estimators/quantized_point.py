@@ -138,7 +138,7 @@ class QuantizedPoint(SensitivityScorer):
             inputs = inputs.detach().requires_grad_(True)
         at_point = _ProductAtPoint(call, self._weight_at_point, self._inputs_at_point)
         result: Tensor = ScoredProduct.apply(  # type: ignore[no-untyped-call]
-            inputs, at_point, self._observe
+            inputs, at_point, self._observe, self._dtype
         )
         return result
 
@@ -164,7 +164,6 @@ class QuantizedPoint(SensitivityScorer):
         input_gradient: Tensor,
     ) -> None:
         quantized = self._quantized_inputs(call.slot, inputs)
-        gradient = output_gradient.to(self._dtype)
         current = self._current(call.slot)
         from_inputs, from_error = self._seen(call.slot, current, quantized)
         for column, name in enumerate(self._columns):
@@ -175,7 +174,7 @@ class QuantizedPoint(SensitivityScorer):
                 continue
             to_inputs, to_error = self._seen(call.slot, name, quantized)
             accumulator[column, positions] += scoring.project(
-                gradient, to_error - from_error, to_inputs, from_inputs, input_gradient
+                output_gradient, to_error - from_error, to_inputs, from_inputs, input_gradient
             )
 
     def _seen(

@@ -547,3 +547,31 @@ def test_bfloat16_projections_move_scores_by_less_than_a_few_per_cent(llama):
     exact, rounded = scores(torch.float32), scores(torch.bfloat16)
     assert not np.array_equal(exact, rounded)
     np.testing.assert_allclose(rounded, exact, rtol=0.03)
+
+
+BFLOAT16_SHARE_OF_STANDARD_ERROR = 0.1
+"""What is lost by multiplying in bfloat16 is lost in the noise of 24 sequences: the root of the sum
+of squares of 1 and 0.1 is 1.005."""
+
+
+def test_gradients_through_many_layers_in_bfloat16_move_scores_far_less_than_their_error():
+    """Every layer's product rounds the gradient once more, and no layer takes it back."""
+    model = make_tiny_model("llama", dtype=torch.float32)
+    for _ in range(3):
+        model.model.layers.extend(copy.deepcopy(model.model.layers[:2]))
+    model.config.num_hidden_layers = len(model.model.layers)
+    calibration = calibration_of(model, method=CalibrationMethod.MAX)
+
+    def contributions(dtype):
+        scorer = scorer_of(model, calibration, ("fp8", "nvfp4"), dtype=dtype)
+        batches = (
+            scorer.score_batch(index, partial(loss_of, model, token_ids(index, 16), index))
+            for index in range(12)
+        )
+        return np.concatenate(list(batches))
+
+    exact, rounded = contributions(torch.float32), contributions(torch.bfloat16)
+    standard_error = exact.std(axis=0, ddof=1) / np.sqrt(len(exact))
+    change = abs(rounded.mean(axis=0) - exact.mean(axis=0))
+    assert change.max() > 0
+    assert (change / standard_error).max() < BFLOAT16_SHARE_OF_STANDARD_ERROR
