@@ -21,6 +21,7 @@ from autoq.export._names import CheckpointNames
 from autoq.export._types import CheckpointContents
 from autoq.export.reader import QuantizedCheckpoint, SlotReader, read_quantized
 from autoq.formats import FORMATS, NONE, WeightElement
+from autoq.kernels import int8
 from autoq.layers.quantize import Container
 from autoq.layers.simulate import SimulatedModel
 from autoq.models import ModelMap, SlotName
@@ -223,7 +224,9 @@ def _mended(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
     nvfp4 weights are unpacked to bfloat16, and unquantised experts keep the dtype they are stored
     in, whatever the model's dtype. Of an input [tokens, features], as OPT's feed-forward has it,
-    all tokens get one scale instead of one each; with a batch dimension they get their own.
+    all tokens get one scale instead of one each; with a batch dimension they get their own. A
+    token's INT8 scale is its largest magnitude / 127.5 there, and / 127 in GPU engines: their
+    rounding stands in for it.
     """
     for module in model.modules():
         if getattr(module, "quantization_scheme", None) is not None:
@@ -240,6 +243,9 @@ class _DeclaredArithmetic:
 
     def __init__(self, module: nn.Module) -> None:
         self._adds_batch = False
+        scheme: Any = module.quantization_scheme
+        inputs = scheme.input_activations
+        self._rounds_to_int8 = inputs is not None and (inputs.type, inputs.num_bits) == ("int", 8)
         module.register_forward_pre_hook(self._before)
         module.register_forward_hook(self._after)
 
@@ -248,6 +254,10 @@ class _DeclaredArithmetic:
         weight = module.weight
         assert isinstance(weight, nn.Parameter)
         weight.data = weight.data.to(values.dtype)
+        if self._rounds_to_int8:
+            scheme: Any = module.quantization_scheme
+            module.quantization_scheme = scheme.model_copy(update={"input_activations": None})
+            values = int8.fake_quantize(values)
         self._adds_batch = values.ndim == 2
         return (values[None] if self._adds_batch else values, *others)
 
