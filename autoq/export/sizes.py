@@ -16,7 +16,7 @@ from autoq.export._names import checkpoint_tensors, tied_copies, unquantized_gro
 from autoq.export._packing import packed_tensors
 from autoq.export._plan import ExportPlan
 from autoq.export._source import storage_dtypes
-from autoq.formats import FORMATS, NONE, FormatName
+from autoq.formats import FORMATS, NONE, FormatName, WeightScaling
 from autoq.layers import LayerCalibration
 from autoq.layers.quantize import Container, quantize_weight
 from autoq.models import GroupName, ModelMap, SlotKind, SlotName, WeightSlot
@@ -24,7 +24,8 @@ from autoq.search.costs import StoredSizes
 
 _BITS_PER_BYTE = 8
 _PROBE_ROWS = (16, 32)
-"""Rows of the matrices that are packed to see what a row takes; every format packs so many."""
+"""Rows of the matrices that are packed to see what a row takes; every format packs so many, and no
+block of rows has fewer."""
 
 _PROBE_CALIBRATION = LayerCalibration(weight_amax=1.0, input_amax=1.0)
 
@@ -66,6 +67,21 @@ def stored_sizes(
     return StoredSizes(cells=cells, fixed_bytes=counter.fixed_bytes())
 
 
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """Bytes that a module takes: for each row, for each row of blocks, and once."""
+
+    each_row: int
+    each_row_of_blocks: int
+    once: int
+    block_height: int | None  # rows of a block; None where scales are not of several rows
+
+    def by(self, rows: int) -> int:
+        """Bytes of so many rows."""
+        blocks = -(-rows // self.block_height) if self.block_height else 0
+        return rows * self.each_row + blocks * self.each_row_of_blocks + self.once
+
+
 @dataclass(frozen=True)
 class _Counter:
     model: nn.Module
@@ -75,14 +91,14 @@ class _Counter:
     dtypes: Mapping[str, torch.dtype]  # of the source's tensors
     calibration: Calibrations
     plans: dict[FormatName, ExportPlan] = field(default_factory=dict)
-    per_row: dict[tuple[FormatName, int, SlotKind], tuple[int, int]] = field(default_factory=dict)
+    taken: dict[tuple[FormatName, int, SlotKind], _Taken] = field(default_factory=dict)
 
     def quantised_bits(self, slot: WeightSlot, fmt: FormatName) -> int:
         """Everything that is written for a slot in a format."""
         plan = self._plan(fmt)
         parts = plan.names.parts(slot.name)
-        each_row, once = self._bytes_per_row(slot, fmt)
-        size = sum(each_row * part.rows + once for part in parts)
+        taken = self._taken(slot, fmt)
+        size = sum(taken.by(part.rows) for part in parts)
         if (slot.name, fmt) in self.calibration:
             scale = plan.written_pre_quant_scale(slot, self.calibration[slot.name, fmt])
             if scale is not None:
@@ -138,15 +154,21 @@ class _Counter:
             )
         return self.plans[fmt]
 
-    def _bytes_per_row(self, slot: WeightSlot, fmt: FormatName) -> tuple[int, int]:
-        """Bytes of a row of a module, and of what it has once."""
+    def _taken(self, slot: WeightSlot, fmt: FormatName) -> _Taken:
         key = (fmt, slot.in_features, slot.kind)
-        if key not in self.per_row:
+        if key not in self.taken:
             few, many = _PROBE_ROWS
-            sizes = [self._packed_bytes(rows, slot, fmt) for rows in _PROBE_ROWS]
-            each_row = (sizes[1] - sizes[0]) // (many - few)
-            self.per_row[key] = each_row, sizes[0] - few * each_row
-        return self.per_row[key]
+            size = self._packed_bytes(few, slot, fmt)
+            each_row = (self._packed_bytes(many, slot, fmt) - size) // (many - few)
+            height, each_block = None, 0
+            if FORMATS[fmt].weight_scaling is WeightScaling.BLOCK:
+                height = FORMATS[fmt].weight_block_size
+                assert height is not None
+                two_blocks = self._packed_bytes(height + few, slot, fmt)
+                each_block = two_blocks - size - height * each_row
+            once = size - few * each_row - each_block
+            self.taken[key] = _Taken(each_row, each_block, once, height)
+        return self.taken[key]
 
     def _packed_bytes(self, rows: int, slot: WeightSlot, fmt: FormatName) -> int:
         weight = quantize_weight(

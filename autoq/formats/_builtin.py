@@ -12,6 +12,7 @@ from autoq.formats._format import (
     WeightElement,
     WeightScaling,
 )
+from autoq.formats._fp8_and_mx import FP8_AND_MX_FORMATS
 from autoq.registry import Registry
 
 FORMATS: Registry[QuantFormat] = Registry("format")
@@ -190,6 +191,7 @@ for _format in (
     _INT8_SQ,
     _INT8_WO,
     _NVFP4_WO,
+    *FP8_AND_MX_FORMATS,
     _NO_FORMAT,
 ):
     FORMATS.register(_format.name, _format)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from autoq.errors import ModelError
-from autoq.formats import FORMATS
+from autoq.formats import FORMATS, WeightScaling
 from autoq.kernels._packed import PackedTensor
 from autoq.layers._codecs import DEQUANTIZERS, LINEARS
 from autoq.layers._types import Container, LayerCalibration, QuantizedWeight
@@ -232,10 +232,15 @@ def packed_rows(
 
 
 def _joined(parts: Sequence[QuantizedWeight]) -> QuantizedWeight | None:
-    """The parts as one, or None where their top scales differ."""
+    """The parts as one, or None where their top scales differ, or blocks would cross from one to
+    the next."""
     first = parts[0]
     if len(parts) == 1:
         return first
+    fmt = FORMATS[first.format]
+    height = fmt.weight_block_size if fmt.weight_scaling is WeightScaling.BLOCK else 1
+    if any(part.shape[0] % (height or 1) for part in parts[:-1]):
+        return None
     tensors = {}
     for name, tensor in first.tensors.items():
         same = [part.tensors[name] for part in parts]

@@ -27,6 +27,11 @@ BITS = {
     "int8_sq": StorageBits(weight_bits=8 * 1024, block_scale_bits=4 * 32, tensor_scale_bits=0),
     "int8_wo": StorageBits(weight_bits=8 * 1024, block_scale_bits=4 * 16, tensor_scale_bits=0),
     "nvfp4_wo": StorageBits(weight_bits=4 * 1024, block_scale_bits=64 * 8, tensor_scale_bits=32),
+    "fp8_pc_pt": StorageBits(weight_bits=8 * 1024, block_scale_bits=4 * 32, tensor_scale_bits=0),
+    # Two blocks of 128 columns cover the four rows.
+    "fp8_block": StorageBits(weight_bits=8 * 1024, block_scale_bits=2 * 32, tensor_scale_bits=0),
+    "mxfp8": StorageBits(weight_bits=8 * 1024, block_scale_bits=32 * 8, tensor_scale_bits=0),
+    "mxfp4": StorageBits(weight_bits=4 * 1024, block_scale_bits=32 * 8, tensor_scale_bits=0),
 }
 EFFECTIVE_BITS_PER_WEIGHT = {
     "none": 16.0,
@@ -37,6 +42,10 @@ EFFECTIVE_BITS_PER_WEIGHT = {
     "int8_sq": 8.125,  # 32 bits for 256 columns
     "int8_wo": 8.0625,  # 16 bits for 256 columns
     "nvfp4_wo": 4.5,
+    "fp8_pc_pt": 8.125,
+    "fp8_block": 8.0625,  # a whole block would add 32 / 128**2
+    "mxfp8": 8.25,
+    "mxfp4": 4.25,
 }
 PEER_BITS_PER_WEIGHT = {
     "none": 16.0,
@@ -47,6 +56,15 @@ PEER_BITS_PER_WEIGHT = {
     "int8_sq": 8.0,
     "int8_wo": 8.0,
     "nvfp4_wo": 4.5,
+    "fp8_pc_pt": 8.0,
+    "fp8_block": 8.0,
+    "mxfp8": 8.0,
+    "mxfp4": 4.0,
+}
+NOMINAL_BITS = {
+    **EFFECTIVE_BITS_PER_WEIGHT,
+    **dict.fromkeys(("int8_sq", "int8_wo", "fp8_pc_pt"), 8.0),
+    "fp8_block": 8.0 + 32 / 128**2,
 }
 WEIGHT_ONLY = {"int4_awq", "int8_wo", "nvfp4_wo"}
 
@@ -64,12 +82,22 @@ def test_storage_bits_by_hand(name):
     assert bits.effective_bits == EFFECTIVE_BITS_PER_WEIGHT[name] * 1024
     assert bits.stored_bits == bits.effective_bits + BITS[name].tensor_scale_bits
     assert FORMATS[name].peer_bits == PEER_BITS_PER_WEIGHT[name]
+    assert FORMATS[name].nominal_bits == NOMINAL_BITS[name]
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "blocks"), [(128, 128, 1), (129, 128, 2), (1, 256, 2), (300, 384, 9)]
+)
+def test_blocks_of_rows_and_columns_are_partial_at_the_edges(rows, columns, blocks):
+    bits = FORMATS["fp8_block"].storage_bits(rows, columns)
+    assert bits.block_scale_bits == 32 * blocks
+    assert bits.weight_bits == 8 * rows * columns
 
 
 @every_format
 def test_bits_are_whole_numbers_and_add_up_over_rows(name):
     fmt = FORMATS[name]
-    whole, part = fmt.storage_bits(6, 384), fmt.storage_bits(2, 384)
+    whole, part = fmt.storage_bits(768, 384), fmt.storage_bits(256, 384)
     assert isinstance(whole.stored_bits, int)
     assert whole.effective_bits == 3 * part.effective_bits
     assert whole.tensor_scale_bits == part.tensor_scale_bits
@@ -115,6 +143,11 @@ REFUSED = [
         id="k8",
     ),
     pytest.param("nvfp4_wo", 4, 24, "nvfp4_wo needs in_features divisible by 16, got 24", id="k"),
+    pytest.param(
+        "fp8_block", 4, 192, "fp8_block needs in_features divisible by 128, got 192", id="k2d"
+    ),
+    pytest.param("mxfp8", 4, 48, "mxfp8 needs in_features divisible by 32, got 48", id="mx8"),
+    pytest.param("mxfp4", 4, 48, "mxfp4 needs in_features divisible by 32, got 48", id="mx4"),
 ]
 
 
@@ -124,7 +157,8 @@ def test_refusals(name, rows, columns, message):
 
 
 @pytest.mark.parametrize(
-    ("name", "rows", "columns"), [("fp8", 3, 7), ("int8_sq", 3, 7), ("none", 1, 1)]
+    ("name", "rows", "columns"),
+    [("fp8", 3, 7), ("fp8_pc_pt", 3, 7), ("int8_sq", 3, 7), ("none", 1, 1)],
 )
 def test_formats_without_blocks_take_every_shape(name, rows, columns):
     assert FORMATS[name].refusal(rows, columns) is None

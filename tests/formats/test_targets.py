@@ -59,6 +59,27 @@ CELLS = [
     ("transformers:h100", MODELOPT, "nvfp4", "no", "no reader"),
     ("transformers:cpu", COMPRESSED, "w4a8_awq", "emulated", "the model's dtype"),
     ("transformers:a100", COMPRESSED, "nvfp4", "emulated", "the model's dtype"),
+    ("vllm:h100", MODELOPT, "fp8_pc_pt", "native", "FP8 matrix units"),
+    ("vllm:a100", COMPRESSED, "fp8_pc_pt", "no", "begin with 8.9"),
+    ("sglang:h100", MODELOPT, "fp8_pc_pt", "no", "unquantised without an error"),
+    ("sglang:h100", COMPRESSED, "fp8_pc_pt", "native", "FP8 matrix units"),
+    ("tensorrt-llm:h200", COMPRESSED, "fp8_pc_pt", "native", "FP8 matrix units"),
+    ("tensorrt-llm:b200", MODELOPT, "fp8_pc_pt", "no", "on 9.0 alone"),
+    ("vllm:b200", MODELOPT, "fp8_block", "native", "FP8 matrix units"),
+    ("sglang:b200", MODELOPT, "fp8_block", "no", "under another name"),
+    ("tensorrt-llm:h100", MODELOPT, "fp8_block", "no", "that one format only"),
+    ("tensorrt-llm:h100", COMPRESSED, "fp8_block", "native", "FP8 matrix units"),
+    ("transformers:cpu", MODELOPT, "fp8_block", "no", "nonsense without an error"),
+    ("vllm:b200", MODELOPT, "mxfp8", "native", "a power of two per 32"),
+    ("vllm:h100", MODELOPT, "mxfp8", "weight-only", "widened"),
+    ("vllm:t4", MODELOPT, "mxfp8", "no", "from 8.0 on"),
+    ("vllm:t4", COMPRESSED, "mxfp8", "weight-only", "widened"),
+    ("sglang:b200", MODELOPT, "mxfp8", "no", "that one format only"),
+    ("tensorrt-llm:b200", MODELOPT, "mxfp8", "no", "development sources"),
+    ("vllm:b200", COMPRESSED, "mxfp4", "native", "a power of two per 32"),
+    ("vllm:b200", MODELOPT, "mxfp4", "no", "unquantised without an error"),
+    ("sglang:b200", COMPRESSED, "mxfp4", "no", "experts only"),
+    ("transformers:cpu", COMPRESSED, "mxfp4", "emulated", "the model's dtype"),
     ("transformers:cpu", MODELOPT, "none", "native", "as the model stores it"),
     ("vllm:h200", MODELOPT, "int4_awq", "no", "unquantised without an error"),
     ("vllm:t4", COMPRESSED, "int4_awq", "native", "inputs stay 16-bit, as the format says"),
@@ -108,13 +129,21 @@ def test_matrix_names_every_target_and_says_why():
 @pytest.mark.parametrize(
     ("target", "container", "formats"),
     [
-        ("vllm:h200", MODELOPT, {"fp8", "nvfp4", "nvfp4_wo", "none"}),
+        (
+            "vllm:h200",
+            MODELOPT,
+            {"fp8", "nvfp4", "nvfp4_wo", "fp8_pc_pt", "fp8_block", "mxfp8", "none"},
+        ),
         ("vllm:h200", COMPRESSED, set(FORMATS)),
         ("vllm:b200", COMPRESSED, set(FORMATS) - {"w4a8_awq", "int8_sq"}),
         ("sglang:a100", MODELOPT, {"nvfp4", "nvfp4_wo", "none"}),
         ("tensorrt-llm:a100", MODELOPT, {"int4_awq", "none"}),
-        ("tensorrt-llm:h100", MODELOPT, {"fp8", "w4a8_awq", "int4_awq", "none"}),
-        ("tensorrt-llm:h100", COMPRESSED, {"none"}),
+        (
+            "tensorrt-llm:h100",
+            MODELOPT,
+            {"fp8", "w4a8_awq", "int4_awq", "fp8_pc_pt", "none"},
+        ),
+        ("tensorrt-llm:h100", COMPRESSED, {"fp8_pc_pt", "fp8_block", "none"}),
         ("transformers:cpu", COMPRESSED, set(FORMATS)),
         ("vllm:cpu", COMPRESSED, set()),
     ],
@@ -149,7 +178,8 @@ def test_some_formats_are_offered_only_to_those_who_name_them(target, container,
         ("vllm:b200", None, [MODELOPT, COMPRESSED]),
         ("vllm:h200", ["fp8", "nvfp4"], [MODELOPT, COMPRESSED]),
         ("vllm:h200", ["fp8", "w4a8_awq"], [COMPRESSED]),
-        ("tensorrt-llm:h100", None, [MODELOPT]),
+        # From compressed-tensors it runs only what is for those who name it.
+        ("tensorrt-llm:h100", None, [MODELOPT, COMPRESSED]),
         ("tensorrt-llm:h100", ["w4a8_awq", "none"], [MODELOPT]),
         ("tensorrt-llm:h100", ["nvfp4"], []),
         ("transformers:cpu", None, [COMPRESSED]),
@@ -163,10 +193,15 @@ def test_best_container_first(target, formats, containers):
     assert list(containers_for(parse_target(target), formats)) == containers
 
 
-def test_only_vllms_int4_kernel_asks_for_more_than_the_format():
-    stricter = [record for record in SUPPORT if record.out_features_multiple != 1]
-    assert [(record.engine, record.format) for record in stricter] == [("vllm", "w4a8_awq")]
-    assert (stricter[0].capabilities, stricter[0].out_features_multiple) == ((90,), 128)
+def test_what_engines_ask_for_beyond_the_format():
+    stricter = {
+        (record.engine, record.format): record.out_features_multiple
+        for record in SUPPORT
+        if record.out_features_multiple != 1
+    }
+    block = {(engine, "fp8_block"): 128 for engine in ("vllm", "sglang", "tensorrt-llm")}
+    assert stricter == {("vllm", "w4a8_awq"): 128, **block}
+    assert all(record.verdict.runs for record in SUPPORT if record.out_features_multiple != 1)
 
 
 @pytest.mark.parametrize("name", HARDWARE)

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from autoq.errors import InputError, ModelError, UnknownNameError
-from autoq.formats import FORMATS
-from autoq.kernels import fp8, int4, nvfp4, scoring
+from autoq.formats import FORMATS, ActivationScheme, WeightScaling
+from autoq.kernels import fp8, int4, int8, mxfp4, mxfp8, nvfp4, scoring
+from autoq.kernels.mxfp8 import ScaleRule
 from autoq.layers import (
     Container,
     LayerCalibration,
@@ -35,7 +36,26 @@ TENSORS = {
         "group_scale": (torch.float32, (6, 2)),
         "tensor_scale": (torch.float32, ()),
     },
+    "int4_awq": {"codes": (torch.int8, (6, 256)), "group_scale": (torch.float32, (6, 2))},
+    "int8_sq": {"codes": (torch.int8, (6, 256)), "scale": (torch.float32, (6, 1))},
+    "int8_wo": {"codes": (torch.int8, (6, 256)), "scale": (torch.float32, (6, 1))},
+    "nvfp4_wo": {
+        "codes": (torch.uint8, (6, 128)),
+        "block_scale": (torch.float8_e4m3fn, (6, 16)),
+        "global_scale": (torch.float32, ()),
+    },
+    "fp8_pc_pt": {"codes": (torch.float8_e4m3fn, (6, 256)), "scale": (torch.float32, (6, 1))},
+    "fp8_block": {"codes": (torch.float8_e4m3fn, (6, 256)), "scale": (torch.float32, (1, 2))},
+    "mxfp8": {"codes": (torch.float8_e4m3fn, (6, 256)), "block_scale": (torch.uint8, (6, 8))},
+    "mxfp4": {"codes": (torch.uint8, (6, 128)), "block_scale": (torch.uint8, (6, 8))},
 }
+TOP_SCALES = {
+    "fp8": ("scale", 448.0),
+    "nvfp4": ("global_scale", 2688.0),
+    "nvfp4_wo": ("global_scale", 2688.0),
+    "w4a8_awq": ("tensor_scale", 448.0),
+}
+GRIDS = ["nvfp4", "nvfp4_wo", "w4a8_awq", "int4_awq", "mxfp4"]
 every_format = pytest.mark.parametrize("name", QUANTIZED)
 every_container = pytest.mark.parametrize("container", list(Container))
 every_dtype = pytest.mark.parametrize(
@@ -102,8 +122,10 @@ def test_fake_weight_is_the_stored_weight_bit_for_bit(name, container, dtype, sm
 
 def test_codes_that_are_given_are_kept_whatever_is_nearest():
     """Low nibbles hold even columns; E2M1 has a sign bit, INT4 two's complement."""
-    pair = {"nvfp4": (0x2, 0xF), "w4a8_awq": (0x7, 0x8)}  # 1.0 and -6; 7 and -8
-    units = {"nvfp4": (1.0, -6.0), "w4a8_awq": (7.0, -8.0)}
+    e2m1, int4_codes = ("nvfp4", "nvfp4_wo", "mxfp4"), ("w4a8_awq", "int4_awq")
+    pair = dict.fromkeys(e2m1, (0x2, 0xF)) | dict.fromkeys(int4_codes, (0x7, 0x8))
+    units = dict.fromkeys(e2m1, (1.0, -6.0)) | dict.fromkeys(int4_codes, (7.0, -8.0))
+    assert set(pair) == set(GRIDS)
     weight = _weight(torch.float32)
     for name, (low, high) in pair.items():
         plain = _calibration(importance=torch.ones(256))
@@ -118,7 +140,7 @@ def test_codes_that_are_given_are_kept_whatever_is_nearest():
         assert torch.equal(grid.pack(indices.to(torch.uint8).expand(6, 256)), codes)
 
 
-@pytest.mark.parametrize("name", ["nvfp4", "w4a8_awq"])
+@pytest.mark.parametrize("name", GRIDS)
 def test_every_level_of_a_grid_is_the_value_of_its_code(name):
     weight, plain = _weight(torch.float32), _calibration(importance=torch.ones(256))
     grid = code_grid(weight, FORMATS[name], plain, scale_dtype=torch.bfloat16)
@@ -132,11 +154,25 @@ def test_every_level_of_a_grid_is_the_value_of_its_code(name):
 
 def test_formats_of_wider_codes_have_no_grid():
     weighed = _calibration(importance=torch.ones(256))
-    assert code_grid(_weight(), FORMATS["fp8"], weighed, scale_dtype=torch.bfloat16) is None
+    for name in set(QUANTIZED) - set(GRIDS):
+        assert code_grid(_weight(), FORMATS[name], weighed, scale_dtype=torch.bfloat16) is None
 
 
 @pytest.mark.parametrize(
-    ("name", "error"), [("fp8", 2**-4), ("nvfp4", 0.25), ("w4a8_awq", 1 / 14 + 2**-4)]
+    ("name", "error"),
+    [
+        ("fp8", 2**-4),
+        ("fp8_pc_pt", 2**-4),
+        ("fp8_block", 2**-4),
+        ("mxfp8", 2**-4),
+        ("mxfp4", 0.25),  # 7 times a power of two, which saturates at 6, loses a seventh
+        ("nvfp4", 0.25),
+        ("nvfp4_wo", 0.25),
+        ("w4a8_awq", 1 / 14 + 2**-4),
+        ("int4_awq", 1 / 14),
+        ("int8_sq", 1 / 254),
+        ("int8_wo", 1 / 254),
+    ],
 )
 @every_container
 def test_error_is_bounded_by_the_format(name, error, container):
@@ -148,7 +184,7 @@ def test_error_is_bounded_by_the_format(name, error, container):
     assert not torch.equal(values, weight)
 
 
-@pytest.mark.parametrize("name", ["nvfp4", "w4a8_awq"])
+@pytest.mark.parametrize("name", GRIDS)
 @pytest.mark.parametrize("smoothed", [False, True], ids=["plain", "smoothed"])
 def test_with_an_importance_the_weighted_error_is_smaller(name, smoothed):
     weight, scale = _weight(torch.float32), _powers() if smoothed else None
@@ -161,7 +197,8 @@ def test_with_an_importance_the_weighted_error_is_smaller(name, smoothed):
         return ((values - smooth).square() * importance).sum()
 
     plain = _calibration(weight_amax=float(smooth.abs().max()), pre_quant_scale=scale)
-    assert errors(dataclasses.replace(plain, importance=importance)) < 0.9 * errors(plain)
+    least_gain = 1.0 if name == "mxfp4" else 0.9  # powers of two leave little choice
+    assert errors(dataclasses.replace(plain, importance=importance)) < least_gain * errors(plain)
 
 
 def test_with_an_importance_no_scheme_says_how_a_weight_is_rounded():
@@ -186,13 +223,21 @@ def test_the_weight_is_divided_by_the_input_scale(name):
         assert torch.equal(tensor.float(), smoothed.tensors[key].float())
 
 
-@every_format
+@pytest.mark.parametrize("name", TOP_SCALES)
 def test_the_calibrated_amax_sets_the_top_scale(name):
-    key = {"fp8": "scale", "nvfp4": "global_scale", "w4a8_awq": "tensor_scale"}[name]
-    largest = {"fp8": 448.0, "nvfp4": 2688.0, "w4a8_awq": 448.0}[name]
+    key, largest = TOP_SCALES[name]
     calibration = _calibration(weight_amax=largest / 128)
     quantized = quantize_weight(_weight(), FORMATS[name], calibration, scale_dtype=torch.bfloat16)
     assert quantized.tensors[key].item() == 2.0**-7
+
+
+@pytest.mark.parametrize("name", sorted(set(QUANTIZED) - set(TOP_SCALES)))
+def test_scales_of_rows_and_blocks_do_not_look_at_the_calibrated_amax(name):
+    one, other = (
+        quantize_weight(_weight(), FORMATS[name], entry, scale_dtype=torch.bfloat16).tensors
+        for entry in (_calibration(), _calibration(weight_amax=0.0, input_amax=0.0))
+    )
+    assert all(torch.equal(one[key].float(), other[key].float()) for key in TENSORS[name])
 
 
 def test_int4_group_scales_are_rounded_to_the_given_dtype():
@@ -249,6 +294,14 @@ def test_inputs_by_format(dtype, container):
         "fp8": per_tensor,
         "nvfp4": nvfp4.fake_quantize(x, nvfp4.global_scale(2.5)),
         "w4a8_awq": per_tensor if container is Container.MODELOPT else per_token,
+        **dict.fromkeys(("int4_awq", "int8_wo", "nvfp4_wo"), x),
+        "int8_sq": int8.fake_quantize(x),
+        "fp8_pc_pt": per_token,
+        "fp8_block": fp8.fake_quantize(x, scaling=fp8.Scaling.BLOCK_1X128),
+        "mxfp8": mxfp8.fake_quantize(
+            x, ScaleRule.UP if container is Container.MODELOPT else ScaleRule.HALF
+        ),
+        "mxfp4": mxfp4.fake_quantize(x, ScaleRule.HALF),
     }
     assert set(expected) == set(FORMATS)
     for name, values in expected.items():
@@ -283,7 +336,7 @@ def test_the_scheme_of_a_weight_is_what_fake_quantising_does(name, container):
     # The global scale is a power of two, which every reader gets to the bit.
     weight, calibration = _weight(torch.float32), _calibration(weight_amax=2688.0 / 512)
     found = weight_scheme(FORMATS[name], calibration, container=container)
-    assert (found is None) == (name == "w4a8_awq")
+    assert (found is not None) == (name in ("fp8", "nvfp4", "nvfp4_wo"))
     if found is not None:
         values, _ = scoring.fake_quantize_with_statistics(weight, *found)
         expected = fake_quantize_weight(
@@ -314,7 +367,13 @@ def test_an_all_zero_weight_stays_zero_and_finite(name):
     quantized = quantize_weight(weight, FORMATS[name], calibration, scale_dtype=torch.float16)
     for container in Container:
         assert torch.equal(dequantize_weight(quantized, container=container), weight)
-    scales = [t.float() for key, t in quantized.tensors.items() if "scale" in key]
+    # A byte of 0 is the power 2**-127.
+    is_exponent = FORMATS[name].weight_scaling is WeightScaling.MX
+    scales = [
+        torch.exp2(t.float() - 127) if is_exponent else t.float()
+        for key, t in quantized.tensors.items()
+        if "scale" in key
+    ]
     assert all(bool((scale > 0).all() & (scale <= 1).all()) for scale in scales)
 
 
@@ -327,12 +386,14 @@ def test_weights_with_nan_or_infinity_are_refused(name, bad):
         quantize_weight(weight, FORMATS[name], _calibration(), scale_dtype=torch.bfloat16)
 
 
-@every_format
+@pytest.mark.parametrize("name", TOP_SCALES)
 @pytest.mark.parametrize("amax", [math.nan, math.inf, -1.0])
 def test_broken_calibration_is_refused(name, amax):
     calibration, fmt = _calibration(weight_amax=amax, input_amax=amax), FORMATS[name]
     with pytest.raises(InputError, match=f"amax must be finite and not negative, got {amax}"):
         quantize_weight(_weight(), fmt, calibration, scale_dtype=torch.bfloat16)
+    if fmt.activation is ActivationScheme.NONE:
+        return
     with pytest.raises(InputError, match=f"amax must be finite and not negative, got {amax}"):
         fake_quantize_input(_inputs(), fmt, calibration)
 

@@ -10,15 +10,16 @@ from autoq.export._layouts._types import Layout, LayoutKey, TensorRule
 from autoq.export._layouts.fp8 import FP8
 from autoq.export._layouts.int4 import INT4
 from autoq.export._layouts.int8 import INT8, WITHOUT_INT8
+from autoq.export._layouts.mx import MX, WITHOUT_MX
 from autoq.export._layouts.nvfp4 import NVFP4
 from autoq.formats import Container, FormatName
 
 __all__ = ["LAYOUTS", "WITHOUT_LAYOUT", "Layout", "TensorRule", "manifest_entries"]
 
-LAYOUTS: Mapping[LayoutKey, Layout] = MappingProxyType({**FP8, **NVFP4, **INT4, **INT8})
+LAYOUTS: Mapping[LayoutKey, Layout] = MappingProxyType({**FP8, **NVFP4, **INT4, **INT8, **MX})
 """A format is in here or in `WITHOUT_LAYOUT`, for each container."""
 
-WITHOUT_LAYOUT: Mapping[LayoutKey, str] = MappingProxyType({**WITHOUT_INT8})
+WITHOUT_LAYOUT: Mapping[LayoutKey, str] = MappingProxyType({**WITHOUT_INT8, **WITHOUT_MX})
 """Why a container cannot express a format, and what can; one clause."""
 
 

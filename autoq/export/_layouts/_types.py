@@ -88,6 +88,11 @@ def amax_of(
     return float(min(candidates, key=lambda amax: float((scale_of(amax) - scale).abs())))
 
 
+def no_amaxes(_: Tensors, __: Tensors) -> tuple[float, float]:
+    """`Layout.amaxes` of a format whose scales are of rows, blocks and tokens only."""
+    return 0.0, 0.0
+
+
 def config_group(
     storage: str, weights: Mapping[str, Any], inputs: Mapping[str, Any] | None
 ) -> dict[str, Any]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from autoq.formats._container import Container
 from autoq.formats._format import FormatName
 from autoq.formats._places import Support
 from autoq.formats._support._cells import (
+    ADA,
     AMPERE,
+    BLACKWELL,
     COMPRESSED,
     FP8_UNITS,
     FROM_ADA,
     FROM_AMPERE,
+    HOPPER,
     MODELOPT,
     NATIVE,
     NO,
@@ -27,11 +31,20 @@ from autoq.formats._support._cells import (
 )
 
 _FP8 = FormatName("fp8")
+_PER_CHANNEL, _BLOCK = FormatName("fp8_pc_pt"), FormatName("fp8_block")
+
+_FROM_ADA_ON = "SGLang multiplies FP8 weights and inputs from 8.9 on"
+_NONSENSE = (
+    "transformers has no reader of modelopt checkpoints: it loads {} without its scales and "
+    "computes nonsense without an error"
+)
 
 
 def support() -> Iterator[Support]:
     """Of FP8."""
     yield from _per_tensor()
+    yield from _per_channel_and_token()
+    yield from _in_blocks()
 
 
 def _per_tensor() -> Iterator[Support]:
@@ -62,7 +75,64 @@ def _per_tensor() -> Iterator[Support]:
     yield from emulated(_FP8, _NONSENSE.format("fp8"))
 
 
-_NONSENSE = (
-    "transformers has no reader of modelopt checkpoints: it loads {} without its scales and "
-    "computes nonsense without an error"
-)
+def _per_channel_and_token() -> Iterator[Support]:
+    fmt = _PER_CHANNEL
+    yield from everywhere(fmt)
+    native = (FROM_ADA, NATIVE, FP8_UNITS)
+    too_old = "vLLM's products with a scale per channel begin with 8.9"
+    for container in Container:
+        yield from records(VLLM, container, fmt, (TURING + AMPERE, NO, too_old), native)
+        too_old_for_tensorrt = (AMPERE, NO, "FP8 matrix units begin with 8.9")
+        hopper_alone = "TensorRT-LLM multiplies with scales per channel and token on 9.0 alone"
+        yield from records(
+            *(TENSORRT, container, fmt),
+            too_old_for_tensorrt,
+            (ADA + BLACKWELL, NO, hopper_alone),
+            (HOPPER, NATIVE, FP8_UNITS),
+        )
+    unknown = (
+        "SGLang knows no FP8_PER_CHANNEL_PER_TOKEN in modelopt checkpoints and would build the "
+        "layer unquantised without an error; it takes it from compressed-tensors"
+    )
+    yield from records(SGLANG, MODELOPT, fmt, (FROM_AMPERE, NO, unknown))
+    yield from records(SGLANG, COMPRESSED, fmt, (AMPERE, NO, _FROM_ADA_ON), native)
+    yield from emulated(fmt, _NONSENSE.format(fmt))
+
+
+def _in_blocks() -> Iterator[Support]:
+    fmt = _BLOCK
+    yield from everywhere(fmt)
+    native = (FROM_ADA, NATIVE, FP8_UNITS)
+    too_old = "whether vLLM runs FP8 blocks before 8.9 was not looked into"
+    for container in Container:
+        yield from records(
+            *(VLLM, container, fmt),
+            (TURING + AMPERE, NO, too_old),
+            native,
+            out_features_multiple=128,
+        )
+    other_name = (
+        "SGLang wants the scales of blocks under another name than vLLM does in modelopt "
+        "checkpoints; it takes them from compressed-tensors"
+    )
+    yield from records(SGLANG, MODELOPT, fmt, (FROM_AMPERE, NO, other_name))
+    yield from records(
+        *(SGLANG, COMPRESSED, fmt), (AMPERE, NO, _FROM_ADA_ON), native, out_features_multiple=128
+    )
+    only_uniform = (
+        "TensorRT-LLM knows fp8_pb_wo, as vLLM reads it, in checkpoints of that one format only; it "
+        "takes blocks from compressed-tensors"
+    )
+    yield from records(TENSORRT, MODELOPT, fmt, (FROM_AMPERE, NO, only_uniform))
+    other_recipe = (
+        "TensorRT-LLM runs FP8 blocks as they are on 9.0 alone; on 10.0 and newer it rounds their "
+        "scales to powers of two"
+    )
+    yield from records(
+        *(TENSORRT, COMPRESSED, fmt),
+        (AMPERE + ADA, NO, "TensorRT-LLM runs FP8 blocks from 9.0 on"),
+        (HOPPER, NATIVE, FP8_UNITS),
+        (BLACKWELL, NO, other_recipe),
+        out_features_multiple=128,
+    )
+    yield from emulated(fmt, _NONSENSE.format(fmt))

@@ -17,6 +17,7 @@ from autoq.layers._codecs._types import CodecKey, CodeGrid, Family, InputCodec, 
 from autoq.layers._codecs.fp8 import FP8
 from autoq.layers._codecs.int4 import INT4, int4_group_scale
 from autoq.layers._codecs.int8 import INT8
+from autoq.layers._codecs.mx import MX
 from autoq.layers._codecs.nvfp4 import NVFP4
 
 __all__ = [
@@ -31,7 +32,7 @@ __all__ = [
     "int4_group_scale",
 ]
 
-_FAMILIES = (FP8, NVFP4, INT4, INT8)
+_FAMILIES = (FP8, NVFP4, INT4, INT8, MX)
 
 
 def _keep_input(x: Tensor, _: float) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -45,6 +45,17 @@ class CodeGrid:
     levels: Tensor  # float32 [L], ascending
     nibbles: Tensor  # uint8 [L]: the code of each level
     step: Tensor  # float32 [N, K], positive: weights are levels times it
+
+    @classmethod
+    def of_e2m1(cls, step: Tensor) -> Self:
+        """The fifteen values of E2M1, whose code for -0 is left out."""
+        magnitudes = torch.tensor([0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], device=step.device)
+        numbers = torch.arange(1, 8, dtype=torch.uint8, device=step.device)
+        return cls(
+            levels=torch.cat([-magnitudes.flip(0), torch.zeros_like(magnitudes[:1]), magnitudes]),
+            nibbles=torch.cat([numbers.flip(0) | 8, torch.zeros_like(numbers[:1]), numbers]),
+            step=step,
+        )
 
     def pack(self, indices: Tensor) -> Tensor:
         """`LayerCalibration.codes` from indices of levels, uint8 [N, K]."""

@@ -29,13 +29,7 @@ def _e2m1_grid(
     scale = nvfp4.global_scale(calibration.weight_amax).to(weight.device)
     block_scale = _e2m1_block_scale(weight, scale, calibration)
     assert block_scale is not None  # codes are found where errors are weighed
-    magnitudes = torch.tensor([0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], device=weight.device)
-    numbers = torch.arange(1, 8, dtype=torch.uint8, device=weight.device)
-    return CodeGrid(
-        levels=torch.cat([-magnitudes.flip(0), torch.zeros_like(magnitudes[:1]), magnitudes]),
-        nibbles=torch.cat([numbers.flip(0) | 8, torch.zeros_like(numbers[:1]), numbers]),
-        step=(block_scale.float() * scale).repeat_interleave(nvfp4.BLOCK, dim=1),
-    )
+    return CodeGrid.of_e2m1((block_scale.float() * scale).repeat_interleave(nvfp4.BLOCK, dim=1))
 
 
 def _e2m1_block_scale(
