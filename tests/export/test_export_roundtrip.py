@@ -81,23 +81,6 @@ def test_transformers_computes_what_the_simulation_computes(
     assert verify_logits(result.path, input_ids) <= LOGITS_BOUND
 
 
-@pytest.mark.parametrize("fmt", ["fp8", "nvfp4", "w4a8_awq"])
-def test_transformers_loads_bfloat16_without_our_help(
-    fmt: str, uniform_plan: UniformPlan, tmp_path: Path, input_ids: Tensor
-) -> None:
-    from transformers import AutoModelForCausalLM
-
-    result = uniform_plan("llama", COMPRESSED, fmt).export(tmp_path / "out")
-    model, report = AutoModelForCausalLM.from_pretrained(result.path, output_loading_info=True)
-    assert not any(report.values())
-    with torch.no_grad():
-        theirs = model(input_ids).logits.float()
-        ours = forward_logits(simulated_checkpoint(result.path).model, input_ids).float()
-    # bfloat16 rounds each block scale and each input in another place than we do; measured 0.08
-    # (fp8), 0.21 (nvfp4), 0.08 (w4a8_awq). Weights off by their scale give more than 1.
-    assert (theirs - ours).norm() / ours.norm() < 0.4
-
-
 @pytest.mark.parametrize("container", Container)
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3_moe"])
 def test_exported_model_computes_what_the_searched_one_did(

@@ -464,7 +464,7 @@ COMPRESSED_EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "ignore": (lambda m: m["ignore"].clear(), r"must say none of \S+, and says none"),
     "scheme": (
         lambda m: m["config_groups"]["group_0"]["weights"].update(num_bits=6),
-        r"config group group_0 \(float-quantized\) is none of fp8, nvfp4, ",
+        r"config group group_0 \(float-quantized\) is none of fp8, fp8_pc_pt, ",
     ),
     "format": (
         lambda m: m["config_groups"]["group_0"].pop("format"),
