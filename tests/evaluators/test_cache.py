@@ -136,16 +136,139 @@ def spoil_names(file):
     save_file({"logits": torch.zeros(2, 24, VOCABULARY_SIZE)}, file)
 
 
-@pytest.mark.parametrize("spoil", [spoil_bytes, spoil_shape, spoil_names])
-def test_a_spoilt_file_is_made_again(tmp_path, spoil):
-    cache, original = LogitsCache(tmp_path), Original()
+def spoil_one_bit(file):
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+
+
+def spoil_digest(file):
+    """Another output of the right shape, as an older version would have left it: without digest."""
+    from safetensors.torch import save_file
+
+    save_file({"output": torch.zeros(2, 24, VOCABULARY_SIZE)}, file)
+
+
+@pytest.mark.parametrize(
+    "spoil", [spoil_bytes, spoil_shape, spoil_names, spoil_one_bit, spoil_digest]
+)
+def test_a_spoilt_file_is_made_again_and_said(tmp_path, spoil):
+    said = []
+    cache, original = LogitsCache(tmp_path, note=said.append), Original()
     read(opened(cache), original)
+    assert not said
     spoil(next(tmp_path.rglob("000001.safetensors")))
     found = read(opened(cache), original)
     assert original.batches_run == 3
+    (text,) = said
+    assert "000001.safetensors is not what was written there" in text
     assert torch.equal(found[1][1], output_of(tiny_batches()[1]))
     read(opened(cache), original)
     assert original.batches_run == 3
+    assert len(said) == 1
+
+
+def test_a_file_that_goes_while_it_is_used_is_made_again(tmp_path):
+    original = Original()
+    outputs = opened(LogitsCache(tmp_path))
+    read(outputs, original)
+    next(tmp_path.rglob("000000.safetensors")).unlink()
+    for runs in (3, 4):  # computed in passing, then written again
+        assert torch.equal(read(outputs, original)[0][1], output_of(tiny_batches()[0]))
+        assert original.batches_run == runs
+    read(outputs, original)
+    assert original.batches_run == 4
+
+
+def many_batches(count=10):
+    generator = torch.Generator().manual_seed(5)
+    return list(torch.randint(4, 200, (2 * count, 6), generator=generator).split(2))
+
+
+def in_full(folder, batches, **options):
+    return LogitsCache(folder, **options).outputs_in_full(
+        batches, fingerprint="a", width=VOCABULARY_SIZE, dtype=torch.float32
+    )
+
+
+def test_outputs_read_through_are_those_of_the_original_in_the_order_of_the_batches(tmp_path):
+    original, batches = Original(), many_batches()
+    for _ in range(2):
+        found = in_full(tmp_path, batches).through(original)(batches)
+        for ids, output in zip(batches, found, strict=True):
+            assert torch.equal(output, output_of(ids))
+    assert original.batches_run == len(batches)
+
+
+def test_outputs_read_through_are_asked_for_in_parts(tmp_path):
+    original, batches = Original(), many_batches()
+    outputs = in_full(tmp_path, batches)
+    (found,) = outputs.through(original)(batches[7:8])
+    assert torch.equal(found, output_of(batches[7]))
+    assert outputs.through(original)([]) == []
+    assert original.batches_run == 1
+
+
+def test_workers_that_begin_together_share_the_work(tmp_path, monkeypatch):
+    """Each sees between its own batches what the other has written: none is computed twice."""
+    batches, first, second = many_batches(12), Original(), Original()
+    another = in_full(tmp_path, [ids.clone() for ids in batches])
+
+    def interrupted(part):
+        found = first(part)
+        if first.batches_run == 4:  # the other begins now, elsewhere, and is done before us
+            monkeypatch.setattr("os.getpid", lambda: 2)
+            another.through(second)(another._batches)
+        return found
+
+    monkeypatch.setattr("os.getpid", lambda: 0)
+    found = in_full(tmp_path, batches).through(interrupted)(batches)
+    assert all(
+        torch.equal(output, output_of(ids)) for ids, output in zip(batches, found, strict=True)
+    )
+    assert first.batches_run == 4
+    assert second.batches_run == 12  # ours were not written yet when it began
+
+
+def test_outputs_that_do_not_fit_in_full_are_left_alone(tmp_path):
+    batches = many_batches(2)
+    needed = 2 * 12 * VOCABULARY_SIZE * 4
+    assert in_full(tmp_path, batches, max_bytes=needed - 1) is None
+    assert in_full(tmp_path, batches, kept=3) is None
+    assert not list(tmp_path.iterdir())
+    assert in_full(tmp_path, batches, max_bytes=needed) is not None
+
+
+def test_other_arithmetic_is_kept_apart(tmp_path):
+    original, batches = Original(), many_batches(1)
+    threads = torch.get_num_threads()
+    in_full(tmp_path, batches).through(original)(batches)
+    try:
+        torch.set_num_threads(threads + 1)
+        in_full(tmp_path, batches).through(original)(batches)
+    finally:
+        torch.set_num_threads(threads)
+    assert original.batches_run == 2
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="must be a folder that can be written to"):
+        opened(LogitsCache(tmp_path / "file" / "inside"))
+
+
+def test_a_full_disk_is_said_and_measuring_goes_on(tmp_path, monkeypatch):
+    def full(*_arguments, **_options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    said, original, batches = [], Original(), many_batches(3)
+    found = in_full(tmp_path, batches, note=said.append).through(original)(batches)
+    assert all(
+        torch.equal(output, output_of(ids)) for ids, output in zip(batches, found, strict=True)
+    )
+    assert len(said) == 3
+    assert "No space left" in said[0]
 
 
 def test_metrics_from_files_are_those_from_memory_and_compact_ones_bound_the_divergence(tmp_path):
