@@ -110,7 +110,7 @@ def _export(
         verification.update(
             _plain(_verify(study, folder, slot_formats, calibration, container, progress))
         )
-        if check_logits and _loads_in_transformers(container, progress):
+        if check_logits and _loads_in_transformers(loaded.model, container, progress):
             verification["transformers_logits"] = _compare_logits(study, folder, progress)
 
     try:
@@ -243,9 +243,15 @@ def _verify(
         return report
 
 
-def _loads_in_transformers(container: Container, progress: Progress) -> bool:
-    """Whether transformers can be asked to load the checkpoint; says so if a package lacks."""
+def _loads_in_transformers(model: nn.Module, container: Container, progress: Progress) -> bool:
+    """Whether transformers can be asked to load the checkpoint; says so if something lacks."""
     if container is not Container.COMPRESSED_TENSORS:
+        return False
+    if getattr(getattr(model, "config", None), "auto_map", None):
+        progress.note(
+            "logits are not compared with transformers': the model's code lies in its folder, and "
+            "is not copied; whoever loads the checkpoint needs it there"
+        )
         return False
     if find_spec("compressed_tensors") is None:
         progress.note(

@@ -21,8 +21,18 @@ COMPRESSED_TENSORS_SCHEMES = manifest_entries(Container.COMPRESSED_TENSORS)
 _ANY_EXPERT = "\0"
 
 
+_FP8 = FormatName("fp8")
+
 # vLLM's name for the decoder inside a model that sees or hears, whatever checkpoints call it.
 _ENGINES_DECODER = "language_model.model.layers."
+
+
+KEPT_EXPERTS = "re:^unquantised_experts$"
+"""A target that matches no module, and tells transformers that experts are not packed.
+
+transformers 5.23 unpacks the experts of any compressed-tensors checkpoint by the first group whose
+targets speak of experts, else by the first one, and loses unquantised ones unless that group is FP8.
+"""
 
 
 def compressed_tensors_manifest(
@@ -48,7 +58,9 @@ def compressed_tensors_manifest(
         }
         for number, fmt in enumerate(used)
     }
-    single = COMPRESSED_TENSORS_SCHEMES[used[0]]["format"] if len(used) == 1 else MIXED_FORMAT
+    if _loses_experts(formats, groups):
+        groups = {"kept": {"targets": [KEPT_EXPERTS], **COMPRESSED_TENSORS_SCHEMES[_FP8]}, **groups}
+    single = COMPRESSED_TENSORS_SCHEMES[used[0]]["format"] if len(groups) == 1 else MIXED_FORMAT
     return {
         "quant_method": "compressed-tensors",
         "format": single,
@@ -62,6 +74,15 @@ def compressed_tensors_manifest(
         "transform_config": {},
         "exported_by": dict(exported_by),
     }
+
+
+def _loses_experts(formats: Mapping[str, FormatName], groups: Mapping[str, Any]) -> bool:
+    """Whether transformers would unpack experts that nobody packed."""
+    if not any(fmt == NONE and experts_parent(name) for name, fmt in formats.items()):
+        return False
+    speaking = [g for g in groups.values() if any("experts" in target for target in g["targets"])]
+    weights = [*speaking, *groups.values()][0]["weights"]
+    return bool((weights["type"], weights["num_bits"]) != ("float", 8))
 
 
 def module_patterns(

@@ -7,6 +7,7 @@ from typing import Any
 
 from autoq.errors import ExportError
 from autoq.export._aliases import experts_aliases, experts_parent, fused_aliases, part_aliases
+from autoq.export._compressed_tensors_manifest import KEPT_EXPERTS
 from autoq.export._manifest_reading import compressed_tensors_formats, pattern_matcher
 from autoq.export._modelopt_manifest import MIXED, MODELOPT_ENTRIES
 from autoq.formats import NONE, FormatName
@@ -102,5 +103,5 @@ def _dead_targets(targets: list[str], formats: _Formats) -> Iterator[str]:
     """TensorRT-LLM refuses a target that matches no module."""
     for target in targets:
         matches = pattern_matcher([target])
-        if not any(matches(name) for name in formats):
+        if target != KEPT_EXPERTS and not any(matches(name) for name in formats):
             yield f"the target {target} matches no module"
