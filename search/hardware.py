@@ -21,6 +21,8 @@ class MatrixUnit(StrEnum):
     FP8 = "fp8"
     INT8 = "int8"
     NVFP4 = "nvfp4"
+    MXFP8 = "mxfp8"
+    MXFP4 = "mxfp4"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +48,12 @@ class Gpu:
 
 _UNITS = {
     ActivationScheme.FP8_STATIC_TENSOR: MatrixUnit.FP8,
+    ActivationScheme.FP8_DYNAMIC_TOKEN: MatrixUnit.FP8,
+    ActivationScheme.FP8_DYNAMIC_BLOCK: MatrixUnit.FP8,
     ActivationScheme.INT8_DYNAMIC_TOKEN: MatrixUnit.INT8,
     ActivationScheme.NVFP4_DYNAMIC: MatrixUnit.NVFP4,
+    ActivationScheme.MXFP8_UP: MatrixUnit.MXFP8,
+    ActivationScheme.MXFP4_HALF: MatrixUnit.MXFP4,
 }
 
 GPUS: Registry[Gpu] = Registry("GPU")
@@ -131,6 +137,8 @@ _register(
     bf16=2250,
     fp8=4500,
     nvfp4=9000,
+    mxfp8=4500,  # the datasheets give one figure for FP8 and one for FP4, whatever scales them
+    mxfp4=9000,
     int8=4500,
 )
 _register(
@@ -141,6 +149,8 @@ _register(
     bf16=209.5,
     fp8=419,
     nvfp4=1676,
+    mxfp8=419,
+    mxfp4=1676,
     int8=838,
 )
 _register(

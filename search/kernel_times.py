@@ -25,6 +25,10 @@ _OPERATIONS: Mapping[tuple[str, str], FormatName] = {
     ("int8.linear", "input by row"): FormatName("int8_sq"),
     ("int8.linear", "input as it is"): FormatName("int8_wo"),
     ("nvfp4.linear", "input as it is"): FormatName("nvfp4_wo"),
+    ("fp8.linear", "input by row"): FormatName("fp8_pc_pt"),
+    ("fp8.linear", "128x128"): FormatName("fp8_block"),
+    ("mxfp8.linear", "input quantised"): FormatName("mxfp8"),
+    ("mxfp4.linear", "input in mxfp4"): FormatName("mxfp4"),
 }
 """Operation and variant -> the format whose layers run it."""
 

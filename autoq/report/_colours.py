@@ -12,8 +12,12 @@ _FORMAT_COLOURS: Mapping[str, str] = {
     "fp8": "#3b82c4",
     "nvfp4": "#e08a2c",
     "w4a8_awq": "#4a9d5b",
+    "fp8_pc_pt": "#1f4f87",
+    "fp8_block": "#7db3e8",
+    "mxfp8": "#2aa3a3",
+    "mxfp4": "#c94f6d",
 }
-_FURTHER_COLOURS = ("#a15fb3", "#c94f6d", "#2aa3a3", "#8a6d3b", "#5b6fd6", "#7f9c2e")
+_FURTHER_COLOURS = ("#a15fb3", "#8a6d3b", "#5b6fd6", "#7f9c2e", "#b58db6", "#6b7a55")
 
 # Light to dark, roughly even steps of lightness.
 _RAMP = (

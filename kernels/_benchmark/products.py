@@ -77,6 +77,12 @@ def _mxfp4_linear(quantize_input: bool, x: Tensor, weight: Tensor) -> _Made:
     return partial(mxfp4.linear, x, packed, quantize_input=quantize_input), packed.nbytes + x.nbytes
 
 
+def _mxfp4_linear_in_mxfp4(x: Tensor, weight: Tensor) -> _Made:
+    packed = mxfp4.quantize(weight)
+    product = partial(mxfp4.linear, x, packed, input_type=mxfp4.MXFP4Tensor)
+    return product, packed.nbytes + x.nbytes
+
+
 _TENSOR, _ROW = fp8.Scaling.TENSOR, fp8.Scaling.ROW
 _BLOCK, _SQUARE = fp8.Scaling.BLOCK_1X128, fp8.Scaling.BLOCK_128X128
 
@@ -107,6 +113,7 @@ PRODUCTS = (
     _Product("mxfp8.linear", "input quantised", partial(_mxfp8_linear, True)),
     _Product("mxfp4.linear", "input as it is", partial(_mxfp4_linear, False)),
     _Product("mxfp4.linear", "input quantised", partial(_mxfp4_linear, True)),
+    _Product("mxfp4.linear", "input in mxfp4", _mxfp4_linear_in_mxfp4),
 )
 
 

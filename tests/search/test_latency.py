@@ -11,7 +11,7 @@ from autoq.formats import FORMATS
 from autoq.kernels._benchmark.products import cases
 from autoq.models import DecisionGroup, ModelMap, SlotKind, WeightSlot
 from autoq.search.hardware import GPUS, Gpu, MatrixUnit
-from autoq.search.kernel_times import nearest_shape, read_kernel_times
+from autoq.search.kernel_times import _OPERATIONS, nearest_shape, read_kernel_times
 from autoq.search.latency import Roofline, latency_seconds, products_of
 
 # A round GPU: 1 byte per nanosecond, and 4000 or 8000 operations in one.
@@ -85,6 +85,22 @@ def test_formats_without_a_matrix_unit_are_weights_only():
     assert GPUS["a100"].unit_for(FORMATS["int8_sq"]) is MatrixUnit.INT8
     for name in ("int4_awq", "int8_wo", "nvfp4_wo"):  # inputs stay in 16 bits
         assert GPUS["b200"].unit_for(FORMATS[name]) is MatrixUnit.BF16
+
+
+def test_scales_of_rows_and_blocks_need_fp8_units_and_powers_of_two_units_of_their_own():
+    for name in ("fp8_pc_pt", "fp8_block"):
+        assert GPUS["h200"].unit_for(FORMATS[name]) is MatrixUnit.FP8
+        assert GPUS["a100"].unit_for(FORMATS[name]) is MatrixUnit.BF16
+    for name in ("mxfp8", "mxfp4"):
+        assert GPUS["h200"].unit_for(FORMATS[name]) is MatrixUnit.BF16
+        assert GPUS["b200"].unit_for(FORMATS[name]) == name
+    # 64 x 128 weights: an exponent for 32 of them.
+    activations = 2 * (128 + 64)
+    assert nanoseconds("mxfp4", 1, 64, 128) == pytest.approx(64 * 128 * 4.25 / 8 + activations)
+
+
+def test_every_format_has_a_measured_product():
+    assert set(_OPERATIONS.values()) == set(FORMATS) - {"none"}
 
 
 def test_every_gpu_names_its_source_and_has_rates_that_rise():
@@ -185,6 +201,10 @@ def test_measured_times_are_taken_as_they_are(table_file):
         ("int8.linear", "input by row", "int8_sq"),
         ("int8.linear", "input as it is", "int8_wo"),
         ("nvfp4.linear", "input as it is", "nvfp4_wo"),
+        ("fp8.linear", "input by row", "fp8_pc_pt"),
+        ("fp8.linear", "128x128", "fp8_block"),
+        ("mxfp8.linear", "input quantised", "mxfp8"),
+        ("mxfp4.linear", "input in mxfp4", "mxfp4"),
     ],
 )
 def test_each_format_takes_the_product_that_its_layers_run(tmp_path, operation, variant, fmt):
@@ -214,7 +234,7 @@ def test_other_shapes_take_the_nearest_ones_time_by_weights(table_file):
 
 
 def test_formats_without_times_are_refused(table_file):
-    with pytest.raises(InputError, match=r"no times of nvfp4 \(it has fp8, none\)"):
+    with pytest.raises(InputError, match=r"no times of nvfp4 \(it has fp8, fp8_pc_pt, none\)"):
         milliseconds(read_kernel_times(table_file), "nvfp4", 1, 1024, 512)
 
 
