@@ -38,6 +38,12 @@ PEER_FORMAT_NAMES = {
     "FP8_DEFAULT_CFG": "fp8",
     "NVFP4_DEFAULT_CFG": "nvfp4",
     "W4A8_AWQ_BETA_CFG": "w4a8_awq",
+    "INT4_AWQ_CFG": "int4_awq",
+    "INT8_SMOOTHQUANT_CFG": "int8_sq",
+    "INT8_WEIGHT_ONLY_CFG": "int8_wo",
+    "FP8_PER_CHANNEL_PER_TOKEN_CFG": "fp8_pc_pt",
+    "MXFP8_DEFAULT_CFG": "mxfp8",
+    "MXFP4_DEFAULT_CFG": "mxfp4",
 }
 """ModelOpt's names of the formats that autoq has."""
 

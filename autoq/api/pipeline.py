@@ -119,8 +119,8 @@ def search(
             and latency is limited, that of `target`.
         latency_table: measured kernels, a file that `autoq kernels bench --json` wrote.
         latency_tokens: tokens of one step: one per sequence in decoding, all in prefill.
-        formats: names; None is the portable set that every engine loads, or all that `target`
-            runs.
+        formats: names; None is the portable set that every engine loads, or what `target` runs of
+            the formats that are offered unasked.
         rules: "pattern=format[,format]", binding the groups that match.
         include: globs of layers to search although they are left out by default.
         exclude: globs of layers to leave alone.
@@ -129,14 +129,14 @@ def search(
         sequence_length: tokens in each; fewer if the model has fewer positions.
         held_out_sequences: how many sequences, never calibrated on, to measure on.
         container: "modelopt" or "compressed-tensors", the checkpoint that is aimed at; None is
-            the target's best, or modelopt.
+            the target's best, or modelopt where that holds the formats.
         target: "ENGINE:HARDWARE" where the checkpoint is to run, for example "vllm:h200"; None
             asks nothing of formats and container.
         row_fraction: share of the tokens that are scored, in (0, 1].
         calibration: "best": scales by the error that they leave, and 4-bit codes that make up for
             each other's errors (GPTQ); "scales": the nearest codes instead, which is quicker; or
             "max" for scales from largest magnitudes only, as other tools have them (input scales
-            of w4a8_awq are searched all the same).
+            of AWQ formats and of int8_sq are searched all the same).
         estimator: name of the way to score, one of `autoq.search.estimators.ESTIMATORS`; None is
             the one that wins the benchmark.
         draws: of labels for every sequence; None is what the estimator likes.
@@ -194,7 +194,7 @@ def search(
         trust_remote_code=trust_remote_code,
     )
     if place is None:
-        note_narrow_formats(config, progress)
+        note_narrow_formats(config, progress, named=container is not None)
     if export is not None:
         source = None if isinstance(model, nn.Module) else model
         check_destination(Path(export), source, overwrite=overwrite)

@@ -14,12 +14,19 @@ from autoq.api.config import ScoringConfig
 from autoq.api.study import Study
 from autoq.api.task import LoadedModel
 from autoq.errors import ExportError
-from autoq.formats import FORMATS, NONE
+from autoq.formats import FORMATS, NONE, Container
 from autoq.models import ModelMap
 from autoq.progress import Progress
 
 
-def note_narrow_formats(config: ScoringConfig, progress: Progress) -> None:
+def note_narrow_formats(config: ScoringConfig, progress: Progress, *, named: bool) -> None:
+    """Say where formats load that not every engine does, and which container that leads to.
+
+    Args:
+        named: whether the user named the container.
+    """
+    if not named and config.container is not Container.MODELOPT:
+        progress.note(f"aiming at {config.container}, the container that holds these formats")
     for name in config.formats:
         if not FORMATS[name].portable:
             progress.note(f"{name} is not portable: it loads in {FORMATS[name].loads_in}")

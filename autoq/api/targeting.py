@@ -11,6 +11,7 @@ from torch import nn
 from autoq.api.config import parse_container
 from autoq.api.exporting import inexpressible
 from autoq.errors import InputError
+from autoq.export import first_container
 from autoq.formats import (
     FORMATS,
     NONE,
@@ -48,17 +49,19 @@ def offers(
 
     Args:
         target: where the checkpoint is to run; None knows of no place, and offers formats that
-            every engine loads, in the modelopt container, unless others are named.
-        formats: names; None is all that the target runs.
-        container: name; None is the target's best.
+            every engine loads, unless others are named.
+        formats: names; None is what the target runs of those that need not be named.
+        container: name; None is the target's best, or the first that can express the formats.
     Raises:
         InputError: the target runs none of the formats, one that was named, or reads the
             container not at all; the message has the reason.
     """
     named = None if formats is None else tuple(FormatName(name) for name in formats)
     if target is None:
-        chosen = Container.MODELOPT if container is None else parse_container(container)
-        return (Offer(chosen, portable_formats() if named is None else named),)
+        unasked = portable_formats() if named is None else named
+        if container is not None:
+            return (Offer(parse_container(container), unasked),)
+        return (Offer(first_container(unasked) or Container.MODELOPT, unasked),)
     readable = containers_for(target)
     if not readable:
         raise InputError(_nothing_runs(target))
@@ -68,13 +71,17 @@ def offers(
             raise InputError(_unreadable(target, chosen, readable))
         readable = (chosen,)
     if named is None:
-        return tuple(
-            Offer(entry, offered_formats(target, entry), named=False) for entry in readable
-        )
+        found = [Offer(entry, offered_formats(target, entry), named=False) for entry in readable]
+        return tuple(offer for offer in found if not _is_last_resort(offer)) or tuple(found)
     fitting = [entry for entry in containers_for(target, named) if entry in readable]
     if not fitting:
         raise InputError(_infeasible(target, readable, named))
     return tuple(Offer(entry, named) for entry in fitting)
+
+
+def _is_last_resort(offer: Offer) -> bool:
+    """Whether all of its formats are for whoever names them."""
+    return all(FORMATS[name].when_named for name in offer.formats)
 
 
 def best_offer(

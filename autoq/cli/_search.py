@@ -76,8 +76,8 @@ def search(
     container: Annotated[
         str | None,
         typer.Option(
-            help="Checkpoint to aim at: modelopt or compressed-tensors; what suits the target best "
-            "if left out, or modelopt."
+            help="Checkpoint to aim at: modelopt or compressed-tensors; what suits the target best, or "
+            "holds the formats, if left out."
         ),
     ] = None,
     target: Annotated[

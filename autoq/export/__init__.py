@@ -1,6 +1,7 @@
 """Writing searched models as checkpoints that engines load, and reading them back."""
 
 from autoq.export._folder import check_destination
+from autoq.export._layouts import first_container
 from autoq.export._types import (
     CheckpointContents,
     ExportedFile,
@@ -37,6 +38,7 @@ __all__ = [
     "WeightOnlyCalibration",
     "check_destination",
     "export_checkpoint",
+    "first_container",
     "load_checkpoint_for_evaluation",
     "load_packed",
     "read_quantized",

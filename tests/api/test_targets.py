@@ -41,6 +41,12 @@ class Noting(SilentProgress):
 def test_without_a_target_nothing_changes() -> None:
     assert offers(None, None, None) == (offer_of(MODELOPT, "fp8", "nvfp4"),)
     assert offers(None, ["w4a8_awq"], "compressed-tensors") == (offer_of(COMPRESSED, "w4a8_awq"),)
+    assert offers(None, ["w4a8_awq", "none"], None) == (offer_of(MODELOPT, "w4a8_awq", "none"),)
+
+
+def test_formats_that_one_container_alone_holds_lead_to_it() -> None:
+    assert offers(None, ["int8_sq", "fp8"], None) == (offer_of(COMPRESSED, "int8_sq", "fp8"),)
+    assert offers(None, ["int8_sq"], "modelopt") == (offer_of(MODELOPT, "int8_sq"),)
 
 
 @pytest.mark.parametrize(

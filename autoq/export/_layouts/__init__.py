@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -12,9 +12,16 @@ from autoq.export._layouts.int4 import INT4
 from autoq.export._layouts.int8 import INT8, WITHOUT_INT8
 from autoq.export._layouts.mx import MX, WITHOUT_MX
 from autoq.export._layouts.nvfp4 import NVFP4
-from autoq.formats import Container, FormatName
+from autoq.formats import NONE, Container, FormatName
 
-__all__ = ["LAYOUTS", "WITHOUT_LAYOUT", "Layout", "TensorRule", "manifest_entries"]
+__all__ = [
+    "LAYOUTS",
+    "WITHOUT_LAYOUT",
+    "Layout",
+    "TensorRule",
+    "first_container",
+    "manifest_entries",
+]
 
 LAYOUTS: Mapping[LayoutKey, Layout] = MappingProxyType({**FP8, **NVFP4, **INT4, **INT8, **MX})
 """A format is in here or in `WITHOUT_LAYOUT`, for each container."""
@@ -26,3 +33,12 @@ WITHOUT_LAYOUT: Mapping[LayoutKey, str] = MappingProxyType({**WITHOUT_INT8, **WI
 def manifest_entries(container: Container) -> dict[FormatName, Mapping[str, Any]]:
     """Format -> what a manifest of the container says of it."""
     return {fmt: layout.manifest for (where, fmt), layout in LAYOUTS.items() if where is container}
+
+
+def first_container(formats: Sequence[FormatName]) -> Container | None:
+    """The first container that can express all of the formats; None if there is none."""
+    wanted = [name for name in formats if name != NONE]
+    fitting = (
+        container for container in Container if all((container, name) in LAYOUTS for name in wanted)
+    )
+    return next(fitting, None)
