@@ -7,10 +7,12 @@ import math
 import os
 import socket
 import warnings
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import psutil  # type: ignore[import-untyped]
-from sqlalchemy import Engine, event, make_url, text
+from sqlalchemy import Delete, Engine, delete, event, make_url, text
+from sqlalchemy.orm import Session
 
 from autoq.studies._leases import START_TOLERANCE_SECONDS, pid_namespace, process_started
 
@@ -113,6 +115,50 @@ def has_heartbeat(storage: BaseStorage, trial_id: int) -> bool:
     query = text("SELECT count(*) FROM trial_heartbeats WHERE trial_id = :trial_id")
     with engine.connect() as connection:
         return bool(connection.execute(query, {"trial_id": trial_id}).scalar())
+
+
+def rewrite_finished_trials(
+    storage: BaseStorage, complete: Mapping[int, FrozenTrial], withdrawn: Collection[int]
+) -> None:
+    """Give finished trials other numbers, all or none; their notes, files and places stay.
+
+    Optuna has no call for that: it never changes a finished trial. So this writes its tables.
+
+    Args:
+        storage: of a store that is a file or a database.
+        complete: Optuna's id of a trial -> the values, user attributes and times that it gets.
+        withdrawn: ids of trials that no longer say anything; they count as failed.
+    """
+    from optuna.storages._rdb import models
+    from optuna.trial import TrialState
+
+    finite = models.TrialValueModel.TrialValueType.FINITE
+    with Session(_uncached(storage).engine) as session, session.begin():
+        for trial_id in [*complete, *withdrawn]:
+            session.execute(_of_trial(models.TrialValueModel, trial_id))
+            row = session.get_one(models.TrialModel, trial_id)
+            row.state = TrialState.COMPLETE if trial_id in complete else TrialState.FAIL
+        for trial_id, trial in complete.items():
+            row = session.get_one(models.TrialModel, trial_id)
+            row.datetime_start = trial.datetime_start
+            row.datetime_complete = trial.datetime_complete
+            session.execute(_of_trial(models.TrialUserAttributeModel, trial_id))
+            session.add_all(
+                models.TrialValueModel(
+                    trial_id=trial_id, objective=objective, value=value, value_type=finite
+                )
+                for objective, value in enumerate(trial.values)
+            )
+            session.add_all(
+                models.TrialUserAttributeModel(
+                    trial_id=trial_id, key=name, value_json=json.dumps(value)
+                )
+                for name, value in trial.user_attrs.items()
+            )
+
+
+def _of_trial(table: Any, trial_id: int) -> Delete:
+    return delete(table).where(table.trial_id == trial_id)
 
 
 def worker_identity() -> str:

@@ -8,6 +8,7 @@ import io
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,7 +88,7 @@ def annotate(study: Study, optuna_study: optuna.Study, *, artifacts: Path | None
     if artifacts is not None:
         attached = ArtifactFiles(optuna_study, artifacts)
         attached.put(files)
-        for trial in _trials_with_files(optuna_study):
+        for trial in _trials_with_files(optuna_study, attached.trials_with_files()):
             attached.put(_trial_files(study, trial), trial._trial_id)
 
 
@@ -225,8 +226,14 @@ def _study_files(view: _View) -> dict[str, bytes]:
     }
 
 
-def _trials_with_files(optuna_study: optuna.Study) -> Sequence[FrozenTrial]:
-    """The first trial and the best ones; of several objectives those that no other beats."""
+def _trials_with_files(
+    optuna_study: optuna.Study, before: AbstractSet[int]
+) -> Sequence[FrozenTrial]:
+    """The first trial and the best ones; of several objectives those that no other beats.
+
+    Args:
+        before: ids of trials that have files already, which shall not grow old.
+    """
     trials = [
         trial
         for trial in optuna_study.get_trials(deepcopy=False)
@@ -238,7 +245,7 @@ def _trials_with_files(optuna_study: optuna.Study) -> Sequence[FrozenTrial]:
     else:
         best = sorted(trials, key=lambda trial: trial.value or 0.0)
     kept = {trial.number for trial in [*trials[:1], *best[:_MOST_TRIALS_WITH_FILES]]}
-    return [trial for trial in trials if trial.number in kept]
+    return [trial for trial in trials if trial.number in kept or trial._trial_id in before]
 
 
 def _trial_files(study: Study, trial: FrozenTrial) -> dict[str, bytes]:

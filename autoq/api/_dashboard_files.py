@@ -7,7 +7,6 @@ import json
 import mimetypes
 import re
 import uuid
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,7 @@ _OF_TRIAL = "dashboard:artifacts:{trial_id}:"
 """Keys of the study's attributes. Optuna keeps a trial's artifacts with the trial, which cannot be
 changed once it is finished; the dashboard also reads them here."""
 
-_TRIAL_KEY = re.compile(_OF_TRIAL.format(trial_id=r"\d+"))
+_TRIAL_KEY = re.compile(_OF_TRIAL.format(trial_id=r"(\d+)"))
 _IDENTIFIER = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -65,19 +64,10 @@ class ArtifactFiles:
             elif self._content(identifier) != content:
                 self._files.write(identifier, io.BytesIO(content))
 
-    def remove_all(self) -> None:
-        """Delete the files of the study and of its trials; their names stay in the database."""
-        for key in self._storage.get_study_system_attrs(self._study_id):
-            kind, _, identifier = key.rpartition(":")
-            if f"{kind}:" == _OF_STUDY or _TRIAL_KEY.fullmatch(f"{kind}:"):
-                self._remove(identifier)
-
-    def _remove(self, identifier: str) -> None:
-        from optuna.artifacts.exceptions import ArtifactNotFound
-
-        if _IDENTIFIER.fullmatch(identifier):
-            with suppress(ArtifactNotFound):
-                self._files.remove(identifier)
+    def trials_with_files(self) -> set[int]:
+        """Optuna's numbers, in its database, of trials that have files."""
+        keys = self._storage.get_study_system_attrs(self._study_id)
+        return {int(found[1]) for found in map(_TRIAL_KEY.match, keys) if found}
 
     def _known(self, prefix: str) -> dict[str, str]:
         """Name -> identifier; the dashboard leaves null where an artifact was deleted."""

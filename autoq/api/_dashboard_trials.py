@@ -7,14 +7,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoq.api._dashboard_files import ArtifactFiles
 from autoq.api.measured import KL_DIVERGENCE, OTHER_DATA, PER_SEQUENCE, VALIDATION
 from autoq.errors import InputError
 from autoq.report import Metric, TrialRow
-from autoq.studies import MeasurementRecord, PlanRecord
+from autoq.studies import MeasurementRecord, PlanRecord, rewrite_finished_trials
 
 if TYPE_CHECKING:
     import optuna
@@ -38,6 +36,14 @@ class _Wanted:
     shares: Mapping[str, float]  # "share in nvfp4" -> of all searched weights, 0 to 1
     measured: datetime  # in UTC
 
+    def is_like(self, trial: FrozenTrial) -> bool:
+        """Whether the trial has these values and attributes, and counts."""
+        return (
+            trial.state.name == "COMPLETE"
+            and tuple(trial.values) == self.values
+            and trial.user_attrs == self.attributes
+        )
+
     def as_trial(self) -> FrozenTrial:
         """The trial; shares of formats are its parameters, so that Optuna's plots have some."""
         import optuna
@@ -53,16 +59,13 @@ class _Wanted:
         return trial
 
 
-def measured_plans_study(
-    study: Study, storage: optuna.storages.BaseStorage, folder: Path
-) -> optuna.Study:
+def measured_plans_study(study: Study, storage: optuna.storages.BaseStorage) -> optuna.Study:
     """The Optuna study of the plans that were measured, made or brought up to date.
 
-    Two objectives, divergence and bits: over many budgets one of them says nothing. Finished trials
-    cannot be changed, so a study whose numbers are out of date is made anew.
+    Two objectives, divergence and bits: over many budgets one of them says nothing. Numbers that
+    changed are changed in place, so that whatever users wrote and attached stays; a plan that is
+    no longer measured on the same tokens as the others becomes a failed trial.
 
-    Args:
-        folder: where artifacts are; those of an outdated study are deleted with it.
     Raises:
         InputError: somebody else's Optuna study has the name.
     """
@@ -71,21 +74,39 @@ def measured_plans_study(
     name = _name(study)
     wanted = {trial.attributes["plan"]: trial for trial in _measured(study)}
     found = existing_measured_plans(study, storage)
-    if found is not None and not _is_part_of(found, wanted):
-        ArtifactFiles(found, folder).remove_all()
-        optuna.delete_study(study_name=name, storage=storage)
-        found = None
     if found is None:
         found = optuna.create_study(
             study_name=name, storage=storage, directions=["minimize", "minimize"]
         )
         found.set_user_attr(STUDY, study.name)
         found.set_user_attr(MADE_BY, MEASURED_PLANS)
-    present = {trial.user_attrs["plan"] for trial in found.get_trials(deepcopy=False)}
+    present = {str(trial.user_attrs.get("plan")): trial for trial in found.get_trials()}
+    _bring_up_to_date(storage, present, wanted)
     for plan, trial in wanted.items():
         if plan not in present:
             found.add_trial(trial.as_trial())
-    return found
+    # What was read before, the study keeps; so it is read anew.
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def _bring_up_to_date(
+    storage: optuna.storages.BaseStorage,
+    present: Mapping[str, FrozenTrial],
+    wanted: Mapping[str, _Wanted],
+) -> None:
+    """Change the trials that are not as they should be; when one was measured may differ."""
+    changed = {
+        trial._trial_id: wanted[plan].as_trial()
+        for plan, trial in present.items()
+        if plan in wanted and not wanted[plan].is_like(trial)
+    }
+    withdrawn = [
+        trial._trial_id
+        for plan, trial in present.items()
+        if plan not in wanted and trial.state.name == "COMPLETE"
+    ]
+    if changed or withdrawn:
+        rewrite_finished_trials(storage, changed, withdrawn)
 
 
 def refinements(study: Study, storage: optuna.storages.BaseStorage) -> list[optuna.Study]:
@@ -158,17 +179,6 @@ def number(value: Any) -> float | None:
 
 def _name(study: Study) -> str:
     return f"{study.name} · {MEASURED_PLANS}"
-
-
-def _is_part_of(found: optuna.Study, wanted: Mapping[str, _Wanted]) -> bool:
-    """Whether every trial that is there is as it should be; when it was measured may differ."""
-    for trial in found.get_trials(deepcopy=False):
-        right = wanted.get(str(trial.user_attrs.get("plan")))
-        if right is None or trial.values is None:
-            return False
-        if tuple(trial.values) != right.values or trial.user_attrs != right.attributes:
-            return False
-    return True
 
 
 def _measured(study: Study) -> Iterator[_Wanted]:

@@ -92,7 +92,7 @@ def prepare_store(
         say(f"preparing {name}")
         study = open_study(name, store)
         try:
-            for optuna_study in _optuna_studies(study, storage, folder):
+            for optuna_study in _optuna_studies(study, storage):
                 annotate(study, optuna_study, artifacts=folder)
                 shown.append(optuna_study.study_name)
         except (InputError, StudyLockedError) as error:
@@ -114,9 +114,7 @@ def dashboard_application(prepared: PreparedStore) -> WSGIApplication:
     return application
 
 
-def _optuna_studies(
-    study: Study, storage: optuna.storages.BaseStorage, folder: Path
-) -> Iterator[optuna.Study]:
+def _optuna_studies(study: Study, storage: optuna.storages.BaseStorage) -> Iterator[optuna.Study]:
     refined = refinements(study, storage)
     yield from refined
     known = existing_measured_plans(study, storage)
@@ -125,7 +123,7 @@ def _optuna_studies(
     study.plan()  # refuses before anything is made
     try:
         with study.store.lease(study.id):
-            known = measured_plans_study(study, storage, folder)
+            known = measured_plans_study(study, storage)
     except StudyLockedError:
         if known is None:
             raise

@@ -16,6 +16,7 @@ import optuna
 import pytest
 
 import autoq
+from autoq.api._dashboard_files import ArtifactFiles
 from autoq.api.dashboard import artifact_folder, prepare_store
 from autoq.errors import InputError, UnknownNameError
 from autoq.report.numbers import loss_text
@@ -168,24 +169,104 @@ def test_a_plan_that_is_measured_later_is_added(own: autoq.Study, found: optuna.
     assert after[1][-1][4]["label"] == "7.5 bits"
 
 
-def test_numbers_that_changed_replace_the_study_and_its_files(
-    own: autoq.Study, found: optuna.Study
-) -> None:
-    record = next(iter(divergences(own).values()))
-    own.store.add_measurement(
-        own.id,
+def change_a_number(study: autoq.Study, value: float) -> str:
+    """Let one plan have another divergence on the same tokens; the plan."""
+    record = next(iter(divergences(study).values()))
+    study.store.add_measurement(
+        study.id,
         plan_id=record.plan_id,
         label=record.label,
         metric="kl_divergence",
-        value=0.125,
+        value=value,
         data_sha256=record.data_sha256,
     )
+    return json.dumps(study.store.plan(record.plan_id).assignment)
+
+
+def test_numbers_that_changed_are_changed_in_place(own: autoq.Study, found: optuna.Study) -> None:
+    plan = change_a_number(own, 0.125)
     second = shown(own.store)
-    assert len(second.trials) == len(found.trials)
-    assert 0.125 in [trial.values[1] for trial in second.trials]
+    assert second._study_id == found._study_id
+    for before, after in zip(found.trials, second.trials, strict=True):
+        assert (after.number, after._trial_id) == (before.number, before._trial_id)
+        assert after.params == before.params
+        if after.user_attrs["plan"] == plan:
+            assert after.values == [before.values[0], 0.125]
+            assert after.user_attrs["kl_divergence"] == 0.125
+        else:
+            assert (after.values, after.user_attrs) == (before.values, before.user_attrs)
+    everything_before = everything(second)
+    assert everything(shown(own.store)) == everything_before
+
+
+def test_what_a_user_wrote_and_attached_survives_numbers_that_changed(
+    own: autoq.Study, found: optuna.Study
+) -> None:
+    from optuna_dashboard import save_note
+    from optuna_dashboard.artifact._backend import list_trial_artifacts
+
+    first = optuna.load_study(study_name=found.study_name, storage=trial_storage(own.store.url))
+    plan = change_a_number(own, 0.125)
+    (trial,) = (trial for trial in first.trials if trial.user_attrs["plan"] == plan)
+    handle = optuna.trial.Trial(first, trial._trial_id)
+    save_note(first, "my own words")
+    save_note(handle, "of this trial")
+    files = ArtifactFiles(first, artifact_folder(own.store))  # as the dashboard keeps them
+    files.put({"mine.txt": b"mine"})
+    files.put({"mine.txt": b"of this trial"}, trial._trial_id)
+    second = shown(own.store)
+    assert get_note(second) == "my own words"
+    assert get_note(optuna.trial.Trial(second, trial._trial_id)) == "of this trial"
+    assert artifacts_of(second, artifact_folder(own.store))["mine.txt"] == b"mine"
+    (changed,) = (one for one in second.trials if one.user_attrs["plan"] == plan)
+    assert changed.values[1] == 0.125
     kept = second._storage.get_study_system_attrs(second._study_id)
-    registered = {key.rpartition(":")[2] for key in kept if "artifacts:" in key}
-    assert set(contents(artifact_folder(own.store))) == registered
+    attached = list_trial_artifacts(kept, changed.system_attrs, changed)
+    (mine,) = (entry for entry in attached if entry["filename"] == "mine.txt")
+    content = (artifact_folder(own.store) / mine["artifact_id"]).read_bytes()
+    assert content == b"of this trial"
+
+
+def test_plans_measured_on_other_tokens_since_are_withdrawn_and_come_back(
+    own: autoq.Study, found: optuna.Study
+) -> None:
+    """The trials are those on the tokens that most plans were measured on."""
+    records = list(divergences(own).values())
+    kept, gone = records[:-1], records[-1]
+
+    def store_all(records: list[Any], data_sha256: str) -> None:
+        for record in records:
+            own.store.add_measurement(
+                own.id,
+                plan_id=record.plan_id,
+                label=record.label,
+                metric="kl_divergence",
+                value=2 * record.value,
+                data_sha256=data_sha256,
+            )
+
+    # Twice as often on other tokens, since those of before are still stored.
+    store_all(kept, "of other tokens")
+    for record in kept:
+        own.store.add_measurement(
+            own.id,
+            plan_id=record.plan_id,
+            label=f"{record.label} again",
+            metric="kl_divergence",
+            value=2 * record.value,
+            data_sha256="of other tokens",
+        )
+    second = shown(own.store)
+    states = {trial.user_attrs["plan"]: trial.state.name for trial in second.trials}
+    lost = json.dumps(own.store.plan(gone.plan_id).assignment)
+    assert states.pop(lost) == "FAIL"
+    assert set(states.values()) == {"COMPLETE"}
+    assert len(second.trials) == len(found.trials)
+    store_all([gone], "of other tokens")
+    third = shown(own.store)
+    values = {trial.user_attrs["plan"]: trial.values for trial in third.trials}
+    assert values[lost][1] == 2 * gone.value
+    assert {trial.state.name for trial in third.trials} == {"COMPLETE"}
 
 
 def test_an_edited_note_stays_and_a_lost_file_comes_back(
