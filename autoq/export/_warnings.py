@@ -19,11 +19,12 @@ from autoq.formats import (
     Hardware,
     Target,
     WeightElement,
+    all_supports,
     reasons,
 )
 from autoq.models import ModelMap, SlotKind, SlotName
 
-_FP8, _W4A8 = FormatName("fp8"), FormatName("w4a8_awq")
+_FP8 = FormatName("fp8")
 _SlotFormats = Mapping[SlotName, FormatName]
 
 
@@ -38,11 +39,15 @@ def warnings_for(
     used = {fmt for fmt in slot_formats.values() if fmt != NONE}
     if not used:
         return []
-    lines = [*_head_warnings(model, slot_formats), *_reader_warnings(used, container)]
+    lines = [
+        *_head_warnings(model, slot_formats),
+        *_reader_warnings(used, container),
+        *_row_warnings(model_map, slot_formats, container),
+    ]
     if container is Container.MODELOPT:
         lines += _modelopt_warnings(model_map, used, slot_formats)
     else:
-        lines += _compressed_tensors_warnings(model_map, used, slot_formats, storage_dtype)
+        lines += _compressed_tensors_warnings(used, storage_dtype)
     return lines
 
 
@@ -107,10 +112,7 @@ def _modelopt_warnings(
 
 
 def _compressed_tensors_warnings(
-    model_map: ModelMap,
-    used: set[FormatName],
-    slot_formats: _SlotFormats,
-    storage_dtype: torch.dtype,
+    used: set[FormatName], storage_dtype: torch.dtype
 ) -> Iterator[str]:
     if _FP8 in used:
         yield "TensorRT-LLM does not read fp8 with one scale per tensor from compressed-tensors"
@@ -121,10 +123,29 @@ def _compressed_tensors_warnings(
             f"transformers runs {', '.join(fp4)} in bfloat16 only, and this model is stored in "
             f"{name}: load it with dtype=torch.bfloat16"
         )
-    for name, fmt in slot_formats.items():
-        slot = model_map.slots[name]
-        if fmt == _W4A8 and slot.out_features % 128:
-            yield f"vLLM needs w4a8_awq layers with out_features divisible by 128: {name}"
+
+
+def _row_warnings(
+    model_map: ModelMap, slot_formats: _SlotFormats, container: Container
+) -> Iterator[str]:
+    """Layers whose rows an engine's kernel does not take; see `Support.out_features_multiple`."""
+    stricter = {
+        (entry.engine, entry.format, entry.out_features_multiple)
+        for _, entry in all_supports()
+        if entry.container is container and entry.out_features_multiple > 1
+    }
+    for engine, fmt, multiple in sorted(stricter):
+        names = [
+            name
+            for name, chosen in slot_formats.items()
+            if chosen == fmt and model_map.slots[name].out_features % multiple
+        ]
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            yield (
+                f"{ENGINES[engine].title} needs {fmt} layers with out_features divisible by "
+                f"{multiple}, unlike {names[0]}{more}"
+            )
 
 
 def _quantizes(kind: SlotKind, model_map: ModelMap, slot_formats: _SlotFormats) -> bool:

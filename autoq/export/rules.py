@@ -166,10 +166,20 @@ def _name_lines(
     model: nn.Module, model_map: ModelMap, slot_formats: _SlotFormats, container: Container
 ) -> Iterator[str]:
     try:
-        formats = checkpoint_names(model, model_map).module_formats(slot_formats)
+        names = checkpoint_names(model, model_map)
+        formats = names.module_formats(slot_formats)
     except InputError as error:
         yield str(error)
         return
+    for slot, fmt in slot_formats.items():
+        height = FORMATS[fmt].weight_block_size
+        is_in_blocks = FORMATS[fmt].weight_scaling is WeightScaling.BLOCK and height is not None
+        for part in names.parts(slot) if is_in_blocks else ():
+            if height is not None and part.first_row % height:
+                yield (
+                    f"{part.module} is written from row {part.first_row} of {slot} on, in the middle "
+                    f"of a block of {fmt}; choose another format for it"
+                )
     if container is Container.MODELOPT:
         yield from _substring_lines(formats)
 

@@ -20,10 +20,12 @@ from autoq.export import _shards as shards_module
 from autoq.export import (
     load_checkpoint_for_evaluation,
     read_quantized,
+    refusals,
     verify_checkpoint,
     warnings_for,
 )
 from autoq.export._manifest_reading import pattern_matcher
+from autoq.export._plan import checkpoint_names
 from autoq.formats import NONE, FormatName
 from autoq.layers import Container
 from autoq.models import load_model
@@ -176,6 +178,54 @@ def test_warnings_name_who_can_load_it(
         tiny.model, tiny.model_map, planned.slot_formats, container, torch.bfloat16
     )
     assert any(re.search(message, line) for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("container", "fmt", "engines"),
+    [
+        (COMPRESSED, "w4a8_awq", ["vLLM"]),
+        (COMPRESSED, "fp8_block", ["SGLang", "TensorRT-LLM", "vLLM"]),
+        (MODELOPT, "fp8_block", ["vLLM"]),
+        (COMPRESSED, "fp8_pc_pt", []),
+    ],
+)
+def test_warnings_name_layers_whose_rows_an_engine_does_not_take(
+    container: Container, fmt: str, engines: list[str], uniform_plan: UniformPlan
+) -> None:
+    planned = uniform_plan("llama", container, fmt)  # two key/value heads of 32: 64 rows
+    tiny = planned.tiny
+    narrow = {slot for slot, entry in tiny.model_map.slots.items() if entry.out_features % 128}
+    assert narrow
+    lines = warnings_for(
+        tiny.model, tiny.model_map, planned.slot_formats, container, torch.bfloat16
+    )
+    found = [line for line in lines if "out_features divisible by 128" in line]
+    assert [line.split()[0] for line in found] == engines
+    assert all(any(slot in line for slot in narrow) for line in found)
+
+
+def test_blocks_that_cross_from_one_module_into_the_next_are_refused(
+    tiny: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mixture keeps gate and up in one matrix, and checkpoints have a module for each."""
+    made = tiny("mixtral")
+    expert = "model.layers.0.mlp.experts.0.gate_up_proj"
+    names = checkpoint_names(made.model, made.model_map)
+    gate, up = names.parts(expert)
+    assert up.first_row % 128 == 0
+    moved = replace(up, first_row=up.first_row + 64)
+    parts = {**names._parts, expert: (gate, moved)}
+    monkeypatch.setattr(names, "_parts", parts)
+    chosen = {
+        slot: FormatName("fp8_block")
+        for group in made.model_map.groups
+        if expert in group.slots
+        for slot in group.slots
+    }
+    calibration = made.calibrate(chosen)
+    lines = refusals(made.model, made.model_map, chosen, calibration, MODELOPT)
+    start = f"{up.module} is written from row 320 of {expert} on, in the middle of a block"
+    assert [line.startswith(start) for line in lines] == [True]
 
 
 @pytest.mark.parametrize(
