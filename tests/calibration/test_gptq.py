@@ -233,7 +233,7 @@ def test_codes_are_the_same_in_however_many_parts(name):
     assert with_codes > len(whole) / 2
 
 
-@pytest.mark.parametrize("fmt", ["nvfp4", "w4a8_awq"])
+@pytest.mark.parametrize("fmt", ["nvfp4", "w4a8_awq", "mxfp4"])
 def test_a_layers_outputs_are_nearer_with_codes_than_with_scales_alone(fmt):
     model = make_tiny_model("llama", dtype=torch.float32)
     batches = llama_batches(40)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,10 @@ def calibrated(loaded: Tiny, container: Container, fmt: str, ids: Tensor) -> Pla
     return Planned(loaded, container, dict.fromkeys(loaded.model_map.slots, name), table)
 
 
-@pytest.mark.parametrize("container", Container)
-@pytest.mark.parametrize("fmt", ["nvfp4", "w4a8_awq"])
+@pytest.mark.parametrize(
+    ("container", "fmt"),
+    [*product(Container, ("nvfp4", "w4a8_awq")), (Container.COMPRESSED_TENSORS, "mxfp4")],
+)
 def test_exports_read_back_and_run_as_they_were_searched(
     fmt: str, container: Container, hard_llama: Tiny, tmp_path: Path, input_ids: Tensor
 ) -> None:

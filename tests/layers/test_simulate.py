@@ -102,7 +102,7 @@ def test_weights_are_those_of_the_checkpoint(name, dtype, container):
     assert changed
 
 
-@pytest.mark.parametrize("fmt", QUANTIZED)
+@pytest.mark.parametrize("fmt", [*QUANTIZED, "fp8_pc_pt", "fp8_block", "mxfp8", "mxfp4"])
 @pytest.mark.parametrize("container", list(Container))
 @torch.no_grad()
 def test_one_linear_computes_quantised_input_times_quantised_weight(fmt, container):
@@ -112,8 +112,16 @@ def test_one_linear_computes_quantised_input_times_quantised_weight(fmt, contain
     weight, bias = layer.weight.clone(), layer.bias.clone()
     inputs = 3 * torch.randn(2, 5, 128)
     exact = model(inputs)
-    calibration = calibration_of(model, discover(model))["0", fmt]
-    simulate(model, {"0": fmt}, container)
+    calibration = LayerCalibration(weight_amax=float(weight.abs().max()), input_amax=2.0)
+    slots = discover(model).slots
+    SimulatedModel(
+        model,
+        slots,
+        {"0": fmt},
+        {("0", fmt): calibration},
+        container=container,
+        scale_dtype=torch.bfloat16,
+    )
     stored = quantize_weight(weight, FORMATS[fmt], calibration, scale_dtype=torch.bfloat16)
     seen = fake_quantize_input(inputs, FORMATS[fmt], calibration, container=container)
     expected = seen @ dequantize_weight(stored, container=container).t() + bias
