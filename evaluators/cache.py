@@ -82,7 +82,7 @@ class LogitsCache:
     ) -> CachedOutputs | None:
         """As `outputs`, but None where they do not fit to the bit."""
         tokens = sum(batch.numel() for batch in batches)
-        if self.kept is not None or self._kept(tokens, width, dtype) is not None:
+        if self.kept is not None or tokens * width * dtype.itemsize > self.max_bytes:
             return None
         return self.outputs(batches, fingerprint=fingerprint, width=width, dtype=dtype)
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import psutil  # type: ignore[import-untyped]
 import torch
@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from autoq.api._refine_metrics import Aim, AimedMetrics, Gathered
 from autoq.api.measuring import ModelBorrower
+from autoq.api.metrics import outputs_in_full
 from autoq.api.task import output_bytes, output_properties, token_batches
 from autoq.data import TokenData
 from autoq.errors import EvaluationError
 from autoq.evaluators import Reference, ReferenceOutputs, measure_fidelity, rounding_noise
+from autoq.evaluators.cache import LogitsCache
 from autoq.formats import FormatName
 from autoq.layers.prefix import PrefixReuse, is_exact
 from autoq.layers.simulate import slot_formats_of
@@ -32,6 +34,9 @@ AVAILABLE_SHARE = 0.25
 """Of the memory that is free on the model's device: what caches may take unless told otherwise."""
 
 _PROBE_TOKENS = 16
+
+_RunAll: TypeAlias = Callable[[Sequence[Tensor]], list[Tensor]]
+"""The original's outputs on batches of tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,7 @@ class TrialMeasurer(ModelBorrower):
         aim: Aim,
         *,
         cache_bytes: int | None = None,
+        outputs: LogitsCache | None = None,
     ) -> None:
         """
         Args:
@@ -68,6 +74,8 @@ class TrialMeasurer(ModelBorrower):
             aim: what is to be known of every plan.
             cache_bytes: bound on quantised weights and block outputs together; None is a share of
                 the memory that is free.
+            outputs: where the original's outputs are shared with other processes, if they fit there
+                to the bit.
         Raises:
             UnknownNameError, InputError: a metric is not known, or not one of such a model.
         """
@@ -81,6 +89,8 @@ class TrialMeasurer(ModelBorrower):
         self._reference = ReferenceOutputs(
             self._batches, bytes_per_batch=output_bytes(loaded.model, self._batches[0])
         )
+        shared = None if outputs is None else outputs_in_full(outputs, loaded, self._batches)
+        self._shared: Callable[[_RunAll], _RunAll] = _alone if shared is None else shared.through
         if cache_bytes is None:
             cache_bytes = int(AVAILABLE_SHARE * available_bytes(loaded.device))
         self._weights = WeightCache(cache_bytes // 2)
@@ -117,7 +127,7 @@ class TrialMeasurer(ModelBorrower):
         """
         self._apply(assignment)
         gathered = self.metrics.gathered()
-        pairs = self._reference.pairs(self._run_original, self._forward)
+        pairs = self._reference.pairs(self._shared(self._run_original), self._forward)
         for number, (ids, expected, found) in enumerate(pairs, start=1):
             gathered.add(ids, expected, found)
             advance()
@@ -142,7 +152,7 @@ class TrialMeasurer(ModelBorrower):
             with rounding_noise(self._model, model_map.slots.values(), model_map.blocks, noise):
                 return forward_logits(self._model, ids)
 
-        pairs = self._reference.pairs(self._run_all, noisy)
+        pairs = self._reference.pairs(self._shared(self._run_all), noisy)
         found = measure_fidelity(pairs, **output_properties(self._model))
         return found.kl_divergence.value
 
@@ -230,6 +240,11 @@ class _Prefixes:
             key = number, tuple(formats[slot] for slot in slots)
             number = self._numbers.setdefault(key, len(self._numbers) + 1)
             yield number
+
+
+def _alone(reference: _RunAll) -> _RunAll:
+    """Where nothing is shared, the original runs here."""
+    return reference
 
 
 def available_bytes(device: torch.device) -> int:

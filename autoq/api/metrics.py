@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,11 @@ from autoq.studies import PlanRecord
 
 if TYPE_CHECKING:
     from autoq.api.study import Study
+
+
+class _Shape(TypedDict):
+    width: int
+    dtype: torch.dtype
 
 
 def wanted_metrics(names: Sequence[str]) -> tuple[str, ...]:
@@ -127,11 +132,28 @@ def cached_outputs(
             f"outputs of {type(model).__name__} are hidden states, which are not kept on disk; "
             "leave out --cache"
         )
+    return cache.outputs(batches, fingerprint=original.fingerprint, **_shape_of(model, batches[0]))
+
+
+def outputs_in_full(
+    cache: LogitsCache, original: LoadedModel, batches: Sequence[Tensor]
+) -> CachedOutputs | None:
+    """The original's outputs on some tokens to the bit; None where they do not fit so.
+
+    Args:
+        original: as it is, with its own weights.
+    Raises:
+        InputError: the folder cannot be written to.
+    """
+    about = _shape_of(original.model, batches[0])
+    return cache.outputs_in_full(batches, fingerprint=original.fingerprint, **about)
+
+
+def _shape_of(model: nn.Module, ids: Tensor) -> _Shape:
+    """Found by running the model on one token: heads may be wider than embeddings."""
     with torch.no_grad():
-        output = forward_logits(model, batches[0][:1, :1])  # heads may be wider than embeddings
-    return cache.outputs(
-        batches, fingerprint=original.fingerprint, width=output.shape[-1], dtype=output.dtype
-    )
+        output = forward_logits(model, ids[:1, :1])
+    return {"width": output.shape[-1], "dtype": output.dtype}
 
 
 def cached_fidelity(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoq.api._refine_confirm import Confirmed, confirm
@@ -22,6 +24,7 @@ from autoq.api.renewal import RenewingProgress
 from autoq.api.validation import with_known_budgets
 from autoq.errors import AutoqError, InputError
 from autoq.evaluators import parse_constraint, parse_objective
+from autoq.evaluators.cache import DEFAULT_BYTES, LogitsCache
 from autoq.evaluators.tasks import ExamplePart
 from autoq.progress import Progress, SilentProgress
 from autoq.search import Resource, reachable_bits
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 DEFAULT_TRIALS = 100
 _LOOK_SECONDS = 1.0  # between counts of the trials of all workers: each reads the store
 _CONFIRMATION_WAIT_SECONDS = 600.0
+_SHARE_OF_FREE_DISK = 0.1  # that the original's outputs may take where nobody asked for them
 BYTES_PER_GB = 1e9
 AGAINST_BITS = "bits"
 
@@ -60,6 +64,9 @@ class RefineOptions:
     seed: int = 0
     prune: bool = True  # stop hopeless trials early
     cache_gb: float | None = None  # of quantised weights and block outputs, 10^9 bytes
+    outputs: str | None = None
+    """A folder for the original's outputs, which workers and later runs share; None: beside an SQLite
+    store, and none elsewhere."""
     heartbeat_seconds: int = HEARTBEAT_SECONDS
     grace_seconds: int = GRACE_SECONDS
 
@@ -253,7 +260,11 @@ def work(
     sampler = trials.sampler
     assert isinstance(sampler, MultiplierSampler)
     with TrialMeasurer(
-        study, data.selection, options.aim, cache_bytes=options.cache_bytes
+        study,
+        data.selection,
+        options.aim,
+        cache_bytes=options.cache_bytes,
+        outputs=_shared_outputs(study, options, progress),
     ) as measurer:
         noise_floor = _known(trials, "noise_floor", lambda: _noise_floor(measurer))
         original = _known(trials, "original", measurer.original)
@@ -273,6 +284,18 @@ def work(
                 note=progress.note,
             )
             worker.run()
+
+
+def _shared_outputs(study: Study, options: RefineOptions, progress: Progress) -> LogitsCache | None:
+    """Where the original's outputs are kept between processes."""
+    if options.outputs is not None:
+        return LogitsCache(Path(options.outputs), note=progress.note)
+    file = study.store.file
+    if file is None:
+        return None
+    folder = file.with_name(f"{file.name}.outputs")
+    bound = min(DEFAULT_BYTES, int(_SHARE_OF_FREE_DISK * shutil.disk_usage(file.parent).free))
+    return LogitsCache(folder, max_bytes=bound, note=progress.note)
 
 
 def _refinement(

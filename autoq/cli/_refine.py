@@ -84,6 +84,14 @@ def refine(
             "free if left out."
         ),
     ] = None,
+    outputs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for the original's outputs, which workers and later runs share; beside an "
+            "SQLite store if left out.",
+        ),
+    ] = None,
     no_prune: Annotated[
         bool, typer.Option("--no-prune", help="Measure hopeless trials to their end, too.")
     ] = False,
@@ -118,6 +126,7 @@ def refine(
             fresh_sequences=fresh_sequences,
             held_out_sequences=held_out_sequences,
             cache_gb=cache_gb,
+            outputs=outputs,
             prune=not no_prune,
             seed=seed,
         ).as_plain()

@@ -233,7 +233,8 @@ def test_workers_that_begin_together_share_the_work(tmp_path, monkeypatch):
 def test_outputs_that_do_not_fit_in_full_are_left_alone(tmp_path):
     batches = many_batches(2)
     needed = 2 * 12 * VOCABULARY_SIZE * 4
-    assert in_full(tmp_path, batches, max_bytes=needed - 1) is None
+    for too_few in (0, 1, needed - 1):
+        assert in_full(tmp_path, batches, max_bytes=too_few) is None
     assert in_full(tmp_path, batches, kept=3) is None
     assert not list(tmp_path.iterdir())
     assert in_full(tmp_path, batches, max_bytes=needed) is not None
