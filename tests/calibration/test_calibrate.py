@@ -177,6 +177,59 @@ def test_scales_are_searched_where_the_container_can_hold_them():
     assert scaled[Container.MODELOPT] == folding | {"o_proj", "down_proj"}
 
 
+def test_fused_layers_have_an_awq_scale_of_int4_only_where_a_norm_takes_it():
+    # TensorRT-LLM reads none of fused W4A16 layers, and one of W4A8 ones.
+    model = hard_llama()
+    folded = calibrated(model, ("int4_awq", "w4a8_awq"))
+    scaled = {key: entry for key, entry in folded.items() if entry.pre_quant_scale is not None}
+    first = "model.layers.0.self_attn.q_proj"
+    assert scaled[first, "int4_awq"].folds_into == "model.layers.0.input_layernorm"
+    # Stored, as nothing fuses them.
+    assert any(name.endswith("down_proj") for name, fmt in scaled if fmt == "int4_awq")
+    for norm in (
+        model.model.layers[0].input_layernorm,
+        model.model.layers[0].post_attention_layernorm,
+    ):
+        norm.register_forward_hook(lambda _, __, output: output + 1)  # no norm takes a scale
+    unfolded = calibrated(model, ("int4_awq", "w4a8_awq"))
+    assert unfolded[first, "w4a8_awq"].pre_quant_scale is not None
+    assert unfolded[first, "int4_awq"].pre_quant_scale is None
+    assert unfolded["model.layers.0.mlp.up_proj", "int4_awq"].pre_quant_scale is None
+
+
+@pytest.mark.parametrize("method", list(CalibrationMethod))
+def test_smoothing_folds_into_norms_and_chooses_no_codes(method):
+    model = hard_llama()
+    table = calibrated(model, ("int8_sq",), container=Container.COMPRESSED_TENSORS, method=method)
+    scaled = {slot for (slot, _), entry in table.items() if entry.pre_quant_scale is not None}
+    assert "model.layers.0.self_attn.q_proj" in scaled
+    for slot in scaled:
+        entry = table[slot, "int8_sq"]
+        assert entry.folds_into is not None
+        exponents = entry.pre_quant_scale.log2()
+        assert torch.equal(exponents, exponents.round())
+    assert not any(slot.endswith(("o_proj", "down_proj")) for slot in scaled)
+    assert all(entry.codes is None and entry.importance is None for entry in table.values())
+
+
+@pytest.mark.parametrize("fmt", ["int4_awq", "nvfp4_wo"])
+def test_weights_alone_are_calibrated_by_each_method(fmt):
+    model = hard_llama()
+    name = "model.layers.1.mlp.down_proj"
+    best, scales, plain = (
+        calibrated(model, (fmt,), method=method)[name, fmt]
+        for method in (CalibrationMethod.BEST, CalibrationMethod.SCALES, CalibrationMethod.MAX)
+    )
+    assert best.codes is not None and best.importance is not None
+    assert scales.codes is None and torch.equal(scales.importance, best.importance)
+    assert plain.codes is None and plain.importance is None
+
+
+def test_int8_weights_alone_need_nothing_but_the_weight():
+    entry = calibrated(hard_llama(), ("int8_wo",))["model.layers.1.mlp.down_proj", "int8_wo"]
+    assert entry.codes is entry.importance is entry.pre_quant_scale is None
+
+
 def test_experts_have_no_input_scale():
     model = make_tiny_model("mixtral", dtype=torch.float32)
     with torch.no_grad():
