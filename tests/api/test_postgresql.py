@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from wsgiref.util import setup_testing_defaults
 
 import optuna
 import pytest
@@ -15,6 +16,7 @@ import pytest
 import autoq
 from autoq.api import list_studies, open_study
 from autoq.api._refine_trials import LOSSES, PLAN, POSITION
+from autoq.api.dashboard import dashboard_application, prepare_store
 from autoq.errors import StudyLockedError
 from autoq.studies import StudyStore, trial_storage
 from autoq.testing.postgresql import NoServerError, postgresql_url
@@ -149,3 +151,58 @@ def test_the_command_line_takes_the_url(study, tmp_path):
             check=True,
         )
         assert json.loads(done.stdout)["study"] == study.name
+
+
+def test_the_dashboard_shows_what_is_in_postgresql_and_keeps_what_users_wrote(study, tmp_path):
+    """Refinement, measured plans, notes, plots and files; numbers that changed, in place."""
+    dashboard = pytest.importorskip("optuna_dashboard")
+    study.refine(trials=2, annotate=True, **SMALL)
+    first = prepare_store(study.store, tmp_path)
+    assert first.skipped == ()
+    (refinement,) = first.shown
+    page = answer_of(first, "/api/studies")
+    assert [entry["study_name"] for entry in page["study_summaries"]] == [refinement]
+    shown = answer_of(first, f"/api/studies/{page['study_summaries'][0]['study_id']}")
+    assert study.name in shown["note"]["body"].replace("\\", "")
+    assert len(shown["trials"]) == 2
+    assert {entry["id"] for entry in shown["plotly_graph_objects"]} == {
+        "frontier",
+        "predicted-and-measured",
+        "layers",
+    }
+    for entry in shown["artifacts"]:
+        assert (tmp_path / entry["artifact_id"]).stat().st_size > 0
+
+    storage = trial_storage(study.store.url)
+    optuna.delete_study(study_name=refinement, storage=storage)
+    (name,) = prepare_store(study.store, tmp_path).shown
+    assert name.endswith("measured plans")
+    measured = optuna.load_study(study_name=name, storage=storage)
+    dashboard.save_note(measured, "my own words")
+    plan = study.plan()
+    (record,) = (
+        record
+        for record in study.store.measurements(study.id)
+        if (record.plan_id, record.metric) == (plan.id, "kl_divergence")
+    )
+    changed = {"plan_id": plan.id, "label": record.label, "data_sha256": record.data_sha256}
+    study.store.add_measurement(study.id, metric="kl_divergence", value=0.125, **changed)
+    prepare_store(study.store, tmp_path)
+    again = optuna.load_study(study_name=name, storage=trial_storage(study.store.url))
+    assert again._study_id == measured._study_id
+    assert dashboard.get_note(again) == "my own words"
+    (values,) = [
+        trial.values
+        for trial in again.trials
+        if json.loads(trial.user_attrs["plan"]) == plan.assignment
+    ]
+    assert values[1] == 0.125
+
+
+def answer_of(prepared, path):
+    """What the dashboard's own server answers to its page's request."""
+    environ = {}
+    setup_testing_defaults(environ)
+    environ |= {"PATH_INFO": path, "HTTP_ACCEPT_ENCODING": "identity"}
+    answer = dashboard_application(prepared)(environ, lambda *_: None)
+    return json.loads(b"".join(answer))
