@@ -145,7 +145,7 @@ def confirm(
         "plan_id": plan.id,
         "done_for": done_for,
     }
-    if measured:
+    if len(measured) > 1:
         note_confirmation(trials, data.fresh_until)
     trials.set_user_attr(RESULT, json.dumps(_without_infinities(found)))
     return Confirmed(plan, found)

@@ -96,8 +96,8 @@ def _counts(wanted: int) -> Iterator[int]:
 def _used_again(before: Confirmations) -> str:
     return (
         "no tokens are left that no confirmation of this plan has used, so finalists are confirmed "
-        f"on the same tokens again, after {before.count} times: the more often, the likelier is one "
-        "accepted by luck"
+        f"on the same tokens again (confirmation {before.count + 1}): the more often, the likelier "
+        "one is accepted by luck"
     )
 
 

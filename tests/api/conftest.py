@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from autoq.testing.tiny_models import write_tiny_model
+from tests.api.refinements import QUICK
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +50,31 @@ def measured_store(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory)
     study.validate(random=3, near=3, sequences=2)
     study.store.close()
     return path
+
+
+@pytest.fixture(scope="session")
+def searched(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with one study and its plan of 6 bits; copy it to change it."""
+    import autoq
+
+    path = tmp_path_factory.mktemp("searched") / "studies.db"
+    autoq.search(llama_folder, **QUICK, store=f"sqlite:///{path}").store.close()
+    return path
+
+
+@pytest.fixture
+def copy_of(searched: Path, tmp_path: Path) -> Any:
+    """Makes a store of the test's own with that study, and opens it."""
+    from autoq.api import open_study
+
+    def copy(name: str) -> Any:
+        shutil.copyfile(searched, tmp_path / name)
+        return open_study(None, f"sqlite:///{tmp_path / name}")
+
+    return copy
+
+
+@pytest.fixture
+def study(copy_of: Any) -> Any:
+    """A study that was searched and not refined, in a store of the test's own."""
+    return copy_of("studies.db")

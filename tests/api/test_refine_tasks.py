@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 
 import pytest
 
-import autoq
-from autoq.api import _refine_fresh, open_study
+from autoq.api import _refine_fresh
 from autoq.api._refine_fresh import OnFresh, choose
 from autoq.api.refining import RefineOptions, open_trials
 from autoq.evaluators.tasks import ExamplePart
-from autoq.progress import SilentProgress
-from autoq.search.refine import Refinement, Source, Trial
-
-SMALL = {"sequences": 4, "fresh_sequences": 4, "held_out_sequences": 2}
+from autoq.search.refine import Source, Trial
+from tests.api.refinements import SMALL, NoteTaking, the_second_is_a_finalist
 
 TASK = """
 task: letters
@@ -28,28 +24,6 @@ doc_to_text: ""
 doc_to_target: "{{text}}"
 metric_list: [{metric: byte_perplexity}, {metric: bits_per_byte}]
 """
-
-
-@pytest.fixture(scope="module")
-def searched(llama_folder, tmp_path_factory):
-    path = tmp_path_factory.mktemp("searched") / "studies.db"
-    autoq.search(
-        llama_folder,
-        formats=("fp8", "nvfp4"),
-        effective_bits=6.0,
-        calibration_sequences=6,
-        sequence_length=32,
-        batch_size=2,
-        held_out_sequences=2,
-        store=f"sqlite:///{path}",
-    ).store.close()
-    return path
-
-
-@pytest.fixture
-def study(searched, tmp_path):
-    shutil.copyfile(searched, tmp_path / "studies.db")
-    return open_study(None, f"sqlite:///{tmp_path / 'studies.db'}")
 
 
 @pytest.fixture
@@ -64,20 +38,6 @@ def task(tmp_path, monkeypatch):
         return str(tmp_path / "letters.yaml")
 
     return write
-
-
-class NoteTaking(SilentProgress):
-    def __init__(self):
-        self.notes = []
-        self.note = self.notes.append
-
-
-def the_second_is_a_finalist(monkeypatch):
-    monkeypatch.setattr(
-        Refinement,
-        "finalists",
-        lambda self, finished: sorted(finished, key=lambda trial: trial.number)[:2],
-    )
 
 
 def test_trials_see_one_half_of_the_examples_and_the_verdict_the_other(study, task, monkeypatch):
