@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
 import torch
@@ -105,6 +105,29 @@ class Projections:
         return self._samples[total_rows]
 
 
+def same_tensor(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors hold the same numbers; looks at them only if they are not one tensor.
+
+    Both must be alive, or an address says nothing.
+    """
+    mine, theirs = ((t.data_ptr(), t.dtype, t.shape, t.stride()) for t in (first, second))
+    return mine == theirs or torch.equal(first, second)
+
+
+def seen_inputs(
+    inputs: Tensor, name: FormatName, calibration: LayerCalibration, container: Container
+) -> Tensor:
+    """What a format leaves of inputs, as the exact layer would have to see it.
+
+    Returns:
+        Quantised inputs with the input scale divided out again, float32 [rows, in_features].
+    """
+    changed = fake_quantize_input(inputs, FORMATS[name], calibration, container=container).float()
+    if calibration.pre_quant_scale is not None:
+        changed /= calibration.pre_quant_scale.to(changed.device)
+    return changed
+
+
 class QuantizedInputs:
     """The inputs of a fusion set in every format, as the exact layer would have to see them."""
 
@@ -116,14 +139,9 @@ class QuantizedInputs:
         self._by_format: dict[FormatName, Tensor] = {}
 
     def get(self, name: FormatName, calibration: LayerCalibration) -> Tensor:
-        """Quantised inputs with the input scale divided out again, float32 [rows, in_features]."""
+        """See `seen_inputs`."""
         if name not in self._by_format:
-            changed = fake_quantize_input(
-                self.inputs, FORMATS[name], calibration, container=self._container
-            ).float()
-            if calibration.pre_quant_scale is not None:
-                changed /= calibration.pre_quant_scale.to(changed.device)
-            self._by_format[name] = changed
+            self._by_format[name] = seen_inputs(self.inputs, name, calibration, self._container)
         return self._by_format[name]
 
 
@@ -143,22 +161,51 @@ class WeightErrors:
         self._container = container
         self._scale_dtype = scale_dtype
         self._dtype = dtype
-        self._kept: dict[tuple[SlotName, FormatName], Tensor] = {}
+        self._kept: dict[tuple[tuple[SlotName, ...], FormatName], Tensor] = {}
         self._free_bytes = WEIGHT_ERROR_CACHE_BYTES
+        self._room: Tensor | None = None  # flat; what is left of the memory for errors that stay
+
+    def reserve(self, slots: Iterable[WeightSlot], names: Iterable[FormatName]) -> None:
+        """Take memory for the errors that will be kept in one piece; call before a pass runs.
+
+        One by one they would settle between buffers that come and go, and each would keep a C
+        library's allocator from joining its neighbours: 35 MB more of resident memory beside 21 MB
+        of errors, measured on the bundled model with glibc 2.36. CUDA's allocator has no such need.
+        """
+        if next(self._model.parameters()).device.type != "cpu":
+            return
+        wanted = [(slot, name) for slot in slots for name in names]
+        sizes = [
+            slot.weights
+            for slot, name in wanted
+            if (slot.name, name) in self._calibration and self._scheme(slot, name) is None
+        ]
+        most = WEIGHT_ERROR_CACHE_BYTES // self._dtype.itemsize
+        self._room = torch.empty(min(sum(sizes), most), dtype=self._dtype)
+
+    @property
+    def most_weights(self) -> int:
+        """Of errors that are made as a whole."""
+        return LARGEST_ERROR_BYTES // self._dtype.itemsize
 
     def project(
-        self, slot: WeightSlot, name: FormatName, output_gradient: Tensor, *inputs: Tensor
+        self,
+        slots: tuple[WeightSlot, ...],
+        name: FormatName,
+        output_gradient: Tensor,
+        *inputs: Tensor,
     ) -> Tensor:
-        """`scoring.project` with the error of the slot's weight in the format.
+        """`scoring.project` with the error of the slots' weights in the format, one upon the other.
 
         Args:
-            output_gradient: in the dtype of the errors.
+            slots: one, or several that have no more than `most_weights` together.
+            output_gradient: in the dtype of the errors; of several slots side by side.
             inputs: quantised inputs, exact inputs, and the gradient to them.
         """
-        scheme = self._scheme(slot, name)
+        scheme = self._scheme(slots[0], name) if len(slots) == 1 else None
         if scheme is None:
-            return scoring.project(output_gradient, self.get(slot, name), *inputs)
-        weight = slot_weight(self._model, slot)
+            return scoring.project(output_gradient, self._stacked(slots, name), *inputs)
+        weight = slot_weight(self._model, slots[0])
         return scoring.project_weight(output_gradient, weight, *scheme, *inputs)
 
     def _scheme(self, slot: WeightSlot, name: FormatName) -> tuple[Scheme, Tensor] | None:
@@ -167,21 +214,42 @@ class WeightErrors:
         That depends on nothing but the slot and the format: pieces are summed in another order,
         and a scorer that goes on from a later batch has to get the same bits.
         """
-        if slot.weights * self._dtype.itemsize <= LARGEST_ERROR_BYTES:
+        if slot.weights <= self.most_weights:
             return None
         calibration = self._calibration[slot.name, name]
         return weight_scheme(FORMATS[name], calibration, container=self._container)
 
     def get(self, slot: WeightSlot, name: FormatName) -> Tensor:
         """The error of the slot's weight in the format, [out_features, in_features]."""
-        key = (slot.name, name)
+        return self._stacked((slot,), name)
+
+    def _stacked(self, slots: tuple[WeightSlot, ...], name: FormatName) -> Tensor:
+        """Errors of slots one upon the other, [sum of out_features, in_features]."""
+        key = (tuple(slot.name for slot in slots), name)
         if key in self._kept:
             return self._kept[key]
-        error = self._compute(slot, name)
+        error = self._compute(slots[0], name) if len(slots) == 1 else self._join(slots, name)
         if error.nbytes <= self._free_bytes:
             self._free_bytes -= error.nbytes
-            self._kept[key] = error
+            self._kept[key] = error = self._settled(error)
         return error
+
+    def _join(self, slots: tuple[WeightSlot, ...], name: FormatName) -> Tensor:
+        first = self._compute(slots[0], name)
+        joined = first.new_empty(sum(slot.out_features for slot in slots), first.shape[1])
+        start = 0
+        for slot in slots:
+            error = first if slot is slots[0] else self._compute(slot, name)
+            joined[start : start + len(error)] = error
+            start += len(error)
+        return joined
+
+    def _settled(self, error: Tensor) -> Tensor:
+        """The same values in the reserved memory, if there is any left."""
+        if self._room is None or error.numel() > self._room.numel():
+            return error
+        place, self._room = self._room[: error.numel()], self._room[error.numel() :]
+        return place.view_as(error).copy_(error)
 
     def _compute(self, slot: WeightSlot, name: FormatName) -> Tensor:
         weight = slot_weight(self._model, slot)

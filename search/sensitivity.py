@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from autoq.errors import InputError, ModelError
 from autoq.formats import NONE, FormatName
-from autoq.layers import LayerCalibration
 from autoq.layers.quantize import Container
 from autoq.layers.taps import MatrixCall
 from autoq.models import ModelMap, SlotName, WeightSlot
@@ -38,6 +37,7 @@ from autoq.search._projections import (
     Rows,
     WeightErrors,
     projection_dtype,
+    same_tensor,
 )
 from autoq.search._reach import GradientReach
 from autoq.search._scored_product import ScoredProduct, scoring_mode
@@ -105,6 +105,7 @@ class SensitivityScorer(ABC):
         self._container = container
         self._dtype = dtype or projection_dtype(model)
         self._errors = WeightErrors(model, calibration, container, scale_dtype, self._dtype)
+        self._errors.reserve(model_map.slots.values(), self.formats)
         self._row_fraction = row_fraction
         self._seed = seed
         self._group_of = model_map.group_of()
@@ -152,8 +153,12 @@ class SensitivityScorer(ABC):
         self._projections = Projections(self._row_fraction, self._seed * 1_000_003 + index)
         self._projections.sequences = batch.sequences
         self._reach.backward(total_of_draw(batch, draw), keep_graph=keep_graph)
-        self._last_inputs = None
+        self._end_backward()
         return self._contributions(self._projections, batch)
+
+    def _end_backward(self) -> None:
+        """Backward has shown all products."""
+        self._last_inputs = None
 
     def _scored_product(self, call: MatrixCall, inputs: Tensor) -> Tensor:
         self._reach.ran(call.slot.name, inputs.shape[0])
@@ -187,6 +192,7 @@ class SensitivityScorer(ABC):
             input_gradient[rows],
         )
 
+    @abstractmethod
     def _project(
         self,
         call: MatrixCall,
@@ -196,31 +202,12 @@ class SensitivityScorer(ABC):
         output_gradient: Tensor,
         input_gradient: Tensor,
     ) -> None:
-        """Add what the sampled rows contribute to the group's sums [formats, sampled tokens]."""
-        quantized_inputs = self._quantized_inputs(call.slot, inputs)
-        for column, name in enumerate(self.formats):
-            calibration = self._calibration.get((call.slot.name, name))
-            if calibration is None:
-                accumulator[column] = torch.nan
-                continue
-            # An expert's rows are different tokens, so no position comes twice.
-            accumulator[column, positions] += self._row_values(
-                call, name, calibration, quantized_inputs, output_gradient, input_gradient
-            )
-
-    @abstractmethod
-    def _row_values(
-        self,
-        call: MatrixCall,
-        name: FormatName,
-        calibration: LayerCalibration,
-        inputs: QuantizedInputs,
-        output_gradient: Tensor,
-        input_gradient: Tensor,
-    ) -> Tensor:
-        """What each row contributes to its token's sum over the group, float32 [rows].
+        """Add what the sampled rows contribute to the group's sums; later at `_end_backward`.
 
         Args:
+            accumulator: the sums, float32 [columns, sampled tokens].
+            positions: of the rows among the sampled tokens.
+            inputs: [rows, in_features].
             output_gradient: in the dtype of the errors of weights, [rows, out_features].
             input_gradient: that times the weight, [rows, in_features].
         """
@@ -239,7 +226,7 @@ class SensitivityScorer(ABC):
         """Quantised inputs are shared by the members of a fusion set, which come in a row."""
         last = self._last_inputs
         leader = self._leaders.get(slot.name, slot.name)
-        if last is None or last.leader != leader or not torch.equal(last.inputs, inputs):
+        if last is None or last.leader != leader or not same_tensor(last.inputs, inputs):
             last = QuantizedInputs(leader, inputs, self._container)
             self._last_inputs = last
         return last

@@ -11,10 +11,10 @@ from autoq.layers import LayerCalibration
 from autoq.layers.taps import MatrixCall
 from autoq.search._batch_loss import LabelSource
 from autoq.search._projections import QuantizedInputs
-from autoq.search.sensitivity import SensitivityScorer
+from autoq.search.estimators._rows import RowScorer
 
 
-class Diagonal(SensitivityScorer):
+class Diagonal(RowScorer):
     """Half the sum over tokens and outputs k of (g_tk dy_tk)^2, labels from the data.
 
     The baseline: up to a constant factor what ModelOpt's `auto_quantize` sums up (described in its

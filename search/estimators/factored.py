@@ -18,10 +18,11 @@ from autoq.models import DecisionGroup, ModelMap
 from autoq.search._batch_loss import BatchLoss
 from autoq.search._projections import Calibrations, QuantizedInputs, WeightErrors
 from autoq.search.estimators._factors import Factors
-from autoq.search.sensitivity import SensitivityScorer, fusion_leaders
+from autoq.search.estimators._rows import RowScorer
+from autoq.search.sensitivity import fusion_leaders
 
 
-class Factored(SensitivityScorer):
+class Factored(RowScorer):
     """tr(B dW A dW^T) / 2 for errors of weights, with A = E[x x^T] and B = E[g g^T] per layer.
 
     If a layer's inputs x and the gradients g at its outputs are independent, that is what

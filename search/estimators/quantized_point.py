@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from autoq.errors import InputError
 from autoq.formats import FORMATS, NONE, FormatName
 from autoq.kernels import scoring
-from autoq.layers import LayerCalibration
 from autoq.layers.taps import MatrixCall
 from autoq.models import Assignment, DecisionGroup, GroupName, WeightSlot, output_kind
 from autoq.search._batch_loss import BatchLoss, check_loss
@@ -186,17 +185,6 @@ class QuantizedPoint(SensitivityScorer):
             return inputs.exact, zero.expand(slot.out_features, slot.in_features)
         calibration = self._calibration[slot.name, name]
         return inputs.get(name, calibration), self._errors.get(slot, name)
-
-    def _row_values(
-        self,
-        call: MatrixCall,
-        name: FormatName,
-        calibration: LayerCalibration,
-        inputs: QuantizedInputs,
-        output_gradient: Tensor,
-        input_gradient: Tensor,
-    ) -> Tensor:
-        raise NotImplementedError("rows are projected for all formats together")
 
     def _per_token(self, sums: Tensor) -> Tensor:
         if self._first_order:

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from autoq.formats import FormatName
-from autoq.layers import LayerCalibration
 from autoq.layers.taps import MatrixCall
+from autoq.models import SlotName, WeightSlot
 from autoq.search._batch_loss import BatchLoss
-from autoq.search._projections import Projections, QuantizedInputs
+from autoq.search._projections import Projections, Rows, seen_inputs
+from autoq.search._shared_inputs import SharedInput, formats_with_equal_inputs, shared_by
 from autoq.search.estimators._gram import GramMatrix
 from autoq.search.sensitivity import SensitivityScorer
 
@@ -33,7 +35,8 @@ class TokenProjection(SensitivityScorer):
 
     and g W is what backward computes anyway. So a further format costs one matrix product on the
     tokens that are sampled, and the differences are small numbers from the start instead of the
-    difference of two large ones.
+    difference of two large ones. Members of a fusion set share x, and formats may share x', so
+    each x' is made once, and the members' products are one.
 
     The same projections give what every two cells do together (`GramMatrix`), at no further pass.
 
@@ -49,6 +52,9 @@ class TokenProjection(SensitivityScorer):
             interactions: also sum up the cross terms of all cells, where there are few enough.
         """
         super().__init__(*args, **options)
+        self._sets = shared_by(self._map, self._errors.most_weights)
+        self._shared: SharedInput | None = None
+        self._alike_of: dict[tuple[SlotName, ...], list[list[FormatName]]] = {}
         kept = interactions and self.keeps_interactions
         self._gram = (
             GramMatrix(self._group_index, len(self.formats))
@@ -56,23 +62,67 @@ class TokenProjection(SensitivityScorer):
             else None
         )
 
-    def _row_values(
+    def _draw(
+        self, index: int, draw: int, batch: BatchLoss, *, keep_graph: bool
+    ) -> NDArray[np.float64]:
+        self._shared = None  # whatever a backward left that failed
+        return super()._draw(index, draw, batch, keep_graph=keep_graph)
+
+    def _project(
         self,
         call: MatrixCall,
-        name: FormatName,
-        calibration: LayerCalibration,
-        inputs: QuantizedInputs,
+        accumulator: Tensor,
+        positions: Rows,
+        inputs: Tensor,
         output_gradient: Tensor,
         input_gradient: Tensor,
-    ) -> Tensor:
-        return self._errors.project(
-            call.slot,
-            name,
-            output_gradient,
-            inputs.get(name, calibration),
-            inputs.exact,
-            input_gradient,
-        )
+    ) -> None:
+        if self._shared is None or not self._shared.takes(call.slot, inputs):
+            self._project_shared()
+            own = (call.slot.name,)
+            members = own if call.token_rows is not None else self._sets.get(call.slot.name, own)
+            self._shared = SharedInput(members, inputs, accumulator, positions)
+        self._shared.add(call.slot, output_gradient, input_gradient)
+        if self._shared.is_complete:
+            self._project_shared()
+
+    def _alike(self, slots: tuple[WeightSlot, ...]) -> list[list[FormatName]]:
+        """The formats that all slots can take, in sets that leave the same of their input."""
+        names = tuple(slot.name for slot in slots)
+        if names not in self._alike_of:
+            possible = [name for name in self.formats if self._can_take(slots, name)]
+            self._alike_of[names] = formats_with_equal_inputs(
+                names[0], possible, self._calibration, self._container
+            )
+        return self._alike_of[names]
+
+    def _can_take(self, slots: tuple[WeightSlot, ...], name: FormatName) -> bool:
+        return all((slot.name, name) in self._calibration for slot in slots)
+
+    def _end_backward(self) -> None:
+        self._project_shared()
+        super()._end_backward()
+
+    def _project_shared(self) -> None:
+        """Add to the sums what the products that were gathered contribute."""
+        shared, self._shared = self._shared, None
+        if shared is None:
+            return
+        slots = shared.slots
+        output_gradient, input_gradient = shared.output_gradient(), shared.input_gradient()
+        for column, name in enumerate(self.formats):
+            if not self._can_take(slots, name):
+                shared.accumulator[column] = torch.nan
+        for names in self._alike(slots):
+            calibration = self._calibration[slots[0].name, names[0]]
+            changed = seen_inputs(shared.inputs, names[0], calibration, self._container)
+            for name in names:
+                # An expert's rows are different tokens, so no position comes twice.
+                shared.accumulator[self.formats.index(name), shared.positions] += (
+                    self._errors.project(
+                        slots, name, output_gradient, changed, shared.inputs, input_gradient
+                    )
+                )
 
     def _per_token(self, sums: Tensor) -> Tensor:
         return sums.square_().mean(dim=2)

@@ -24,6 +24,8 @@ from autoq.testing.tiny_models import make_tiny_model
 
 QUANTIZED = ("fp8", "nvfp4", "w4a8_awq")
 SEQUENCES, TOKENS = 2, 8
+ORDER_OF_SUMS = 1e-4
+"""Of some hundred float32 terms of either sign, relative to a mean of squares."""
 
 
 def token_ids(seed=0, tokens=TOKENS):
@@ -432,8 +434,12 @@ def test_errors_too_large_to_be_made_at_once_give_the_same_scores(llama, contain
     in_pieces = scorer_of(model, calibration, container=container).score_batch(0, loss)
     # FP8 never makes an error, NVFP4 where readers have its scale to the bit, INT4 always.
     assert cells / 3 <= len(calls) < 2 * cells / 3
-    # Here the pieces are whole matrices, so not even the order of sums differs.
-    assert np.array_equal(whole, in_pieces)
+    # Here the pieces are whole matrices, so not even the order of sums differs but where the members
+    # of a fusion set are one matrix no longer.
+    alone = [len(group.slots) == 1 for group in discover(model).groups]
+    assert 0 < sum(alone) < len(alone)
+    assert np.array_equal(whole[:, alone], in_pieces[:, alone])
+    np.testing.assert_allclose(in_pieces, whole, rtol=ORDER_OF_SUMS)
 
 
 def test_a_loss_of_nan_is_refused(llama):
