@@ -80,9 +80,11 @@ def study_key(configuration: Mapping[str, object], fingerprint: str) -> str:
     return sha256_hex(canonical_json(document).encode())
 
 
-def encode_array(array: NDArray[Any]) -> bytes:
+def encode_array(array: NDArray[Any], described: str = "an array") -> bytes:
     """`array` as npy bytes in C order: equal values and dtype give equal bytes.
 
+    Args:
+        described: what it is, for messages.
     Raises:
         StoreError: a dtype that npy cannot hold without pickle, or more than MAX_ARRAY_BYTES.
     """
@@ -93,8 +95,9 @@ def encode_array(array: NDArray[Any]) -> bytes:
         )
     if array.nbytes > MAX_ARRAY_BYTES:
         raise StoreError(
-            f"an array may have at most {MAX_ARRAY_BYTES} bytes, got {array.nbytes}; "
-            "store it in parts"
+            f"a value of the database holds at most {MAX_ARRAY_BYTES} bytes, and {described} has "
+            f"{array.nbytes}; leave its layer out (--exclude), or search without stored codes "
+            "(--calibration scales)"
         )
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, np.asarray(array, order="C"), allow_pickle=False)

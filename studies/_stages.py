@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,8 +25,9 @@ from autoq.studies.records import SensitivityCell, StageRecord, WorkStatus
 
 Item = TypeVar("Item")
 
-# Rows per statement: few statements, and only so many encoded arrays in memory at a time.
+# Few statements, and only so many encoded arrays in memory at a time, beside the arrays themselves.
 _ROWS_PER_STATEMENT = 256
+_BYTES_PER_STATEMENT = 1 << 26
 
 
 class StageRepository(Repository):
@@ -110,11 +110,12 @@ class StageRepository(Repository):
         """
         with self._database.write() as session:
             self._open_for_results(session, study_id, stage)
-            for names in _in_chunks(arrays):
-                replaced = ArrayRow.name.in_(names)
+            given = ((name, np.asarray(arrays[name])) for name in arrays)
+            for chunk in _in_chunks(given, lambda entry: entry[1].nbytes):
+                replaced = ArrayRow.name.in_([name for name, _ in chunk])
                 of_stage = (ArrayRow.study_id == study_id, ArrayRow.stage == stage)
                 session.execute(delete(ArrayRow).where(*of_stage, replaced))
-                rows = [_array_values(study_id, stage, name, arrays[name]) for name in names]
+                rows = [_array_values(study_id, stage, name, array) for name, array in chunk]
                 session.execute(insert(ArrayRow), rows)
 
     def get_array(self, study_id: int, stage: str, name: str) -> NDArray[Any]:
@@ -137,10 +138,17 @@ class StageRepository(Repository):
         Raises:
             StoreError: one is damaged.
         """
-        query = _arrays_of(study_id, stage).order_by(ArrayRow.id)
+        of_stage = (ArrayRow.study_id == study_id, ArrayRow.stage == stage)
+        sizes = select(ArrayRow.id, func.length(ArrayRow.data)).where(*of_stage)
+        found: dict[str, NDArray[Any]] = {}
         with self._database.read() as session:
-            rows = session.scalars(query.execution_options(yield_per=_ROWS_PER_STATEMENT))
-            return {row.name: _decoded(row) for row in rows}
+            known = [(row[0], row[1]) for row in session.execute(sizes.order_by(ArrayRow.id))]
+            for chunk in _in_chunks(known, lambda entry: entry[1]):
+                query = select(ArrayRow).where(ArrayRow.id.in_([number for number, _ in chunk]))
+                rows = session.scalars(query.order_by(ArrayRow.id)).all()
+                found.update((row.name, _decoded(row)) for row in rows)
+                session.expunge_all()  # or the session keeps the encoded ones
+        return found
 
     def put_score_batch(
         self, study_id: int, index: int, array: NDArray[Any], seconds: float
@@ -255,8 +263,7 @@ def _arrays_of(study_id: int, stage: str) -> Any:
 
 
 def _array_values(study_id: int, stage: str, name: str, array: NDArray[Any]) -> dict[str, object]:
-    array = np.asarray(array)
-    data = encode_array(array)
+    data = encode_array(array, f"array {name!r} of stage {stage!r}")
     return {
         "study_id": study_id,
         "stage": stage,
@@ -296,7 +303,18 @@ def _sensitivity_values(study_id: int, cell: SensitivityCell) -> dict[str, objec
     }
 
 
-def _in_chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
-    iterator = iter(items)
-    while chunk := list(islice(iterator, _ROWS_PER_STATEMENT)):
+def _in_chunks(
+    items: Iterable[Item], bytes_of: Callable[[Item], int] = lambda item: 0
+) -> Iterator[list[Item]]:
+    """Lists of as many items as one statement takes; one that is too large stands alone."""
+    chunk: list[Item] = []
+    taken = 0
+    for item in items:
+        size = bytes_of(item)
+        if chunk and (len(chunk) == _ROWS_PER_STATEMENT or taken + size > _BYTES_PER_STATEMENT):
+            yield chunk
+            chunk, taken = [], 0
+        chunk.append(item)
+        taken += size
+    if chunk:
         yield chunk
