@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -222,12 +223,13 @@ def _transformers_model(checkpoint: QuantizedCheckpoint, dtype: torch.dtype) -> 
 def _mended(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Mend what keeps transformers 5.23 and compressed-tensors 0.20 from the declared arithmetic.
 
-    nvfp4 weights are unpacked to bfloat16, and unquantised experts keep the dtype they are stored
-    in, whatever the model's dtype. Of an input [tokens, features], as OPT's feed-forward has it,
+    FP4 and MX weights are unpacked to bfloat16, and unquantised experts keep the dtype they are
+    stored in, whatever the model's dtype; T5 rounds inputs to what it sees there. Of an input [tokens, features], as OPT's feed-forward has it,
     all tokens get one scale instead of one each; with a batch dimension they get their own. A
     token's INT8 scale is its largest magnitude / 127.5 there, and / 127 in GPU engines: their
     rounding stands in for it.
     """
+    model.register_forward_pre_hook(partial(_widen_unpacked, dtype))
     for module in model.modules():
         if getattr(module, "quantization_scheme", None) is not None:
             _DeclaredArithmetic(module)
@@ -236,6 +238,15 @@ def _mended(model: nn.Module, dtype: torch.dtype) -> nn.Module:
             if parameter.is_floating_point():
                 parameter.data = parameter.data.to(dtype)
     return model
+
+
+def _widen_unpacked(dtype: torch.dtype, model: nn.Module, _: tuple[Any, ...]) -> None:
+    """Runs after the hook of the whole model that unpacks weights when it is first called."""
+    for module in model.modules():
+        status: Any = getattr(module, "quantization_status", None)
+        weight = getattr(module, "weight", None)
+        if status is not None and status.value == "decompressed" and weight is not None:
+            weight.data = weight.data.to(dtype)
 
 
 class _DeclaredArithmetic:
