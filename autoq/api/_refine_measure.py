@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
-import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, nn
 
@@ -20,11 +20,13 @@ from autoq.data import TokenData
 from autoq.errors import EvaluationError
 from autoq.evaluators import Reference, ReferenceOutputs, measure_fidelity, rounding_noise
 from autoq.evaluators.cache import LogitsCache
-from autoq.formats import FormatName
+from autoq.layers.parts import block_parts
 from autoq.layers.prefix import PrefixReuse, is_exact
+from autoq.layers.prefix_keys import PrefixKeys, PrefixNumbers
 from autoq.layers.simulate import slot_formats_of
 from autoq.layers.weight_cache import WeightCache
-from autoq.models import Assignment, SlotName
+from autoq.memory import available_bytes
+from autoq.models import Assignment
 from autoq.models.forward import forward_logits
 
 if TYPE_CHECKING:
@@ -94,10 +96,10 @@ class TrialMeasurer(ModelBorrower):
         if cache_bytes is None:
             cache_bytes = int(AVAILABLE_SHARE * available_bytes(loaded.device))
         self._weights = WeightCache(cache_bytes // 2)
-        self._prefixes = _Prefixes(study)
         self._reuse_bytes = cache_bytes - cache_bytes // 2
         self._reuse: PrefixReuse | None = None
-        self._current: tuple[int, ...] = ()
+        self._numbering: PrefixNumbers | None = None
+        self._current = PrefixKeys()
 
     @property
     def steps(self) -> int:
@@ -184,26 +186,32 @@ class TrialMeasurer(ModelBorrower):
         formats = slot_formats_of(self._study.model_map, assignment)
         if self._simulated is None:
             self._simulated = self._study.simulate_formats(formats, cache=self._weights)
-            self._reuse = self._exact_reuse()
+            self._find_exact_reuse()
         else:
             self._simulated.apply(formats)
-        self._current = self._prefixes.of(formats)
+        if self._numbering is not None:
+            self._current = self._numbering.of(formats)
 
-    def _exact_reuse(self) -> PrefixReuse | None:
+    def _find_exact_reuse(self) -> None:
         """None where beginning in the middle is not bit for bit the same, or nothing is kept."""
-        blocks = self._study.model_map.blocks
-        probe = self._batches[0][:1, :_PROBE_TOKENS]
-        if not self._reuse_bytes or not is_exact(
-            self._model, blocks, lambda: forward_logits(self._model, probe)
-        ):
-            return None
-        return PrefixReuse(self._model, blocks, memory_bytes=self._reuse_bytes)
+        model_map, model = self._study.model_map, self._model
+        probe = partial(forward_logits, model, self._batches[0][:1, :_PROBE_TOKENS])
+        if not self._reuse_bytes or not is_exact(model, model_map.blocks, probe):
+            return
+        parts = block_parts(model, model_map.blocks, model_map.slots, probe)
+        self._numbering = PrefixNumbers(model_map, parts)
+        self._reuse = PrefixReuse(
+            model, model_map.blocks, memory_bytes=self._reuse_bytes, parts=parts
+        )
 
     def _forward(self, ids: Tensor) -> Tensor:
         if self._reuse is None:
             return forward_logits(self._model, ids)
         return self._reuse.run(
-            self._numbers[id(ids)], self._current, lambda: forward_logits(self._model, ids)
+            self._numbers[id(ids)],
+            self._current.blocks,
+            lambda: forward_logits(self._model, ids),
+            self._current.parts,
         )
 
     def _run_original(self, part: Sequence[Tensor]) -> list[Tensor]:
@@ -215,40 +223,6 @@ class TrialMeasurer(ModelBorrower):
         return [forward_logits(self._model, ids) for ids in part]
 
 
-class _Prefixes:
-    """A number for what decides the outputs of the first blocks, for every count of blocks."""
-
-    def __init__(self, study: Study) -> None:
-        blocks = study.model_map.blocks
-        paths = {f"{path}.": index for index, path in enumerate(blocks)}
-        self._slots: list[list[SlotName]] = [[] for _ in blocks]
-        for name, slot in study.model_map.slots.items():
-            own = (index for path, index in paths.items() if f"{slot.module}.".startswith(path))
-            # What is in no block may be computed before all of them.
-            index = next(own, 0)
-            if index < len(blocks):
-                self._slots[index].append(name)
-        self._numbers: dict[tuple[int, tuple[FormatName, ...]], int] = {}
-
-    def of(self, formats: Mapping[SlotName, FormatName]) -> tuple[int, ...]:
-        """Equal numbers for assignments that are equal in all blocks up to this one."""
-        return tuple(self._of(formats))
-
-    def _of(self, formats: Mapping[SlotName, FormatName]) -> Iterator[int]:
-        number = 0
-        for slots in self._slots:
-            key = number, tuple(formats[slot] for slot in slots)
-            number = self._numbers.setdefault(key, len(self._numbers) + 1)
-            yield number
-
-
 def _alone(reference: _RunAll) -> _RunAll:
     """Where nothing is shared, the original runs here."""
     return reference
-
-
-def available_bytes(device: torch.device) -> int:
-    """Memory that nobody uses on the device."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)

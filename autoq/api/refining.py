@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from autoq.api._refine_confirm import Confirmed, confirm
 from autoq.api._refine_data import RefineData, refine_data
 from autoq.api._refine_front import confirm_front
-from autoq.api._refine_measure import AVAILABLE_SHARE, TrialMeasurer, available_bytes
+from autoq.api._refine_measure import AVAILABLE_SHARE, TrialMeasurer
 from autoq.api._refine_metrics import Aim, AimedMetrics
 from autoq.api._refine_optuna import check_sampler, few_words
 from autoq.api._refine_process import check_can_be_shared, started_helpers
@@ -26,6 +26,7 @@ from autoq.errors import AutoqError, InputError
 from autoq.evaluators import parse_constraint, parse_objective
 from autoq.evaluators.cache import DEFAULT_BYTES, LogitsCache
 from autoq.evaluators.tasks import ExamplePart
+from autoq.memory import available_bytes
 from autoq.progress import Progress, SilentProgress
 from autoq.search import Resource, reachable_bits
 from autoq.search.refine import EVERY_STRATEGY, FrontRefinement, Refinement, Source

@@ -11,7 +11,6 @@ from autoq.api._study_batches import StudyBatches
 from autoq.api.certainty import Certainty
 from autoq.api.costing import SIZES, sizes_of, sizes_to_plain
 from autoq.api.measuring import measure_plans
-from autoq.api.memory import peak_rss_bytes
 from autoq.api.remarks import note_silent_groups
 from autoq.api.scoring import ScoringPass
 from autoq.api.serialize import calibration_to_plain, model_map_to_json
@@ -21,6 +20,7 @@ from autoq.api.task import LoadedModel, ScoringTask
 from autoq.calibration import calibrate
 from autoq.data import TokenData
 from autoq.formats import NONE, Target
+from autoq.memory import give_back_freed_memory, peak_rss_bytes
 from autoq.models import ModelMap
 from autoq.progress import Progress, in_turn
 from autoq.search import SensitivityTable
@@ -83,6 +83,8 @@ def run_calibration(
         )
     records, arrays = calibration_to_plain(table)
     study.store.put_arrays(study.id, CALIBRATION, arrays)
+    del table, arrays  # the next stages read them from the store
+    give_back_freed_memory()
     tokens = sum(int(ids.numel()) for ids in task.batches)
     payload = {"records": records, "tokens": tokens}
     study.store.finish_stage(study.id, CALIBRATION, time.perf_counter() - started, payload)

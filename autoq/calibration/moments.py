@@ -10,13 +10,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, nn
 
 from autoq.calibration.scales import sharing_sets
 from autoq.calibration.statistics import spread
 from autoq.layers.taps import MatrixCall, tapped
+from autoq.memory import available_bytes
 from autoq.models import DecisionGroup, ModelMap, SlotName
 
 Batch = TypeVar("Batch")
@@ -119,11 +119,7 @@ def collect_moments(
 
 def moment_memory(device: torch.device) -> int:
     """Bytes that moments may take on a device: a quarter of what is free there now."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-    else:
-        free = psutil.virtual_memory().available
-    return int(free * _SHARE_OF_FREE_MEMORY)
+    return int(available_bytes(device) * _SHARE_OF_FREE_MEMORY)
 
 
 def parts_in_memory(
