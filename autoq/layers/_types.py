@@ -20,9 +20,9 @@ class LayerCalibration:
     that folding it anywhere is exact in floating point. `weight_amax` and `input_amax` are those
     of W / p and x * p.
 
-    For INT4 weights `weight_amax` is the largest |code * group scale| over the fusion set, not the
-    largest |W / p|: the second-level scale, weight_amax / 448, must cover what the codes stand
-    for.
+    For INT4 weights with a second level `weight_amax` is the largest |code * group scale| over the
+    fusion set, not the largest |W / p|: its scale, weight_amax / 448, must cover what the codes
+    stand for.
     """
 
     weight_amax: float  # shared over the fusion set; the format's top scale derives from it
@@ -46,11 +46,16 @@ class QuantizedWeight:
 
     `tensors` by format:
         fp8: "codes" float8_e4m3fn [N, K], "scale" float32 [].
-        nvfp4: "codes" uint8 [N, K/2] (even column in the low nibble), "block_scale"
+        fp8_pc_pt, fp8_block: the same, the scale [N, 1] or [ceil(N/128), ceil(K/128)].
+        nvfp4, nvfp4_wo: "codes" uint8 [N, K/2] (even column in the low nibble), "block_scale"
             float8_e4m3fn [N, K/16], "global_scale" float32 [].
-        w4a8_awq: "codes" int8 [N, K] in -8..7, "group_scale" float32 [N, K/128] (rounded to the
-            model's dtype), "tensor_scale" float32 [] (amax of codes*group_scale over the fusion
-            set / 448).
+        mxfp8, mxfp4: "codes" float8_e4m3fn [N, K] or uint8 [N, K/2], "block_scale" uint8 [N, K/32].
+        int4_awq: "codes" int8 [N, K] in -8..7, "group_scale" float32 [N, K/128] (rounded to the
+            model's dtype).
+        w4a8_awq: the same, and "tensor_scale" float32 [] (amax of codes*group_scale over the
+            fusion set / 448).
+        int8_sq, int8_wo: "codes" int8 [N, K] in -127..127, "scale" float32 [N, 1] (of int8_wo
+            rounded to the model's dtype).
     """
 
     format: FormatName

@@ -16,8 +16,12 @@ _FORMAT_COLOURS: Mapping[str, str] = {
     "fp8_block": "#7db3e8",
     "mxfp8": "#2aa3a3",
     "mxfp4": "#c94f6d",
+    "int4_awq": "#7f9c2e",
+    "int8_sq": "#5b6fd6",
+    "int8_wo": "#a15fb3",
+    "nvfp4_wo": "#8a6d3b",
 }
-_FURTHER_COLOURS = ("#a15fb3", "#8a6d3b", "#5b6fd6", "#7f9c2e", "#b58db6", "#6b7a55")
+_FURTHER_COLOURS = ("#b58db6", "#6b7a55", "#c2b04a", "#4f7f86", "#d48fa0", "#3f3f7a")
 
 # Light to dark, roughly even steps of lightness.
 _RAMP = (
