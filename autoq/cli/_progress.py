@@ -120,8 +120,10 @@ class LineProgress(QuietProgress):
 
 
 def _running_line(description: str, done: int, total: int, elapsed_seconds: float) -> str:
-    left = elapsed_seconds * (total - done) / done
-    return f"{description}: {done} of {total}, {seconds_text(elapsed_seconds)}, about {seconds_text(left)} left"
+    line = f"{description}: {done} of {total}, {seconds_text(elapsed_seconds)}"
+    if not done:  # a long first step says nothing of the rest
+        return line
+    return f"{line}, about {seconds_text(elapsed_seconds * (total - done) / done)} left"
 
 
 def _finished_line(description: str, done: int, total: int, elapsed_seconds: float) -> str:

@@ -21,6 +21,15 @@ def test_line_progress_writes_now_and_then_with_an_estimate(capsys, monkeypatch)
     ]
 
 
+def test_before_the_first_step_is_done_nothing_is_known_of_the_rest(capsys, monkeypatch):
+    """A trial of a refinement advances by none, batch by batch, until it ends."""
+    clock = iter([0.0, 30.0, 40.0])
+    monkeypatch.setattr(_progress.time, "monotonic", lambda: next(clock))
+    with _progress.LineProgress().task("refining", 4) as advance:
+        advance(0)
+    assert capsys.readouterr().err.splitlines()[0] == "refining: 0 of 4, 30.00 s"
+
+
 def test_bars_show_stage_count_and_time_and_end_with_the_work(capsys):
     progress = _progress.BarProgress()
     with progress.task("calibrating [x]", 3) as advance:
