@@ -14,6 +14,7 @@ from autoq.formats import FORMATS
 from autoq.kernels import dispatch
 from autoq.kernels.targets import TARGETS
 from autoq.layers import Container, LayerCalibration, quantize_weight
+from autoq.layers._codecs import LINEARS
 from autoq.layers.packed import PackedExperts, PackedLinear
 
 ROWS, COLUMNS = 48, 256
@@ -22,7 +23,24 @@ CASES = [
     ("nvfp4", Container.MODELOPT),
     ("w4a8_awq", Container.MODELOPT),
     ("w4a8_awq", Container.COMPRESSED_TENSORS),
+    ("fp8_pc_pt", Container.MODELOPT),
+    ("fp8_block", Container.MODELOPT),
+    ("mxfp8", Container.MODELOPT),
+    ("mxfp8", Container.COMPRESSED_TENSORS),
+    ("mxfp4", Container.COMPRESSED_TENSORS),
+    ("int4_awq", Container.MODELOPT),
+    ("int8_sq", Container.COMPRESSED_TENSORS),
+    ("int8_wo", Container.COMPRESSED_TENSORS),
+    ("nvfp4_wo", Container.MODELOPT),
 ]
+
+
+def test_every_product_is_among_the_cases():
+    products = {
+        (type(_layer(fmt, container).packed), FORMATS[fmt].activation_in(container))
+        for fmt, container in CASES
+    }
+    assert products == set(LINEARS)
 
 
 def _layer(fmt: str, container: Container, **options: object) -> PackedLinear:
