@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
@@ -20,13 +19,12 @@ from autoq.data import TokenData
 from autoq.errors import EvaluationError
 from autoq.evaluators import Reference, ReferenceOutputs, measure_fidelity, rounding_noise
 from autoq.evaluators.cache import LogitsCache
-from autoq.layers.parts import block_parts
+from autoq.formats import FormatName
 from autoq.layers.prefix import PrefixReuse, is_exact
-from autoq.layers.prefix_keys import PrefixKeys, PrefixNumbers
 from autoq.layers.simulate import slot_formats_of
 from autoq.layers.weight_cache import WeightCache
 from autoq.memory import available_bytes
-from autoq.models import Assignment
+from autoq.models import Assignment, SlotName
 from autoq.models.forward import forward_logits
 
 if TYPE_CHECKING:
@@ -96,10 +94,12 @@ class TrialMeasurer(ModelBorrower):
         if cache_bytes is None:
             cache_bytes = int(AVAILABLE_SHARE * available_bytes(loaded.device))
         self._weights = WeightCache(cache_bytes // 2)
+        self._prefixes = _Prefixes(study)
         self._reuse_bytes = cache_bytes - cache_bytes // 2
         self._reuse: PrefixReuse | None = None
-        self._numbering: PrefixNumbers | None = None
-        self._current = PrefixKeys()
+        self._current: tuple[int, ...] = ()
+        self._least = math.inf  # loss of the best plan so far
+        self._best: tuple[int, ...] = ()
 
     @property
     def steps(self) -> int:
@@ -137,7 +137,10 @@ class TrialMeasurer(ModelBorrower):
                 mean = math.fsum(gathered.losses) / len(gathered.losses)
                 return self._measured(gathered, mean, complete=False)
         metrics = self.metrics.finished(gathered, self._beside())
-        return self._measured(gathered, self.metrics.value(metrics), metrics, complete=True)
+        measured = self._measured(gathered, self.metrics.value(metrics), metrics, complete=True)
+        if measured.loss < self._least:
+            self._least, self._best = measured.loss, self._current
+        return measured
 
     def original(self) -> dict[str, float]:
         """What the original has of the metrics that constraints compare with."""
@@ -186,32 +189,28 @@ class TrialMeasurer(ModelBorrower):
         formats = slot_formats_of(self._study.model_map, assignment)
         if self._simulated is None:
             self._simulated = self._study.simulate_formats(formats, cache=self._weights)
-            self._find_exact_reuse()
+            self._reuse = self._exact_reuse()
         else:
             self._simulated.apply(formats)
-        if self._numbering is not None:
-            self._current = self._numbering.of(formats)
+        self._current = self._prefixes.of(formats)
+        if self._reuse is not None:
+            self._reuse.prefer(self._best)  # most plans are the best one with few exchanges
 
-    def _find_exact_reuse(self) -> None:
+    def _exact_reuse(self) -> PrefixReuse | None:
         """None where beginning in the middle is not bit for bit the same, or nothing is kept."""
-        model_map, model = self._study.model_map, self._model
-        probe = partial(forward_logits, model, self._batches[0][:1, :_PROBE_TOKENS])
-        if not self._reuse_bytes or not is_exact(model, model_map.blocks, probe):
-            return
-        parts = block_parts(model, model_map.blocks, model_map.slots, probe)
-        self._numbering = PrefixNumbers(model_map, parts)
-        self._reuse = PrefixReuse(
-            model, model_map.blocks, memory_bytes=self._reuse_bytes, parts=parts
-        )
+        blocks = self._study.model_map.blocks
+        probe = self._batches[0][:1, :_PROBE_TOKENS]
+        if not self._reuse_bytes or not is_exact(
+            self._model, blocks, lambda: forward_logits(self._model, probe)
+        ):
+            return None
+        return PrefixReuse(self._model, blocks, memory_bytes=self._reuse_bytes)
 
     def _forward(self, ids: Tensor) -> Tensor:
         if self._reuse is None:
             return forward_logits(self._model, ids)
         return self._reuse.run(
-            self._numbers[id(ids)],
-            self._current.blocks,
-            lambda: forward_logits(self._model, ids),
-            self._current.parts,
+            self._numbers[id(ids)], self._current, lambda: forward_logits(self._model, ids)
         )
 
     def _run_original(self, part: Sequence[Tensor]) -> list[Tensor]:
@@ -221,6 +220,33 @@ class TrialMeasurer(ModelBorrower):
 
     def _run_all(self, part: Sequence[Tensor]) -> list[Tensor]:
         return [forward_logits(self._model, ids) for ids in part]
+
+
+class _Prefixes:
+    """A number for what decides the outputs of the first blocks, for every count of blocks."""
+
+    def __init__(self, study: Study) -> None:
+        blocks = study.model_map.blocks
+        paths = {f"{path}.": index for index, path in enumerate(blocks)}
+        self._slots: list[list[SlotName]] = [[] for _ in blocks]
+        for name, slot in study.model_map.slots.items():
+            own = (index for path, index in paths.items() if f"{slot.module}.".startswith(path))
+            # What is in no block may be computed before all of them.
+            index = next(own, 0)
+            if index < len(blocks):
+                self._slots[index].append(name)
+        self._numbers: dict[tuple[int, tuple[FormatName, ...]], int] = {}
+
+    def of(self, formats: Mapping[SlotName, FormatName]) -> tuple[int, ...]:
+        """Equal numbers for assignments that are equal in all blocks up to this one."""
+        return tuple(self._of(formats))
+
+    def _of(self, formats: Mapping[SlotName, FormatName]) -> Iterator[int]:
+        number = 0
+        for slots in self._slots:
+            key = number, tuple(formats[slot] for slot in slots)
+            number = self._numbers.setdefault(key, len(self._numbers) + 1)
+            yield number
 
 
 def _alone(reference: _RunAll) -> _RunAll:

@@ -12,10 +12,13 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+
+_Key: TypeAlias = tuple[Hashable, Hashable]
+"""Batch, and what decides the output."""
 
 
 class PrefixReuse:
@@ -33,7 +36,8 @@ class PrefixReuse:
         """
         self._blocks = [model.get_submodule(path) for path in blocks]
         self._memory_bytes = memory_bytes
-        self._outputs: OrderedDict[Hashable, Any] = OrderedDict()
+        self._outputs: OrderedDict[_Key, Any] = OrderedDict()
+        self._preferred: frozenset[Hashable] = frozenset()
         self._bytes_held = 0
         self.blocks_skipped = 0
         self.blocks_seen = 0
@@ -55,12 +59,22 @@ class PrefixReuse:
         with self._skipped(keys, known), self._kept(keys, known):
             return forward()
 
+    def prefer(self, prefixes: Sequence[Hashable]) -> None:
+        """Keep these outputs before all others, whenever they are there: the next runs begin there.
+
+        Args:
+            prefixes: as for `run`, of an assignment that others differ little from.
+        """
+        self._preferred = frozenset(prefixes)
+        for key in [key for key in self._outputs if key[1] in self._preferred]:
+            self._outputs.move_to_end(key)
+
     def clear(self) -> None:
         """Forget everything."""
         self._outputs.clear()
         self._bytes_held = 0
 
-    def _known(self, keys: Sequence[Hashable]) -> int:
+    def _known(self, keys: Sequence[_Key]) -> int:
         """How many blocks need not be computed."""
         for index in reversed(range(len(keys))):
             if keys[index] in self._outputs:
@@ -69,7 +83,7 @@ class PrefixReuse:
         return 0
 
     @contextmanager
-    def _skipped(self, keys: Sequence[Hashable], known: int) -> Iterator[None]:
+    def _skipped(self, keys: Sequence[_Key], known: int) -> Iterator[None]:
         if not known:
             yield
             return
@@ -81,7 +95,7 @@ class PrefixReuse:
             yield
 
     @contextmanager
-    def _kept(self, keys: Sequence[Hashable], known: int) -> Iterator[None]:
+    def _kept(self, keys: Sequence[_Key], known: int) -> Iterator[None]:
         # The last block's output would serve an equal assignment only.
         with ExitStack() as stack:
             for key, block in list(zip(keys, self._blocks, strict=True))[known:-1]:
@@ -89,17 +103,20 @@ class PrefixReuse:
                 stack.callback(hook.remove)
             yield
 
-    def _keep(self, key: Hashable, _module: nn.Module, _inputs: Any, output: Any) -> None:
+    def _keep(self, key: _Key, _module: nn.Module, _inputs: Any, output: Any) -> None:
         size = _bytes_of(output)
         if not 0 < size <= self._memory_bytes:
             return
         self._drop(key)
         while self._bytes_held + size > self._memory_bytes:
-            self._drop(next(iter(self._outputs)))
+            oldest = next(iter(self._outputs))
+            if oldest[1] in self._preferred and key[1] not in self._preferred:
+                return
+            self._drop(oldest)
         self._outputs[key] = output
         self._bytes_held += size
 
-    def _drop(self, key: Hashable) -> None:
+    def _drop(self, key: _Key) -> None:
         if key in self._outputs:
             self._bytes_held -= _bytes_of(self._outputs.pop(key))
 
