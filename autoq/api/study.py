@@ -298,7 +298,8 @@ class Study(StudyData):
             effective_bits: another budget than the last plan's; needs no pass over data.
             max_gb: the same in 10^9 bytes of the whole checkpoint.
             max_active_bits: the same in bits per weight that a token touches.
-            container: "modelopt" or "compressed-tensors"; None is the one searched for.
+            container: "modelopt" or "compressed-tensors"; None is the one searched for. "onnx" is
+                a graph with Q/DQ nodes, of what the model computes in the container searched for.
             check_logits: load a compressed-tensors checkpoint with transformers, too, and compare
                 its logits with the simulation's; takes the memory of two more models.
         Raises:
@@ -307,11 +308,21 @@ class Study(StudyData):
             StudyLockedError: another process works on the study.
         """
         from autoq.api.exporting import export_plan
+        from autoq.api.exporting_onnx import ONNX, export_onnx_plan, refuse_missing_packages
 
-        chosen = parse_container(container) if container else self.config.container
+        if container == ONNX:
+            refuse_missing_packages()
+            chosen = self.config.container
+        else:
+            chosen = parse_container(container) if container else self.config.container
         plan = self.plan(effective_bits, max_gb=max_gb, max_active_bits=max_active_bits)
         check_destination(Path(destination), self._record.model_path or None, overwrite=overwrite)
         with self._store.lease(self.id) as lease:
+            renewing = RenewingProgress(progress or SilentProgress(), lease)
+            if container == ONNX:
+                return export_onnx_plan(
+                    self, plan, Path(destination), overwrite=overwrite, progress=renewing
+                )
             return export_plan(
                 self,
                 plan,
@@ -319,7 +330,7 @@ class Study(StudyData):
                 chosen,
                 overwrite=overwrite,
                 check_logits=check_logits,
-                progress=RenewingProgress(progress or SilentProgress(), lease),
+                progress=renewing,
             )
 
     # Looking

@@ -12,7 +12,6 @@ from autoq.cli._failures import reports_failures
 from autoq.cli._options import (
     DEFAULT_STORE,
     Bits,
-    Container,
     Json,
     Overwrite,
     Quiet,
@@ -40,7 +39,13 @@ def export(
     bits: Bits = None,
     max_gb: MaxGb = None,
     max_active_bits: MaxActiveBits = None,
-    container: Container = None,
+    container: Annotated[
+        str | None,
+        typer.Option(
+            help="modelopt, compressed-tensors, or onnx for a graph with Q/DQ nodes; what the "
+            "study was searched for if left out."
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     trust_remote_code: TrustRemoteCode = False,
     store: Store = DEFAULT_STORE,

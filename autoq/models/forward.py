@@ -13,7 +13,9 @@ from autoq.errors import ModelError
 OutputKind = Literal["logits", "hidden"]
 
 
-def forward_logits(model: nn.Module, input_ids: Tensor) -> Tensor:
+def forward_logits(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None
+) -> Tensor:
     """Run the model on token ids.
 
     Causal and masked models see `input_ids` as they are; encoder-decoder models get them on both
@@ -22,6 +24,7 @@ def forward_logits(model: nn.Module, input_ids: Tensor) -> Tensor:
     Args:
         model: a transformers model.
         input_ids: int64 [batch, tokens], on the model's device.
+        attention_mask: int64 [batch, tokens], 0 for padding; None: there is none.
     Returns:
         Logits [batch, tokens, vocabulary], or for models without an output head the last hidden
         state [batch, tokens, hidden]; in the model's dtype.
@@ -30,6 +33,8 @@ def forward_logits(model: nn.Module, input_ids: Tensor) -> Tensor:
     """
     refuse_other_inputs(model)
     arguments: dict[str, Any] = {"input_ids": input_ids}
+    if attention_mask is not None:
+        arguments["attention_mask"] = attention_mask
     if _is_encoder_decoder(model):
         arguments["decoder_input_ids"] = _shift_right(model, input_ids)
     if "use_cache" in inspect.signature(model.forward).parameters:
