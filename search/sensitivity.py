@@ -53,7 +53,7 @@ __all__ = [
 ROW_FRACTION = 1.0
 """Share of the tokens whose projections are computed; see docs/architecture.md for its effect."""
 
-KEPT_ACTIVATION_BYTES = 72 << 20
+KEPT_ACTIVATION_BYTES = 64 << 20
 """Memory in which activations wait for backward; blocks beyond it are computed again there."""
 
 SCORES_VERSION = 2
