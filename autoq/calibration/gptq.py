@@ -71,23 +71,35 @@ def _rounded(weight: Tensor, step: Tensor, levels: Tensor, factor: Tensor) -> Te
     """Codes, columns in the order in which they are rounded."""
     left = weight.clone()
     codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
+    middles = _middles(levels)
     for start in range(0, weight.shape[1], _BLOCK_COLUMNS):
         block = slice(start, min(start + _BLOCK_COLUMNS, weight.shape[1]))
         # Columns as rows, so that each lies together in memory.
         columns, steps = left[:, block].t().contiguous(), step[:, block].t().contiguous()
         own = factor[block, block]
+        pivots = own.diagonal().tolist()
         errors = torch.empty_like(columns)
-        for index, (column, unit) in enumerate(zip(columns, steps, strict=True)):
-            found = _nearest(column / unit, levels)
-            codes[:, start + index] = found
-            errors[index] = (column - levels[found.int()] * unit) / own[index, index]
-            columns[index + 1 :].addr_(own[index, index + 1 :], errors[index], alpha=-1)
+        found = torch.empty(columns.shape, dtype=torch.int32, device=columns.device)
+        # Operations on one column take as long as calling them does: there are as few as possible.
+        for index, (column, unit, code, error) in enumerate(
+            zip(columns, steps, found, errors, strict=True)
+        ):
+            torch.bucketize(column / unit, middles, out_int32=True, out=code)
+            torch.mul(levels.index_select(0, code), unit, out=error)
+            torch.sub(column, error, out=error).div_(pivots[index])
+            columns[index + 1 :].addr_(own[index, index + 1 :], error, alpha=-1)
+        codes[:, block] = found.t()
         left[:, block.stop :] -= errors.t() @ factor[block, block.stop :]
     return codes
 
 
 def _nearest(values: Tensor, levels: Tensor) -> Tensor:
-    return torch.bucketize(values, (levels[1:] + levels[:-1]) / 2, out_int32=True).to(torch.uint8)
+    return torch.bucketize(values, _middles(levels), out_int32=True).to(torch.uint8)
+
+
+def _middles(levels: Tensor) -> Tensor:
+    """Where the nearest level changes; a value in the middle goes to the lower one."""
+    return (levels[1:] + levels[:-1]) / 2
 
 
 def _inverse_factor(second_moment: Tensor) -> Tensor | None:

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 
+from autoq.calibration import statistics as statistics_module
 from autoq.calibration.statistics import KEPT_ROWS, InputStatistics, collect_statistics
 from autoq.errors import ModelError
 from autoq.models import SlotKind, discover, forward_logits, slot_weight
@@ -174,6 +175,22 @@ def test_an_empty_input_changes_nothing():
     assert statistics.row_count == 3
     assert len(statistics.kept_rows) == 3
     assert torch.equal(statistics.channel_mean(), torch.ones(4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("values_at_once", [1, 7, 24, 1 << 22])
+def test_squares_are_summed_in_pieces_of_any_size(dtype, values_at_once, monkeypatch):
+    monkeypatch.setattr(statistics_module, "_VALUES_AT_ONCE", values_at_once)
+    statistics = InputStatistics.empty(6, keep=0, dtype=dtype, device=CPU)
+    inputs = [
+        torch.randn(rows, 6, generator=torch.Generator().manual_seed(rows)).to(dtype)
+        for rows in (11, 1, 4)
+    ]
+    for rows in inputs:
+        statistics.record(rows, keep=0)
+    expected = torch.cat(inputs).double().square().sum(dim=0)
+    # Float32 within a piece: no more than 12 roundings of 2^-24 each.
+    torch.testing.assert_close(statistics.channel_square_sum, expected, rtol=12 * 2**-24, atol=0)
 
 
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
