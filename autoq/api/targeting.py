@@ -26,7 +26,7 @@ from autoq.formats import (
     reasons,
     support,
 )
-from autoq.models import GroupName, ModelMap
+from autoq.models import GroupName, ModelMap, SlotKind
 from autoq.progress import Progress
 
 Unusable: TypeAlias = dict[tuple[GroupName, FormatName], str]
@@ -148,18 +148,15 @@ def _without_useless(
 
 
 def _misfits(offer: Offer, target: Target, model_map: ModelMap) -> Unusable:
-    """Groups with a weight that the target's kernel for a format does not take."""
+    """Groups with a weight that the target does not take in a format."""
     found: Unusable = {}
     for fmt in offer.formats:
-        multiple = support(target, offer.container, fmt).out_features_multiple
+        entry = support(target, offer.container, fmt)
         for group in model_map.groups:
-            slots = (model_map.slots[name] for name in group.slots)
-            slot = next((entry for entry in slots if entry.out_features % multiple), None)
-            if slot is not None:
-                found[group.name, fmt] = (
-                    f"{target} needs out_features divisible by {multiple} for {fmt}, and "
-                    f"{slot.name} has {slot.out_features}"
-                )
+            for slot in (model_map.slots[name] for name in group.slots):
+                reason = entry.misfit(slot.out_features, is_expert=slot.kind is SlotKind.EXPERT)
+                if reason is not None:
+                    found.setdefault((group.name, fmt), f"{target} {reason}: {slot.name}")
     return found
 
 

@@ -61,6 +61,7 @@ def _plain(target: Target, entry: Support) -> dict[str, Any]:
         "verdict": entry.verdict,
         "reason": entry.reason,
         "out_features_multiple": entry.out_features_multiple,
+        "runs_experts": entry.runs_experts,
         "source": entry.source,
     }
 
@@ -84,9 +85,12 @@ def _print_target(target: Target) -> None:
 
 
 def _detail(entry: Support) -> str:
-    if entry.out_features_multiple == 1:
-        return entry.reason
-    return f"{entry.reason}; out_features must be divisible by {entry.out_features_multiple}"
+    parts = [entry.reason]
+    if entry.out_features_multiple != 1:
+        parts.append(f"out_features must be divisible by {entry.out_features_multiple}")
+    if not entry.runs_experts:
+        parts.append("no experts of a mixture")
+    return "; ".join(parts)
 
 
 def _search_line(target: Target) -> str:

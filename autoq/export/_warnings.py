@@ -42,7 +42,7 @@ def warnings_for(
     lines = [
         *_head_warnings(model, slot_formats),
         *_reader_warnings(used, container),
-        *_row_warnings(model_map, slot_formats, container),
+        *_misfit_warnings(model_map, slot_formats, container),
     ]
     if container is Container.MODELOPT:
         lines += _modelopt_warnings(model_map, used, slot_formats)
@@ -125,27 +125,27 @@ def _compressed_tensors_warnings(
         )
 
 
-def _row_warnings(
+def _misfit_warnings(
     model_map: ModelMap, slot_formats: _SlotFormats, container: Container
 ) -> Iterator[str]:
-    """Layers whose rows an engine's kernel does not take; see `Support.out_features_multiple`."""
-    stricter = {
-        (entry.engine, entry.format, entry.out_features_multiple)
+    """Layers that an engine does not take in a format that it runs; a line each for the first."""
+    used = set(slot_formats.values()) - {NONE}
+    entries = {
+        (entry.engine, entry.format, entry.out_features_multiple, entry.runs_experts): entry
         for _, entry in all_supports()
-        if entry.container is container and entry.out_features_multiple > 1
+        if entry.container is container and entry.format in used
     }
-    for engine, fmt, multiple in sorted(stricter):
-        names = [
-            name
-            for name, chosen in slot_formats.items()
-            if chosen == fmt and model_map.slots[name].out_features % multiple
-        ]
-        if names:
+    for _, entry in sorted(entries.items()):
+        found: dict[str, list[SlotName]] = {}
+        for name, fmt in slot_formats.items():
+            slot = model_map.slots[name]
+            is_expert = slot.kind is SlotKind.EXPERT
+            reason = entry.misfit(slot.out_features, is_expert=is_expert)
+            if fmt == entry.format and reason is not None:
+                found.setdefault(reason, []).append(name)
+        for reason, names in found.items():
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            yield (
-                f"{ENGINES[engine].title} needs {fmt} layers with out_features divisible by "
-                f"{multiple}, unlike {names[0]}{more}"
-            )
+            yield f"{ENGINES[entry.engine].title} {reason}: {names[0]}{more}"
 
 
 def _quantizes(kind: SlotKind, model_map: ModelMap, slot_formats: _SlotFormats) -> bool:

@@ -64,6 +64,21 @@ class Support:
     reason: str
     source: str  # what the statement rests on, in words
     out_features_multiple: int = 1  # rows that a weight must be divisible by, beyond the format's
+    runs_experts: bool = True  # a mixture's experts, too, and not plain linears alone
+
+    def misfit(self, out_features: int, *, is_expert: bool) -> str | None:
+        """Why the engine does not take a matrix in this format that it runs; None if it does."""
+        if is_expert and not self.runs_experts:
+            return (
+                f"runs no experts of {self.format} from {self.container} checkpoints and would take "
+                "them for unquantised ones without an error"
+            )
+        if out_features % self.out_features_multiple:
+            return (
+                f"needs out_features divisible by {self.out_features_multiple} for {self.format}, "
+                f"got {out_features}"
+            )
+        return None
 
 
 ENGINES: Registry[Engine] = Registry("engine")

@@ -122,6 +122,19 @@ def test_a_dense_model_takes_the_container_with_most_formats() -> None:
     assert "out_features divisible by 128" in lost.popitem()[1]
 
 
+def test_experts_that_an_engine_would_leave_unquantised_are_not_offered_there() -> None:
+    model = make_tiny_model("mixtral")
+    model_map = discover(model)
+    named = [FormatName("fp8_pc_pt"), FormatName("fp8")]
+    _, unusable = best_offer(offers(H200, named, MODELOPT), H200, model, model_map)
+    experts = {group.name for group in model_map.groups if "experts" in group.name}
+    assert {group for group, fmt in unusable if fmt == "fp8_pc_pt"} == experts
+    assert all("runs no experts of fp8_pc_pt from modelopt" in text for text in unusable.values())
+    hopper = parse_target("tensorrt-llm:h200")
+    _, unusable = best_offer(offers(hopper, named, MODELOPT), hopper, model, model_map)
+    assert not unusable
+
+
 def test_fused_experts_go_where_they_can_be_held() -> None:
     model = make_tiny_model("mixtral")
     model_map = discover(model)

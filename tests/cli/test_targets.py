@@ -47,6 +47,7 @@ def test_one_target_says_what_a_search_would_take(run):
     named = [entry.name for entry in FORMATS.values() if entry.when_named]
     assert "vllm:h200: vLLM 0.33 on NVIDIA H200" in output
     assert "out_features must be divisible by 128" in " ".join(output.split())
+    assert "no experts of a mixture" in " ".join(output.split())
     assert " ".join(output.split()).endswith(
         "`autoq search --target vllm:h200` aims at compressed-tensors with fp8, nvfp4, w4a8_awq, "
         f"none; --formats takes {', '.join(named)}, too"
@@ -74,6 +75,7 @@ def test_json_has_one_entry_for_each_cell(run):
         "verdict": "no",
         "reason": "no engine has an INT4 x FP8 kernel for 10.0 and newer (Blackwell)",
         "out_features_multiple": 1,
+        "runs_experts": True,
         "source": "TensorRT-LLM's documentation and source of about 1.2: read, not run",
     }
 

@@ -204,6 +204,20 @@ def test_warnings_name_layers_whose_rows_an_engine_does_not_take(
     assert all(any(slot in line for slot in narrow) for line in found)
 
 
+def test_warnings_name_engines_that_take_experts_for_unquantised(
+    uniform_plan: UniformPlan,
+) -> None:
+    for fmt, engines in (("fp8_pc_pt", ["vLLM"]), ("mxfp8", [])):
+        planned = uniform_plan("mixtral", MODELOPT, fmt)
+        tiny = planned.tiny
+        lines = warnings_for(
+            tiny.model, tiny.model_map, planned.slot_formats, MODELOPT, torch.bfloat16
+        )
+        found = [line for line in lines if "runs no experts" in line]
+        assert [line.split()[0] for line in found] == engines
+        assert all("experts.0.gate_up_proj and 15 more" in line for line in found)
+
+
 def test_blocks_that_cross_from_one_module_into_the_next_are_refused(
     tiny: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -202,6 +202,23 @@ def test_what_engines_ask_for_beyond_the_format():
     block = {(engine, "fp8_block"): 128 for engine in ("vllm", "sglang", "tensorrt-llm")}
     assert stricter == {("vllm", "w4a8_awq"): 128, **block}
     assert all(record.verdict.runs for record in SUPPORT if record.out_features_multiple != 1)
+    without_experts = [record for record in SUPPORT if not record.runs_experts]
+    assert [(entry.engine, entry.container, entry.format) for entry in without_experts] == [
+        ("vllm", MODELOPT, "fp8_pc_pt")
+    ]
+
+
+def test_a_misfit_is_said_of_experts_first_and_then_of_rows():
+    blocks = support(parse_target("vllm:h200"), COMPRESSED, "fp8_block")
+    assert blocks.misfit(256, is_expert=True) is None
+    assert blocks.misfit(200, is_expert=False) == (
+        "needs out_features divisible by 128 for fp8_block, got 200"
+    )
+    rows = support(parse_target("vllm:h200"), MODELOPT, "fp8_pc_pt")
+    assert rows.misfit(200, is_expert=False) is None
+    assert "runs no experts of fp8_pc_pt from modelopt checkpoints" in rows.misfit(
+        128, is_expert=True
+    )
 
 
 @pytest.mark.parametrize("name", HARDWARE)

@@ -60,12 +60,14 @@ def records(
     fmt: FormatName,
     *rows: Row,
     out_features_multiple: int = 1,
+    runs_experts: bool = True,
 ) -> Iterator[Support]:
     """One record for each row.
 
     Args:
         engine: name and source.
         out_features_multiple: see `Support`; of those rows that run.
+        runs_experts: see `Support`; of those rows that run.
     """
     for capabilities, verdict, reason in rows:
         yield Support(
@@ -77,6 +79,7 @@ def records(
             reason=reason,
             source=engine[1],
             out_features_multiple=out_features_multiple if verdict.runs else 1,
+            runs_experts=runs_experts or not verdict.runs,
         )
 
 

@@ -81,7 +81,12 @@ def _per_channel_and_token() -> Iterator[Support]:
     native = (FROM_ADA, NATIVE, FP8_UNITS)
     too_old = "vLLM's products with a scale per channel begin with 8.9"
     for container in Container:
-        yield from records(VLLM, container, fmt, (TURING + AMPERE, NO, too_old), native)
+        yield from records(
+            *(VLLM, container, fmt),
+            (TURING + AMPERE, NO, too_old),
+            native,
+            runs_experts=container is not MODELOPT,
+        )
         too_old_for_tensorrt = (AMPERE, NO, "FP8 matrix units begin with 8.9")
         hopper_alone = "TensorRT-LLM multiplies with scales per channel and token on 9.0 alone"
         yield from records(
