@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 
 from autoq.api import _refine_fresh
 from autoq.api._refine_fresh import OnFresh, choose
+from autoq.api._refine_metrics import Aim, AimedMetrics
 from autoq.api.refining import RefineOptions, open_trials
+from autoq.evaluators import Estimate, parse_objective
 from autoq.evaluators.tasks import ExamplePart
 from autoq.search.refine import Source, Trial
 from tests.api.refinements import SMALL, NoteTaking, the_second_is_a_finalist
@@ -115,8 +118,6 @@ def test_a_constraint_on_a_small_task_is_said_to_be_unconfirmed(study, task):
 
 def test_a_constraint_on_a_large_task_counts_the_originals_fresh_value(study, task, monkeypatch):
     """Bounds around the start's own ratio decide what is broken on the fresh half."""
-    from autoq.api._refine_metrics import AimedMetrics
-
     seen = []
     violations = AimedMetrics.violations
 
@@ -130,6 +131,18 @@ def test_a_constraint_on_a_large_task_counts_the_originals_fresh_value(study, ta
     (chosen_by,) = {tuple(original.values()) for fresh, original in seen if not fresh}
     (confirmed_by,) = {tuple(original.values()) for fresh, original in seen if fresh}
     assert chosen_by != confirmed_by
+
+
+def test_where_an_objective_has_no_value_on_single_examples_it_is_taken_on_more_at_a_time():
+    """log(0) has none; of 32 answers, right and wrong in turn, every two have log(1/2)."""
+    aimed = SimpleNamespace(aim=Aim(parse_objective("log(answers)")))
+    nothing = SimpleNamespace(per_sequence=dict)
+    answers = Estimate(0.5, 0.4, 0.6, per_sequence=(0.0, 1.0) * 16)
+    assert AimedMetrics._in_parts(aimed, nothing, {"answers": answers}) == [math.log(0.5)] * 16
+    never = Estimate(0.0, 0.0, 0.0, per_sequence=(0.0,) * 32)
+    assert AimedMetrics._in_parts(aimed, nothing, {"answers": never}) == []
+    unknown = Estimate(0.5, -math.inf, math.inf)
+    assert AimedMetrics._in_parts(aimed, nothing, {"answers": unknown}) == []
 
 
 # Judging, by hand

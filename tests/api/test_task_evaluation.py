@@ -72,6 +72,7 @@ def test_a_study_keeps_what_its_tasks_gave(found: Any, measured: dict[str, Any])
         assert record.details["examples"] == {"autoq_choices": 16}
         assert record.details["limit"] == 16
         assert record.details["harness"].startswith("lm_eval 0.4")
+        assert record.data_sha256 == measured["tasks"][0]["data_sha256"]  # the same documents
         assert sum(record.details[PER_SEQUENCE]) / 16 == record.value
         assert (label, "autoq_text.byte_perplexity") in records
     entry = measured["tasks"][0]["metrics"]["autoq_choices.acc"]
