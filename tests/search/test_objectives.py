@@ -118,6 +118,25 @@ def test_noise_has_the_covariance_of_drawn_labels_and_a_bounded_variance(scale):
         assert float(drawn.square().var()) > 3 * variance
 
 
+@pytest.mark.parametrize("shape", [(3, 5), (1, 1), (2, 8)])
+def test_noise_of_any_size_is_repeatable_and_of_both_signs(shape):
+    """With equal logits, p is 1 / n and u sqrt(n) is the signs e less their mean: e is read off."""
+    logits = torch.zeros(shape)
+
+    def signs(seed):
+        gradient = gradient_of(fisher_noise_loss, logits, seed).double()
+        above = gradient * shape[1] ** 0.5
+        spread = above.amax(dim=1) - above.amin(dim=1)
+        for row in spread[spread > 1e-6]:
+            assert float(row) == pytest.approx(2.0, rel=1e-5)
+        return above
+
+    found = [signs(seed) for seed in range(8)]
+    assert torch.equal(found[0], signs(0))
+    if shape[1] > 1:
+        assert len({tuple(values.flatten().round(decimals=3).tolist()) for values in found}) > 4
+
+
 def test_tokens_that_the_original_rules_out_add_nothing_to_the_divergence():
     """By hand: of (1/4, 3/4, 0) from (1/2, 1/2, 0)."""
     ruled_out = -torch.inf
