@@ -17,6 +17,7 @@ from autoq.cli._refine import refine
 from autoq.cli._search import search
 from autoq.cli._targets import targets
 from autoq.cli._validate import validate
+from autoq.cli._verify import verify
 
 app = typer.Typer(
     name="autoq",
@@ -40,6 +41,7 @@ app.command("dashboard")(dashboard)
 app.command("list")(list_command)
 app.command("formats")(formats)
 app.command("targets")(targets)
+app.command("verify")(verify)
 kernels_app.command("bench")(bench)
 app.add_typer(kernels_app, name="kernels")
 

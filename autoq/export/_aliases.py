@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 from autoq.formats import FormatName
 
@@ -71,3 +71,17 @@ def _leaves_by_parent(modules: Iterable[str]) -> dict[str, dict[str, int]]:
         if experts_parent(module) is None:
             parents.setdefault(head + dot, {})[leaf] = position
     return parents
+
+
+def fused_siblings(module: str, modules: Container[str]) -> tuple[str, tuple[str, ...]] | None:
+    """(Name that engines give to the matrix they fuse a module into, all its parts), or None.
+
+    Args:
+        modules: those that there are; a matrix is fused of two parts or more.
+    """
+    head, dot, leaf = module.rpartition(".")
+    for leaves, fused in _FUSED_LEAVES:
+        parts = tuple(f"{head}{dot}{part}" for part in leaves if f"{head}{dot}{part}" in modules)
+        if leaf in leaves and len(parts) > 1:
+            return f"{head}{dot}{fused}", parts
+    return None

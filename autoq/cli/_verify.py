@@ -1,0 +1,142 @@
+"""`autoq verify`: what is wrong with a checkpoint, and what engines make of it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from autoq.cli._failures import reports_failures
+from autoq.cli._options import Json
+from autoq.cli._output import print_json
+
+if TYPE_CHECKING:
+    from autoq.export.checkup import CheckpointReport, LayerReport
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+@reports_failures
+def verify(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A folder; autoq's or another tool's.")
+    ],
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ENGINE:HARDWARE",
+            show_default=False,
+            help="Where it is to run, as vllm:h200; every engine if left out.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check a quantised checkpoint without a GPU, and say what engines do with every layer.
+
+    Ends with 0 if nothing is wrong and the target (without one: any engine) runs every layer,
+    else with 1.
+    """
+    from autoq.export.checkup import check_checkpoint
+    from autoq.formats import parse_target
+
+    chosen = None if target is None else parse_target(target)
+    report = check_checkpoint(checkpoint, chosen)
+    if as_json:
+        print_json(_plain(report))
+    else:
+        _print(report)
+    if not report.is_sound:
+        raise typer.Exit(1)
+
+
+def _plain(report: CheckpointReport) -> dict[str, Any]:
+    return {
+        "checkpoint": str(report.path),
+        "container": report.container,
+        "sound": report.is_sound,
+        "runs_in": report.runners,
+        "faults": list(report.faults),
+        "layers": [
+            {
+                "module": layer.name,
+                "stored": layer.stored,
+                "outcomes": {
+                    name: {"does": found.does, "runs": found.runs, "reason": found.reason}
+                    for name, found in layer.outcomes.items()
+                },
+            }
+            for layer in report.layers
+        ],
+    }
+
+
+def _print(report: CheckpointReport) -> None:
+    from autoq.cli._tables import make_console
+
+    console = make_console()
+    lines = [f"{report.path}: {report.container or 'no manifest'}"]
+    lines += [f"WRONG: {fault}" for fault in report.faults]
+    for alike in _alike(report.layers):
+        lines += ["", *_section(alike)]
+    for line in [*lines, "", _conclusion(report)]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _section(alike: list[LayerReport]) -> list[str]:
+    """Layers of which the same is said, and what that is."""
+    first = alike[0]
+    count = "1 layer" if len(alike) == 1 else f"{len(alike)} layers"
+    lines = [
+        f"{first.stored}, {count}:",
+        *(f"  {name}" for name in _names([x.name for x in alike])),
+    ]
+    for engine, outcome in first.outcomes.items():
+        why = f": {outcome.reason}" if outcome.reason else ""
+        lines.append(f"  -> {engine}: {outcome.does}{why}")
+    return lines
+
+
+def _alike(layers: tuple[LayerReport, ...]) -> list[list[LayerReport]]:
+    """Layers that are stored alike, and of which the same is said."""
+    found: dict[tuple[Any, ...], list[LayerReport]] = {}
+    for layer in layers:
+        said = tuple((outcome.does, outcome.reason) for outcome in layer.outcomes.values())
+        found.setdefault((layer.stored, said), []).append(layer)
+    return list(found.values())
+
+
+def _names(modules: list[str]) -> list[str]:
+    """Layers' names, those in one line that differ in the layer's number."""
+    numbers: dict[tuple[str, str], set[int]] = {}
+    plain: dict[str, None] = {}
+    for module in modules:
+        match = _NUMBER.search(module)
+        if match is None:
+            plain[module] = None
+            continue
+        after = _NUMBER.sub("*", module[match.end() :])  # experts
+        numbers.setdefault((module[: match.start()], after), set()).add(int(match[0]))
+    return [
+        *(f"{before}{_spans(sorted(found))}{after}" for (before, after), found in numbers.items()),
+        *plain,
+    ]
+
+
+def _spans(numbers: list[int]) -> str:
+    """`0-3,7` for 0, 1, 2, 3, 7."""
+    pieces: list[list[int]] = []
+    for number in numbers:
+        if pieces and number == pieces[-1][-1] + 1:
+            pieces[-1].append(number)
+        else:
+            pieces.append([number])
+    return ",".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in pieces)
+
+
+def _conclusion(report: CheckpointReport) -> str:
+    wrong = f"{len(report.faults)} things are wrong; " if report.faults else "nothing is wrong; "
+    if not report.runners:
+        return f"{wrong}nothing looked at runs every layer"
+    return f"{wrong}every layer runs in {', '.join(report.runners)}"

@@ -1,0 +1,227 @@
+"""What is wrong with a checkpoint whoever reads it: its manifests, its tensors, and both together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from autoq.errors import ExportError
+from autoq.export._aliases import experts_parent, fused_siblings
+from autoq.export._layouts import LAYOUTS
+from autoq.export.checkup._files import StoredTensors
+from autoq.export.checkup._manifest import Declared, Manifest
+from autoq.export.checkup._modules import StoredModule
+from autoq.formats import Container
+
+_SHARED = ("weight_scale_2", "weight_global_scale", "input_scale", "input_global_scale")
+_KV_SCALES = (".k_scale", ".v_scale")
+_COMPRESSED = "compressed"
+
+
+def faults(
+    manifest: Manifest, tensors: StoredTensors, modules: Mapping[str, StoredModule]
+) -> Iterator[str]:
+    """Everything that is wrong, a line each, by name."""
+    yield from _manifest_faults(manifest, modules)
+    yield from _cache_faults(manifest, tensors)
+    for module in modules.values():
+        try:
+            yield from _module_faults(manifest, module, tensors)
+        except ExportError as error:
+            yield str(error)
+    yield from _fusion_faults(manifest, modules, tensors)
+    yield from _exclusion_faults(manifest, modules)
+
+
+def _manifest_faults(manifest: Manifest, modules: Mapping[str, StoredModule]) -> Iterator[str]:
+    if manifest.container is Container.COMPRESSED_TENSORS:
+        if manifest.flat.get("quantization_status") != _COMPRESSED:
+            yield "quantization_status must be 'compressed', or transformers reads garbage"
+        return
+    nested = manifest.nested
+    if nested is None:
+        yield "hf_quant_config.json is missing, and TensorRT-LLM reads it first"
+    else:
+        for ours, theirs in (
+            ("quant_algo", "quant_algo"),
+            ("ignore", "exclude_modules"),
+            ("quantized_layers", "quantized_layers"),
+        ):
+            if not _alike(manifest.flat.get(ours), nested.get(theirs)):
+                yield (
+                    f"config.json's {ours} and hf_quant_config.json's {theirs} differ: TensorRT-LLM "
+                    "believes the second, other engines the first"
+                )
+    leaves: dict[str, set[str]] = {}
+    for name in modules:
+        parent, _, leaf = name.rpartition(".")
+        leaves.setdefault(parent, set()).add(leaf)
+    inside = "\n" + "\n".join(modules)
+    for name in manifest.layers:
+        if name not in modules and not _is_alias(name, inside, leaves):
+            yield f"quantized_layers names {name}, which has no tensors"
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if isinstance(one, list) and isinstance(other, list):
+        return sorted(map(str, one)) == sorted(map(str, other))
+    return bool((one or None) == (other or None))
+
+
+def _is_alias(name: str, inside: str, leaves: Mapping[str, set[str]]) -> bool:
+    """Whether engines use the name for something that is made of the checkpoint's modules."""
+    if f"\n{name}." in inside:
+        return True
+    parent, _, leaf = name.rpartition(".")
+    beside = leaves.get(parent, set())
+    parts = {"qkv_proj": {"q_proj", "query"}, "gate_up_proj": {"gate_proj"}}.get(leaf, set())
+    wholes = {"qkv_proj"} if leaf in {"q_proj", "k_proj", "v_proj"} else {"gate_up_proj"}
+    return bool(parts & beside) or bool(wholes & beside)
+
+
+def _cache_faults(manifest: Manifest, tensors: StoredTensors) -> Iterator[str]:
+    nested = manifest.nested or {}
+    promised = manifest.flat.get("kv_cache_scheme") or nested.get("kv_cache_quant_algo")
+    stored = [name for name in tensors if name.endswith(_KV_SCALES)]
+    if promised and not stored:
+        yield (
+            "the manifest promises a quantised key/value cache, and there are no k_scale and "
+            "v_scale: transformers computes garbage, other engines take 1"
+        )
+    if stored and not promised:
+        yield f"{stored[0]} is a scale of a quantised key/value cache, which no manifest promises"
+    for name in stored:
+        if not _is_positive(tensors.read(name)):
+            yield f"{name} must be positive and finite everywhere, and is not"
+
+
+def _module_faults(
+    manifest: Manifest, module: StoredModule, tensors: StoredTensors
+) -> Iterator[str]:
+    declared = manifest.declared(module.name)
+    if declared is None:
+        if module.is_quantized:
+            yield (
+                f"{module.name} has {', '.join(sorted(module.tensors))}, and the manifest says that "
+                "it is not quantised"
+            )
+        return
+    if not module.is_quantized:
+        yield f"the manifest says {declared.label} of {module.name}, whose weight is not quantised"
+        return
+    if declared.format is None:
+        yield from _scale_faults(module, tensors)
+        return
+    yield from _layout_faults(manifest.container, module, declared, tensors)
+
+
+def _scale_faults(module: StoredModule, tensors: StoredTensors) -> Iterator[str]:
+    """Of a format that autoq does not have: scales are positive whatever it is."""
+    for stored in module.tensors.values():
+        is_scale = "scale" in stored.name.rpartition(".")[2] and stored.dtype.is_floating_point
+        if is_scale and not _is_positive(tensors.read(stored.name)):
+            yield f"{stored.name} must be positive and finite everywhere, and is not"
+
+
+def _layout_faults(
+    container: Container, module: StoredModule, declared: Declared, tensors: StoredTensors
+) -> Iterator[str]:
+    assert declared.format is not None
+    rules = LAYOUTS[container, declared.format].tensors
+    lacking = [
+        name for name, rule in rules.items() if name not in module.tensors and not rule.optional
+    ]
+    if lacking:
+        yield f"{module.name} is {declared.label} and lacks {', '.join(lacking)}"
+    surplus = [name for name in module.tensors if name not in rules]
+    if surplus:
+        yield f"{module.name} is {declared.label}, which has no {', '.join(surplus)}"
+    shape = module.shape(container, declared.format)
+    if shape is None:
+        if not lacking:
+            yield f"the codes of {module.name} are of no shape that {declared.label} can have"
+        return
+    for name, rule in rules.items():
+        stored = module.tensors.get(name)
+        if stored is None:
+            continue
+        if stored.dtype not in rule.dtypes:
+            yield f"{stored.name} must be {_dtypes(rule.dtypes)}, got {_dtypes([stored.dtype])}"
+        elif not _fits(stored.shape, rule.shape(*shape), container):
+            yield f"{stored.name} must have shape {rule.shape(*shape)}, got {stored.shape}"
+        elif rule.is_scale and (wrong := rule.wrong_values(tensors.read(stored.name))):
+            yield f"{stored.name} must {wrong}, and does not"
+
+
+def _fits(stored: tuple[int, ...], expected: tuple[int, ...], container: Container) -> bool:
+    """Readers of ModelOpt's container take [1] for []; transformers takes neither for the other."""
+    if container is Container.MODELOPT and expected == () and stored == (1,):
+        return True
+    return stored == expected
+
+
+def _dtypes(dtypes: Any) -> str:
+    return " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def _is_positive(values: torch.Tensor) -> bool:
+    numbers = values.float()
+    return bool((torch.isfinite(numbers) & (numbers > 0)).all())
+
+
+def _fusion_faults(
+    manifest: Manifest, modules: Mapping[str, StoredModule], tensors: StoredTensors
+) -> Iterator[str]:
+    seen: set[str] = set()
+    for name in modules:
+        fused = None if experts_parent(name) else fused_siblings(name, modules)
+        if fused is None or fused[0] in seen:
+            continue
+        seen.add(fused[0])
+        members = ", ".join(fused[1])
+        try:
+            labels = [manifest.declared(part) for part in fused[1]]
+        except ExportError:
+            continue  # said of the module already
+        if len(set(labels)) > 1:
+            yield f"engines fuse {members}, and the manifest gives them different formats"
+            continue
+        yield from _sharing_faults(fused[1], modules, tensors)
+
+
+def _sharing_faults(
+    parts: tuple[str, ...], modules: Mapping[str, StoredModule], tensors: StoredTensors
+) -> Iterator[str]:
+    is_two_level = any(
+        {"weight_scale_2", "weight_global_scale"} & modules[p].tensors.keys() for p in parts
+    )
+    for suffix in (*_SHARED, "pre_quant_scale"):
+        stored = [modules[part].tensors.get(suffix) for part in parts]
+        if not is_two_level or not any(stored):
+            continue
+        values = [tensors.read(tensor.name) for tensor in stored if tensor is not None]
+        lacking = len(values) < len(stored)
+        if lacking or any(not torch.equal(value, values[0]) for value in values):
+            yield (
+                f"engines fuse {', '.join(parts)} and take one {suffix} of all: they must be equal, "
+                "bit for bit, or weights come out wrong without an error"
+            )
+
+
+def _exclusion_faults(manifest: Manifest, modules: Mapping[str, StoredModule]) -> Iterator[str]:
+    """vLLM excludes what contains an entry; it and SGLang refuse fused parts that are torn apart."""
+    if manifest.container is not Container.MODELOPT:
+        return
+    quantized = "\n".join(module.name for module in modules.values() if module.is_quantized)
+    for entry in manifest.ignored:
+        bare = entry.removesuffix("*").removesuffix(".") if entry.endswith("*") else entry
+        if not bare or any(sign in bare for sign in "*?["):
+            continue
+        if bare in quantized:
+            hit = next(name for name in quantized.splitlines() if bare in name)
+            yield (
+                f"the exclusion {entry!r} is part of the name of {hit}, which is quantised: vLLM "
+                "leaves that out, too, and other engines do not"
+            )

@@ -1,0 +1,80 @@
+"""The linear modules of a checkpoint, as its tensors show them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+
+from autoq.export._layouts import LAYOUTS
+from autoq.export.checkup._files import StoredTensor
+from autoq.formats import Container, FormatName
+
+_CODES = ("weight", "weight_packed")
+_SCALES = frozenset(
+    {
+        "input_global_scale",
+        "input_scale",
+        "pre_quant_scale",
+        "weight_global_scale",
+        "weight_scale",
+        "weight_scale_2",
+        "weight_scale_inv",
+        "weight_shape",
+        "weight_zero_point",
+    }
+)
+_CODE_DTYPES = frozenset({torch.float8_e4m3fn, torch.uint8, torch.int8, torch.int32})
+_TABLES = frozenset({"wte", "wpe", "shared"})
+"""Embeddings whose names do not say it."""
+
+_MOST_PACKED = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModule:
+    """A module with a matrix, and every tensor that goes with the matrix."""
+
+    name: str
+    tensors: Mapping[str, StoredTensor]  # by what follows the module's name; the bias is not here
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether it has scales, or codes in the place of its weight."""
+        stored = next((self.tensors[name] for name in _CODES if name in self.tensors), None)
+        has_codes = stored is not None and stored.dtype in _CODE_DTYPES
+        return has_codes or not _SCALES.isdisjoint(self.tensors)
+
+    def shape(self, container: Container, fmt: FormatName) -> tuple[int, int] | None:
+        """(out, in) of the matrix, if its codes are of a shape that the format can have."""
+        rules = LAYOUTS[container, fmt].tensors
+        name = next((name for name in _CODES if name in rules), None)
+        if name is None or name not in self.tensors or len(self.tensors[name].shape) != 2:
+            return None
+        rows, columns = self.tensors[name].shape
+        for more_rows, more_columns in product(_MOST_PACKED, repeat=2):
+            shape = (rows * more_rows, columns * more_columns)
+            if rules[name].shape(*shape) == (rows, columns):
+                return shape
+        return None
+
+
+def linear_modules(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredModule]:
+    """Everything with a two-dimensional weight that is multiplied by, and whatever has scales."""
+    found: dict[str, dict[str, StoredTensor]] = {}
+    for name, tensor in tensors.items():
+        module, _, suffix = name.rpartition(".")
+        if suffix in _SCALES or (suffix in _CODES and len(tensor.shape) == 2):
+            found.setdefault(module, {})[suffix] = tensor
+    return {
+        module: StoredModule(module, of_module)
+        for module, of_module in found.items()
+        if not _is_looked_up(module)
+    }
+
+
+def _is_looked_up(module: str) -> bool:
+    leaf = module.rpartition(".")[2]
+    return "emb" in leaf or leaf in _TABLES
