@@ -76,6 +76,35 @@ def test_what_was_used_longest_ago_goes_when_memory_is_full(chain):
     assert torch.equal(reuse.run("first", [1, 2, 3, 5], lambda: chain(INPUTS)), chain(INPUTS))
 
 
+def test_what_is_preferred_stays_however_much_else_comes(chain):
+    reuse = reuse_of(chain, memory_bytes=4 * BLOCK_BYTES)  # the last block is never kept
+    reuse.run("batch", [1, 2, 3, 4], lambda: chain(INPUTS))
+    reuse.prefer([1, 2, 3, 4])
+    for other in range(10, 90, 10):  # nothing in common, three outputs each
+        reuse.run("batch", [other, other + 1, other + 2, other + 3], lambda: chain(INPUTS))
+    assert reuse.blocks_skipped == 0
+    assert torch.equal(reuse.run("batch", [1, 2, 3, 5], lambda: chain(INPUTS)), chain(INPUTS))
+    assert reuse.blocks_skipped == 3
+
+
+def test_what_is_preferred_no_longer_makes_room(chain):
+    reuse = reuse_of(chain, memory_bytes=3 * BLOCK_BYTES)
+    reuse.run("batch", [1, 2, 3, 4], lambda: chain(INPUTS))
+    reuse.prefer([1, 2, 3, 4])
+    reuse.prefer([7, 8, 9, 10])
+    reuse.run("batch", [7, 8, 9, 10], lambda: chain(INPUTS))
+    reuse.run("batch", [7, 8, 9, 11], lambda: chain(INPUTS))
+    assert reuse.blocks_skipped == 3
+
+
+def test_preferred_outputs_replace_each_other_where_not_all_fit(chain):
+    reuse = reuse_of(chain, memory_bytes=2 * BLOCK_BYTES)
+    reuse.prefer([1, 2, 3, 4])
+    reuse.run("batch", [1, 2, 3, 4], lambda: chain(INPUTS))
+    assert torch.equal(reuse.run("batch", [1, 2, 3, 5], lambda: chain(INPUTS)), chain(INPUTS))
+    assert reuse.blocks_skipped == 3  # the latest two are there: the third block's is enough
+
+
 @pytest.mark.parametrize("memory_bytes", [0, BLOCK_BYTES - 1])
 def test_without_room_nothing_is_kept(chain, memory_bytes):
     reuse = reuse_of(chain, memory_bytes)
