@@ -16,6 +16,7 @@ from autoq.errors import (
     UnknownNameError,
     VerificationError,
 )
+from autoq.formats import FORMATS
 
 SEARCH = ("search", "models/llama", "--bits", "6")
 
@@ -457,7 +458,9 @@ def test_list_shows_budgets_and_exports(api, run):
 def test_formats_names_where_exports_load(run):
     found = only_json(run("formats", "--json").stdout)["formats"]
     bits = {entry["name"]: entry["effective_bits"] for entry in found}
-    assert bits == {"fp8": 8, "nvfp4": 4.5, "w4a8_awq": 4.25, "none": 16}
+    known = {"fp8": 8, "nvfp4": 4.5, "w4a8_awq": 4.25, "int4_awq": 4.25, "int8_sq": 8, "none": 16}
+    assert {name: bits[name] for name in known} == known
+    assert set(bits) == set(FORMATS)
     assert "w4a8_awq" in run("formats").stdout
     assert "when named" in run("formats").stdout
 
