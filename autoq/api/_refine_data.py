@@ -59,8 +59,12 @@ def refine_data(
         if found is not None:
             fresh, until = found
             report = held_out_tokens(study, sequences=options.held_out_sequences)
-            again = _used_again(before) if used < before.sequences else None
-            return RefineData(selected, fresh, report, again, until)
+            remarks = [
+                _fewer(len(fresh.ids), options.fresh_sequences),
+                _used_again(before) if used < before.sequences else "",
+            ]
+            remark = "; ".join(filter(None, remarks)) or None
+            return RefineData(selected, fresh, report, remark, until)
     parted = _parted_held_out(study, options, selected)
     if before.count == 0:
         return parted
@@ -91,6 +95,16 @@ def _counts(wanted: int) -> Iterator[int]:
         wanted //= 2
         yield wanted
     yield FEWEST_FRESH
+
+
+def _fewer(found: int, wanted: int) -> str:
+    """What to say of too few fresh sequences; nothing where there are enough."""
+    if found >= wanted:
+        return ""
+    return (
+        f"the calibration data has few tokens left, so finalists are confirmed on {found} fresh "
+        f"sequences instead of {wanted}: only large differences are found"
+    )
 
 
 def _used_again(before: Confirmations) -> str:

@@ -167,6 +167,8 @@ def _lines(result: dict[str, Any]) -> list[str]:
             f"kept {result['start']['label']}: {result['reason']}",
             f"  KL divergence on held-out text: {start}",
         ]
+    if result.get("remark"):
+        lines.append(f"  note: {result['remark']}")
     return lines
 
 
