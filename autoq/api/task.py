@@ -17,6 +17,7 @@ from autoq.data.sources import HELD_OUT_SHARE
 from autoq.errors import InputError
 from autoq.models.folder import storage_dtype
 from autoq.models.forward import (
+    forward_layers,
     forward_logits,
     is_causal,
     output_kind,
@@ -166,6 +167,7 @@ class ScoringTask:
 
     batches: Sequence[Any]
     run: Callable[[Any], Any]  # one batch -> output; the result is ignored
+    run_layers: Callable[[Any], Any]  # the same, but an output head may see one token only
     run_small: Callable[[], Tensor]  # some small input -> output
     loss: Callable[[int], BatchLoss]  # number of a batch -> summed loss, with its graph
 
@@ -197,6 +199,7 @@ def own_distribution_task(
     return ScoringTask(
         batches=batches,
         run=partial(forward_logits, loaded.model),
+        run_layers=partial(forward_layers, loaded.model),
         run_small=partial(forward_logits, loaded.model, batches[0][:1, :PROBE_TOKENS]),
         loss=partial(_own_distribution_batch, loaded.model, batches, config.seed, labels),
     )

@@ -1,9 +1,12 @@
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from autoq.errors import ModelError
-from autoq.models import forward_logits, is_causal, output_kind
+from autoq.models import discover, forward_logits, is_causal, output_kind
+from autoq.models.forward import forward_layers, output_head_name
 from autoq.testing.tiny_models import TINY_ARCHITECTURES, VOCABULARY_SIZE, make_tiny_model
 
 NOT_CAUSAL = ("bert", "t5")
@@ -40,6 +43,51 @@ def test_causal_means_later_tokens_do_not_matter(name):
 
 
 @torch.no_grad()
+def inputs_of_layers(model, run):
+    """Path -> what each searched module but the output head saw."""
+    modules = {slot.module for slot in discover(model).slots.values()} - {output_head_name(model)}
+    seen = {}
+
+    def remember(path, _, args):
+        seen[path] = args[0].clone()
+
+    hooks = [
+        model.get_submodule(path).register_forward_pre_hook(partial(remember, path))
+        for path in modules
+    ]
+    try:
+        run(model, token_ids())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert seen.keys() == modules
+    return seen
+
+
+@pytest.mark.parametrize("name", TINY_ARCHITECTURES)
+@torch.no_grad()
+def test_layers_see_the_same_without_the_logits(name):
+    model = make_tiny_model(name, dtype=torch.float32)
+    expected = inputs_of_layers(model, forward_logits)
+    found = inputs_of_layers(model, forward_layers)
+    assert all(torch.equal(found[path], seen) for path, seen in expected.items())
+
+
+@torch.no_grad()
+def test_the_head_of_a_causal_model_sees_one_token_where_logits_are_not_wanted():
+    model = make_tiny_model("llama")
+    assert output_head_name(model) == "lm_head"
+    rows = []
+    model.lm_head.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[1]))
+    forward_layers(model, token_ids())
+    forward_logits(model, token_ids())
+    assert rows == [1, 24]
+
+
+def test_a_model_without_a_head_names_none():
+    assert output_head_name(make_tiny_model("llama").model) is None
+
+
 def test_decoder_sees_the_tokens_shifted_right():
     model = make_tiny_model("t5")
     ids = token_ids()
