@@ -43,7 +43,7 @@ class ScoredProduct(torch.autograd.Function):
         ctx.call = call
         ctx.observe = observe
         ctx.dtype = dtype
-        return call.compute(inputs)
+        return call.compute_detached(inputs)
 
     @staticmethod
     def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor, None, None, None]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from autoq.errors import ModelError
+from autoq.layers.products import linear
 from autoq.models import SlotKind, WeightSlot
 
 
@@ -36,6 +37,10 @@ class MatrixCall:
     def compute(self, inputs: Tensor) -> Tensor:
         """The product as the model would compute it; inputs [..., in_features]."""
         return nn.functional.linear(inputs, self.weight, self.bias)
+
+    def compute_detached(self, inputs: Tensor) -> Tensor:
+        """The same without a graph and, on some CPUs, with sums of another order: faster there."""
+        return linear(inputs, self.weight, self.bias)
 
 
 MatrixHandler: TypeAlias = Callable[[MatrixCall, Tensor], Tensor]

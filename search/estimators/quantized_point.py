@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from autoq.errors import InputError
 from autoq.formats import FORMATS, NONE, FormatName
 from autoq.kernels import scoring
+from autoq.layers.products import linear
 from autoq.layers.taps import MatrixCall
 from autoq.models import Assignment, DecisionGroup, GroupName, WeightSlot, output_kind
 from autoq.search._batch_loss import BatchLoss, check_loss
@@ -223,8 +224,8 @@ class _ProductAtPoint:
         """Made when it is used: the graph holds all products, and must not hold a second model."""
         return self._weight_of(self._call)
 
-    def compute(self, inputs: Tensor) -> Tensor:
-        """See `MatrixCall.compute`."""
+    def compute_detached(self, inputs: Tensor) -> Tensor:
+        """See `MatrixCall.compute_detached`."""
         changed = self._quantize(self.slot, inputs.flatten(0, -2))
         changed = changed.reshape(inputs.shape)
-        return nn.functional.linear(changed, self.weight, self._call.bias)
+        return linear(changed, self.weight, self._call.bias)
