@@ -1,6 +1,6 @@
 """How many trials of a refinement fit into a minute, beside quantising the whole model for each.
 
-    OMP_NUM_THREADS=1 python benchmarks/trials.py --cache DIR [--trials 40] [--out FILE.json]
+    OMP_NUM_THREADS=1 python benchmarks/trials.py --cache DIR [--trials 100] [--out FILE.json]
 
 A refinement of the bundled model at 5 bits is run first; its plans, in their order, are then
 measured in five ways, all five for one plan before the next, each in a model of its own:
@@ -84,7 +84,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--sequences", type=int, default=32)
     parser.add_argument("--sequence-length", type=int, default=128)
     parser.add_argument("--out", type=Path)
