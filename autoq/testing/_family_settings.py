@@ -436,5 +436,22 @@ FAMILY_SETTINGS: Mapping[str, FamilySettings] = MappingProxyType(
                 "image_token_index": IMAGE_TOKEN - 1,
             },
         ),
+        "nemotron_nas": (
+            "ManyShapesForCausalLM",
+            "ManyShapesConfig",
+            {
+                **_DECODER,
+                "num_hidden_layers": 4,
+                "block_configs": [
+                    {"key_value_heads": 2, "intermediate_size": 256},
+                    {"key_value_heads": None, "intermediate_size": 384},
+                    {"key_value_heads": 4, "intermediate_size": 128},
+                    {"key_value_heads": 1, "intermediate_size": None},
+                ],
+            },
+        ),
     }
 )
+
+REMOTE_CODE: Mapping[str, str] = MappingProxyType({"nemotron_nas": "layers_of_many_shapes"})
+"""Families whose classes transformers lacks -> the module of `remote_code` in their folders."""

@@ -6,10 +6,13 @@ Weights are drawn so that activations stay of order one and logits differ betwee
 
 from __future__ import annotations
 
+import importlib
+import json
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +22,7 @@ from autoq.models.loading import quiet_transformers
 from autoq.testing._family_settings import (
     FAMILY_SETTINGS,
     MAXIMUM_POSITIONS,
+    REMOTE_CODE,
     T5,
     VOCABULARY_SIZE,
     FamilySettings,
@@ -89,16 +93,25 @@ def make_tiny_model(name: str, seed: int = 0, dtype: torch.dtype = torch.bfloat1
 
 def make_family_model(family: str, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
     """As `make_tiny_model`, for a family of `autoq.testing.architectures.FAMILIES`."""
-    return _made(FAMILY_SETTINGS[family], seed, dtype)
+    if family not in REMOTE_CODE:
+        return _made(FAMILY_SETTINGS[family], seed, dtype)
+    return _made(FAMILY_SETTINGS[family], seed, dtype, code=_remote_module(family))
 
 
-def _made(recipe: FamilySettings, seed: int, dtype: torch.dtype) -> nn.Module:
+def _remote_module(family: str) -> ModuleType:
+    return importlib.import_module(f"autoq.testing.remote_code.{REMOTE_CODE[family]}")
+
+
+def _made(
+    recipe: FamilySettings, seed: int, dtype: torch.dtype, code: ModuleType | None = None
+) -> nn.Module:
     import transformers
 
+    classes = transformers if code is None else code
     class_name, config_name, settings = recipe
-    config = getattr(transformers, config_name)(**settings, experts_implementation="eager")
+    config = getattr(classes, config_name)(**settings, experts_implementation="eager")
     with torch.random.fork_rng(devices=[]):
-        model: Any = getattr(transformers, class_name)(config)
+        model: Any = getattr(classes, class_name)(config)
     _draw_weights(model, seed, _embedding_spread(class_name))
     for parameter in model.parameters():
         # Buffers stay as they are: loading keeps the frequencies of rotary embeddings in float32.
@@ -124,7 +137,24 @@ def write_tiny_model(name: str, folder: Path | str, seed: int = 0) -> Path:
 
 def write_family_model(family: str, folder: Path | str, seed: int = 0) -> Path:
     """As `write_tiny_model`, for a family of `autoq.testing.architectures.FAMILIES`."""
-    return _written(make_family_model(family, seed), Path(folder))
+    target = _written(make_family_model(family, seed), Path(folder))
+    if family in REMOTE_CODE:
+        _add_remote_code(family, target)
+    return target
+
+
+def _add_remote_code(family: str, folder: Path) -> None:
+    """Put the model's code into its folder, and say in config.json where it is."""
+    module = _remote_module(family)
+    shutil.copyfile(str(module.__file__), folder / f"{REMOTE_CODE[family]}.py")
+    class_name, config_name, _ = FAMILY_SETTINGS[family]
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["auto_map"] = {
+        "AutoConfig": f"{REMOTE_CODE[family]}.{config_name}",
+        "AutoModelForCausalLM": f"{REMOTE_CODE[family]}.{class_name}",
+    }
+    path.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
 def _written(model: Any, target: Path) -> Path:
