@@ -15,6 +15,7 @@ from onnx_ir.tape import Tape
 from torch import Tensor, nn
 
 from autoq.errors import VerificationError
+from autoq.export._folding import has_folded_scale
 from autoq.export._onnx_graph import INPUT_KEY, SLOT_KEY, expected_constants
 from autoq.export._onnx_numerics import dequantized, runtime_options
 from autoq.export._onnx_trace import OPSET, in_float32, input_names, output_name
@@ -229,10 +230,14 @@ def _forced_distance(
         name = call.slot.name
         if not waiting.get(name):
             raise VerificationError(f"the graph lacks a product with {name}; export again")
+        entry = plan.entry(call.slot)
         given = theirs[waiting[name].pop(0)]
+        if entry.pre_quant_scale is not None and has_folded_scale(entry):
+            # The graph's norm has multiplied it already; powers of two divide exactly.
+            given = given / entry.pre_quant_scale
         largest = max(largest, _checked(f"the input of {name}", _distance(given, ours)))
         fmt = FORMATS[plan.slot_formats[name]]
-        read = fake_quantize_input(given, fmt, plan.entry(call.slot), container=plan.container)
+        read = fake_quantize_input(given, fmt, entry, container=plan.container)
         return call.compute(read)
 
     with tapped(plan.model, plan.quantized_slots, product):
