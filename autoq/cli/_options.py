@@ -40,12 +40,6 @@ Bits: TypeAlias = Annotated[
         help="Budget in effective bits per weight; the last one asked for if left out.",
     ),
 ]
-Container: TypeAlias = Annotated[
-    str | None,
-    typer.Option(
-        help="modelopt or compressed-tensors; what the study was searched for if left out."
-    ),
-]
 Overwrite: TypeAlias = Annotated[
     bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")
 ]
