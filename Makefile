@@ -18,7 +18,7 @@ export OMP_NUM_THREADS ?= 1
 # What kernels compile to; kept, so that the tests compile everything only once.
 export TRITON_CACHE_DIR ?= $(CURDIR)/$(VENV)/triton-cache
 
-.PHONY: venv demo test test-slow lint format types layers clean
+.PHONY: venv demo test test-slow lint format types layers support-table clean
 .DEFAULT_GOAL := test
 
 venv: $(INSTALLED) $(OTHER_TRITONS)
@@ -69,6 +69,10 @@ layers: $(INSTALLED)
 	  cp -RL autoq "$$copy/autoq"; : > "$$copy/autoq/kernels/__init__.py"; \
 	  config="$$PWD/pyproject.toml"; lint="$$PWD/$(BIN)/lint-imports"; \
 	  cd "$$copy"; PYTHONPATH="$$copy" "$$lint" --config "$$config" --no-cache
+
+# The table of models, formats and containers, from what comes of running them all.
+support-table: $(INSTALLED)
+	$(BIN)/python -m autoq.testing.architectures --write docs/support.md
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache \
