@@ -17,7 +17,7 @@ STOPPING_ERROR = 0.01
 ACCEPTING_ERROR = 0.025
 """Largest chance that a plan which is no better is accepted."""
 
-_LOOKS = (1 / 8, 1 / 4, 1 / 2, 3 / 4)
+_LOOKS = (1 / 4, 1 / 2, 5 / 8, 3 / 4)
 """After which shares of the sequences a trial may be stopped."""
 
 _FEWEST = 4
@@ -46,7 +46,7 @@ def hopeless(best: Sequence[float], so_far: Sequence[float]) -> bool:
     of the first m of n differences, the mean of all n differs from theirs by s sqrt(1/m - 1/n)
     times Student's t with m - 1 degrees of freedom (the prediction interval of a finite
     population). A trial is stopped where the lower end is above zero. However often this is asked,
-    the answer depends on four prefixes only, an eighth to three quarters of the sequences, among
+    the answer depends on four prefixes only, a quarter to three quarters of the sequences, among
     which the error rate of `STOPPING_ERROR` is shared (Bonferroni). It holds where differences are
     normally distributed and sequences come in no particular order.
     """
