@@ -22,7 +22,7 @@ from autoq.data import TokenData
 from autoq.formats import NONE, Target
 from autoq.memory import give_back_freed_memory, peak_rss_bytes
 from autoq.models import ModelMap
-from autoq.models.forward import output_head_name
+from autoq.models.forward import layers_see_all
 from autoq.progress import Progress, in_turn
 from autoq.search import SensitivityTable
 from autoq.search.estimators import Estimator, make_estimator
@@ -74,7 +74,7 @@ def run_calibration(
             study.model_map,
             study.config.formats,
             task.batches,
-            task.run if _searches_head(loaded, study.model_map) else task.run_layers,
+            task.run_layers if layers_see_all(study.model_map) else task.run,
             run_small=task.run_small,
             container=study.config.container,
             scale_dtype=loaded.storage_dtype,
@@ -89,11 +89,6 @@ def run_calibration(
     tokens = sum(int(ids.numel()) for ids in task.batches)
     payload = {"records": records, "tokens": tokens}
     study.store.finish_stage(study.id, CALIBRATION, time.perf_counter() - started, payload)
-
-
-def _searches_head(loaded: LoadedModel, model_map: ModelMap) -> bool:
-    head = output_head_name(loaded.model)
-    return any(slot.module == head for slot in model_map.slots.values())
 
 
 def run_sizes(study: Study, loaded: LoadedModel) -> None:

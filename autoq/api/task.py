@@ -167,7 +167,7 @@ class ScoringTask:
 
     batches: Sequence[Any]
     run: Callable[[Any], Any]  # one batch -> output; the result is ignored
-    run_layers: Callable[[Any], Any]  # the same, but an output head may see one token only
+    run_layers: Callable[[Any], Any]  # the same; see `forward_layers`
     run_small: Callable[[], Tensor]  # some small input -> output
     loss: Callable[[int], BatchLoss]  # number of a batch -> summed loss, with its graph
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from autoq.errors import ModelError
+from autoq.models._types import ModelMap
 
 OutputKind = Literal["logits", "hidden"]
 
@@ -40,9 +41,10 @@ def forward_logits(
 def forward_layers(model: nn.Module, input_ids: Tensor) -> None:
     """Run the model on token ids for what its layers see; its output is not asked for.
 
-    Every layer but the output head sees what it sees in `forward_logits`. The head sees the last
-    token only, in models that know how to: with a large vocabulary it takes a fifth of a small
-    model's time, and its logits more memory than all else.
+    Every layer in a block sees what it sees in `forward_logits`. What stands behind the blocks, the
+    output head and in BERT's kind a dense layer before it, sees the last token only, in models that
+    know how to: with a large vocabulary the head takes a fifth of a small model's time, and its
+    logits more memory than all else.
 
     Args and errors are those of `forward_logits`.
     """
@@ -52,10 +54,10 @@ def forward_layers(model: nn.Module, input_ids: Tensor) -> None:
     model(**arguments)
 
 
-def output_head_name(model: nn.Module) -> str | None:
-    """The path of the module that gives logits; None where there is none."""
-    head = _output_head(model)
-    return next((name for name, part in model.named_modules() if part is head), None)
+def layers_see_all(model_map: ModelMap) -> bool:
+    """Whether every searched layer sees in `forward_layers` what it sees in `forward_logits`."""
+    inside = tuple(f"{path}." for path in model_map.blocks)
+    return all(slot.module.startswith(inside) for slot in model_map.slots.values())
 
 
 def _arguments(model: nn.Module, input_ids: Tensor) -> dict[str, Any]:

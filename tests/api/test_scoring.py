@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 import autoq
 from autoq.api._study_batches import StudyBatches
@@ -309,3 +310,19 @@ def test_labels_need_a_model_that_predicts_tokens() -> None:
     loaded = load(config, model)
     with pytest.raises(InputError, match="diagonal needs a model that predicts tokens, and Bert"):
         scoring_task(loaded, None, config)  # type: ignore[arg-type]
+
+
+def test_a_layer_before_the_head_is_calibrated_on_all_tokens(quick_on_ids: Any) -> None:
+    config = transformers.BertConfig(
+        vocab_size=260,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        max_position_embeddings=64,
+        is_decoder=True,
+    )
+    study = autoq.search(transformers.BertLMHeadModel(config), **quick_on_ids)
+    rows = {slot: calibration.input_rows for (slot, _), calibration in study.calibration.items()}
+    assert "cls.predictions.transform.dense" in rows
+    assert set(rows.values()) == {6 * 32}

@@ -6,7 +6,7 @@ from torch import nn
 
 from autoq.errors import ModelError
 from autoq.models import discover, forward_logits, is_causal, output_kind
-from autoq.models.forward import forward_layers, output_head_name
+from autoq.models.forward import forward_layers, layers_see_all
 from autoq.testing.tiny_models import TINY_ARCHITECTURES, VOCABULARY_SIZE, make_tiny_model
 
 NOT_CAUSAL = ("bert", "t5")
@@ -44,8 +44,10 @@ def test_causal_means_later_tokens_do_not_matter(name):
 
 @torch.no_grad()
 def inputs_of_layers(model, run):
-    """Path -> what each searched module but the output head saw."""
-    modules = {slot.module for slot in discover(model).slots.values()} - {output_head_name(model)}
+    """Path -> what each searched module in a block saw."""
+    model_map = discover(model)
+    inside = tuple(f"{path}." for path in model_map.blocks)
+    modules = {slot.module for slot in model_map.slots.values() if slot.module.startswith(inside)}
     seen = {}
 
     def remember(path, _, args):
@@ -76,7 +78,6 @@ def test_layers_see_the_same_without_the_logits(name):
 @torch.no_grad()
 def test_the_head_of_a_causal_model_sees_one_token_where_logits_are_not_wanted():
     model = make_tiny_model("llama")
-    assert output_head_name(model) == "lm_head"
     rows = []
     model.lm_head.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[1]))
     forward_layers(model, token_ids())
@@ -84,8 +85,40 @@ def test_the_head_of_a_causal_model_sees_one_token_where_logits_are_not_wanted()
     assert rows == [1, 24]
 
 
-def test_a_model_without_a_head_names_none():
-    assert output_head_name(make_tiny_model("llama").model) is None
+def test_a_searched_head_does_not_see_all_tokens_without_the_logits():
+    model = make_tiny_model("llama")
+    assert layers_see_all(discover(model))
+    assert not layers_see_all(discover(model, include=["lm_head"]))
+
+
+def make_bert_decoder():
+    """BERT as a language model: before its output head stands a dense layer, which is searched."""
+    import transformers
+
+    config = transformers.BertConfig(
+        vocab_size=VOCABULARY_SIZE,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        max_position_embeddings=64,
+        is_decoder=True,
+    )
+    return transformers.BertLMHeadModel(config).eval()
+
+
+def test_a_dense_layer_before_the_head_does_not_see_all_tokens_either():
+    model = make_bert_decoder()
+    model_map = discover(model)
+    dense = "cls.predictions.transform.dense"
+    assert dense in {slot.module for slot in model_map.slots.values()}
+    rows = []
+    model.get_submodule(dense).register_forward_pre_hook(
+        lambda _, args: rows.append(args[0].shape[1])
+    )
+    forward_layers(model, token_ids())
+    assert rows == [1]
+    assert not layers_see_all(model_map)
 
 
 def test_decoder_sees_the_tokens_shifted_right():
