@@ -19,8 +19,9 @@ class ExamplePart:
     """One of two halves of a task's examples, for choosing by and for confirming on.
 
     Examples are parted by a hash of the seed and their content, so the parts do not depend on the
-    order of the data, and equal examples are in one part. Of a task with too few nothing is held
-    out: all of it chooses, and there is nothing to confirm on.
+    order of the data, and equal examples of a task are in one part. Of a task with too few, or a
+    group with a task of one example, nothing is held out: all of it chooses, and there is nothing
+    to confirm on.
     """
 
     seed: int
@@ -33,7 +34,8 @@ class ExamplePart:
             examples: task -> its examples; the tasks of one group together.
         """
         fresh = {task: self._fresh_indices(own) for task, own in examples.items()}
-        if sum(map(len, fresh.values())) < FEWEST_FRESH_EXAMPLES:
+        # A group's number needs all of its tasks.
+        if sum(map(len, fresh.values())) < FEWEST_FRESH_EXAMPLES or not all(fresh.values()):
             fresh = {task: [] for task in examples}
         if self.fresh:
             return fresh

@@ -69,7 +69,8 @@ class FreshAim:
         return f"{count.fresh} of {count.everything} examples of {task}"
 
     def _too_few(self, task: str) -> str:
-        return f"{task} has only {self.examples[task].everything} examples, too few to hold any out"
+        everything = self.examples[task].everything
+        return f"{task} has too few examples to hold any out, {everything} in all"
 
 
 def fresh_aim(aim: Aim) -> FreshAim:

@@ -99,7 +99,7 @@ def test_a_task_too_small_to_hold_examples_out_accepts_nothing_and_says_why(
     result = study.refine(trials=2, objective=f"'{path}'", **SMALL)
     assert not result.improved
     assert result.verdict["reason"] == (
-        f"not confirmed: {path} has only 20 examples, too few to hold any out"
+        f"not confirmed: {path} has too few examples to hold any out, 20 in all"
     )
     assert [row["fresh"] for row in result.verdict["finalists"]] == [None, None]
     trials = open_trials(

@@ -97,6 +97,13 @@ def test_tasks_of_a_group_are_counted_together():
     assert {name: len(indices) for name, indices in found.items()} == {"one": 20, "two": 20}
 
 
+def test_of_a_group_with_a_task_of_one_example_none_is_held_out():
+    """Or the harness could not confirm: it runs every task of the group."""
+    examples = {"one": [{"n": 0}, {"n": 0}], "many": [{"n": n} for n in range(100)]}
+    assert FRESH.indices(examples) == {"one": [], "many": []}
+    assert CHOOSING.indices(examples) == {"one": [0, 1], "many": list(range(100))}
+
+
 def test_the_harness_runs_one_half_or_the_other(letters, tiny):
     path = letters(70)
     count = count_examples(path, CHOOSING)
