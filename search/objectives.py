@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from autoq.models.forward import OutputKind
 
+_LARGEST_DOT = 2**31 - 1
+"""Elements; torch.dot refuses more on GPUs: 14,000 tokens of a vocabulary of 150,000."""
+
 
 def own_distribution_loss(logits: Tensor, generator: torch.Generator) -> Tensor:
     """Summed cross entropy to labels drawn from the model itself.
@@ -55,7 +58,13 @@ def fisher_noise_loss(logits: Tensor, generator: torch.Generator) -> Tensor:
         root = flat.softmax(dim=-1).sqrt_()
         direction = _random_signs(root, generator).mul_(root)
         direction.sub_(root.square_().mul_(direction.sum(dim=-1, keepdim=True)))
-    return torch.dot(flat.flatten(), direction.flatten())
+    return _inner_product(flat, direction)
+
+
+def _inner_product(first: Tensor, second: Tensor) -> Tensor:
+    if first.numel() > _LARGEST_DOT:
+        return (first * second).sum()
+    return torch.dot(first.flatten(), second.flatten())
 
 
 def _random_signs(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from autoq.search import objectives
 from autoq.search.objectives import (
     divergence_of,
     fisher_noise_loss,
@@ -116,6 +117,22 @@ def test_noise_has_the_covariance_of_drawn_labels_and_a_bounded_variance(scale):
     drawn = gradient_of(own_distribution_loss, logits).double() @ direction
     if scale > 1:
         assert float(drawn.square().var()) > 3 * variance
+
+
+def test_noise_over_more_logits_than_a_dot_product_takes_has_the_same_gradient(monkeypatch):
+    logits = LOGITS.repeat(3, 1)
+    expected = gradient_of(fisher_noise_loss, logits)
+    dot = torch.dot
+
+    def limited(first, second):
+        assert first.numel() <= LOGITS.numel(), "as CUDA's refuses more than 2^31 - 1"
+        return dot(first, second)
+
+    monkeypatch.setattr(torch, "dot", limited)
+    monkeypatch.setattr(objectives, "_LARGEST_DOT", LOGITS.numel(), raising=False)
+    assert torch.equal(gradient_of(fisher_noise_loss, logits), expected)
+    one = logits[:1]
+    assert gradient_of(fisher_noise_loss, one).shape == one.shape
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (1, 1), (2, 8)])
