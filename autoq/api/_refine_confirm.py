@@ -119,7 +119,8 @@ def confirm(
                 reason="the best trial won on fresh tokens and lost on the held-out ones",
             )
     plan = start if chosen is None else _stored(study, start, chosen.assignment, trials.study_name)
-    study.set_refined(start, plan)
+    if measured:  # without, nothing was learnt that could undo an earlier refinement
+        study.set_refined(start, plan)
     reported = _reported(study, [start] if plan is start else [start, plan], data.report, progress)
     found = {
         "accepted": plan is not start,

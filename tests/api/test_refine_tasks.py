@@ -15,6 +15,7 @@ from autoq.api.refining import RefineOptions, open_trials
 from autoq.evaluators import Estimate, parse_objective
 from autoq.evaluators.tasks import ExamplePart
 from autoq.search.refine import Source, Trial
+from autoq.search.sampling import random_plans
 from tests.api.refinements import SMALL, NoteTaking, the_second_is_a_finalist
 
 TASK = """
@@ -106,6 +107,15 @@ def test_a_task_too_small_to_hold_examples_out_accepts_nothing_and_says_why(
         study, study.unrefined_plan(), RefineOptions(objective=f"'{path}'", **SMALL)
     )
     assert "confirmed_until" not in trials.user_attrs  # no token was used up
+
+
+def test_a_refinement_that_can_confirm_nothing_leaves_what_an_earlier_one_found(study, task):
+    start = study.unrefined_plan()
+    other = study.add_plan("another", random_plans(study.sensitivity, study.costs(), count=1)[0])
+    study.set_refined(start, other)
+    result = study.refine(trials=2, objective=f"'{task(20)}'", **SMALL)
+    assert not result.improved
+    assert study.refined(start).id == other.id
 
 
 def test_a_constraint_on_a_small_task_is_said_to_be_unconfirmed(study, task):
