@@ -91,8 +91,9 @@ class AimedMetrics:
     def finished(self, gathered: Gathered, reference: Reference) -> dict[str, float]:
         """Metric -> value over all tokens, with those that are measured elsewhere.
 
-        Where these are of fresh examples, `gathered.losses` are from then on the objective on
-        parts of tokens and examples that have none in common, so that plans compare pairwise.
+        Where the objective needs these, of fresh examples, `gathered.losses` are from then on the
+        objective on parts of tokens and examples that have none in common, so that plans compare
+        pairwise.
 
         Raises:
             EvaluationError: this model has no such number.
@@ -101,7 +102,8 @@ class AimedMetrics:
         if self.elsewhere:
             found = self._measure(reference, self.elsewhere)
             values |= {name: estimate.value for name, estimate in found.items()}
-            if self.aim.examples is not None and self.aim.examples.fresh:
+            are_fresh = self.aim.examples is not None and self.aim.examples.fresh
+            if are_fresh and not self.is_per_sequence:
                 gathered.losses = self._in_parts(gathered, found)
         return values
 

@@ -92,6 +92,21 @@ def test_tokens_and_examples_are_judged_together_in_as_many_parts_as_both_have(
     assert judged == [9]
 
 
+def test_a_task_in_a_constraint_alone_leaves_the_sequences_to_judge_by(study, task, monkeypatch):
+    judged = []
+    accept = _refine_fresh.accepted
+
+    def judging(start, values, floor, *, candidates):
+        judged.append((len(start), len(values)))
+        return accept(start, values, floor, candidates=candidates)
+
+    monkeypatch.setattr(_refine_fresh, "accepted", judging)
+    the_second_is_a_finalist(monkeypatch)
+    constraint = f"{task(70)}.byte_perplexity<=1000000"
+    study.refine(trials=2, constraints=(constraint,), **SMALL)
+    assert judged == [(SMALL["fresh_sequences"],) * 2]
+
+
 def test_a_task_too_small_to_hold_examples_out_accepts_nothing_and_says_why(
     study, task, monkeypatch
 ):
