@@ -125,8 +125,9 @@ def _run(arguments: argparse.Namespace) -> None:
     import transformers.models.llama.modeling_llama  # noqa: F401
 
     from autoq.api import compress
+    from autoq.memory import peak_rss_bytes
 
-    imports = _peak_bytes()
+    imports = peak_rss_bytes()
     wall, processor = time.perf_counter(), time.process_time()
     if arguments.run == "copy":
         copy_tensors(arguments.model, arguments.out)
@@ -138,7 +139,7 @@ def _run(arguments: argparse.Namespace) -> None:
                 "wall_seconds": time.perf_counter() - wall,
                 "processor_seconds": time.process_time() - processor,
                 "imports_bytes": imports,
-                "peak_bytes": _peak_bytes(),
+                "peak_bytes": peak_rss_bytes(),
             }
         )
     )
@@ -155,12 +156,6 @@ def copy_tensors(source: Path, destination: Path) -> None:
         save_file(load_file(file), destination / file.name, metadata={"format": "pt"})
         with (destination / file.name).open("rb") as stream:
             os.fsync(stream.fileno())
-
-
-def _peak_bytes() -> int:
-    """Of this program; ru_maxrss begins with that of the process which started it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def table(size: int, rows: dict[str, dict[str, float]]) -> str:

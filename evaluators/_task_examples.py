@@ -107,6 +107,5 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     text = str(value)
-    return (
-        type(value).__name__ if " at 0x" in text else text
-    )  # where it lies in memory is no content
+    # Where it lies in memory is no content.
+    return type(value).__name__ if " at 0x" in text else text
