@@ -94,7 +94,7 @@ def _export(
 ) -> dict[str, Any]:
     started = time.perf_counter()
     loaded = study.loaded()
-    slot_formats = slot_formats_of(study.model_map, _assignment(plan))
+    slot_formats = slot_formats_of(study.model_map, plan.to_plan().assignment)
     for line in (
         *warnings_for(loaded.model, study.model_map, slot_formats, container, study.storage_dtype),
         *_target_warnings(study, slot_formats, container),
@@ -275,7 +275,3 @@ def _compare_logits(study: Study, folder: Path, progress: Progress) -> dict[str,
 
 def _plain(report: VerificationReport) -> dict[str, Any]:
     return {**asdict(report), "container": report.container.value}
-
-
-def _assignment(plan: PlanRecord) -> Mapping[Any, FormatName]:
-    return {group: FormatName(fmt) for group, fmt in plan.assignment.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,9 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoq.api.exporting import EXPORT
 from autoq.errors import InputError
-from autoq.formats import FormatName
 from autoq.layers.simulate import slot_formats_of
-from autoq.models import GroupName
 from autoq.progress import Progress
 from autoq.studies import PlanRecord, WorkStatus
 
@@ -103,7 +100,7 @@ def _export_plan(study: Study, plan: PlanRecord) -> ExportPlan:
     return ExportPlan(
         study.loaded().model,
         study.model_map,
-        slot_formats_of(study.model_map, _assignment(plan)),
+        slot_formats_of(study.model_map, plan.to_plan().assignment),
         study.calibration,
         study.config.container,
         study.storage_dtype,
@@ -134,7 +131,3 @@ def _write(
                 "model_fingerprint": study.record.model_fingerprint,
             },
         )
-
-
-def _assignment(plan: PlanRecord) -> Mapping[GroupName, FormatName]:
-    return {GroupName(group): FormatName(fmt) for group, fmt in plan.assignment.items()}

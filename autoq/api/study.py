@@ -169,7 +169,7 @@ class Study(StudyData):
 
     def simulate(self, plan: PlanRecord, *, keep_originals: bool = True) -> SimulatedModel:
         """Put the plan's formats into the loaded model, in place."""
-        formats = slot_formats_of(self.model_map, _assignment(plan))
+        formats = slot_formats_of(self.model_map, plan.to_plan().assignment)
         return self.simulate_formats(formats, keep_originals=keep_originals)
 
     def simulate_formats(
@@ -343,10 +343,6 @@ class Study(StudyData):
         from autoq.api.summary import summarise
 
         return summarise(self, self.plan(effective_bits, **limits))
-
-
-def _assignment(plan: PlanRecord) -> Mapping[Any, FormatName]:
-    return {group: FormatName(fmt) for group, fmt in plan.assignment.items()}
 
 
 def _refined_stage(start: PlanRecord) -> str:
