@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def _indexed_shards(folder: Path, index: Path) -> list[Path]:
     for name in names:
         if Path(name).name != name:
             raise ModelError(f"{index} must name files of its own folder, got {name!r}")
-        if not (folder / name).is_file():
+        if not os.path.isfile(folder / name):  # false for names that no file can have
             raise ModelError(f"{index} names {name}, and that file is missing; fetch it again")
     return [folder / name for name in names]
 
@@ -154,7 +155,7 @@ def _shard_header(path: Path, size: int) -> tuple[dict[str, Any], int]:
             )
         try:
             header = json.loads(stream.read(length))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ModelError(
                 f"{path} is not safetensors: its header is no JSON; fetch it again"
             ) from error
@@ -166,7 +167,7 @@ def _shard_header(path: Path, size: int) -> tuple[dict[str, Any], int]:
 def _read_json_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ModelError(f"{path} must be JSON, and is not: {error}; fetch it again") from error
     if not isinstance(content, dict):
         raise ModelError(

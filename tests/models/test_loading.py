@@ -120,6 +120,7 @@ def test_no_config(llama):
     [
         pytest.param("{", r"config\.json must be JSON, and is not", id="broken"),
         pytest.param("[1]", r"must hold a JSON object, and holds a list", id="list"),
+        pytest.param("[" * 100_000, r"config\.json must be JSON, and is not", id="deep"),
     ],
 )
 def test_bad_config(llama, text, message):
@@ -168,6 +169,7 @@ def test_garbage_instead_of_safetensors(llama):
         pytest.param(
             "gone.safetensors", r"names gone\.safetensors, and that file is missing", id="gone"
         ),
+        pytest.param("x" * 300, r"names xxx.* and that file is missing", id="too_long"),
         pytest.param("../model.safetensors", r"must name files of its own folder", id="outside"),
     ],
 )

@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from autoq.errors import ExportError
+from autoq.export._aliases import experts_parent
 from autoq.export.checkup._engines import Fate, Reading, read_as
 from autoq.export.checkup._faults import faults
 from autoq.export.checkup._files import StoredTensors
@@ -74,7 +75,8 @@ def check_checkpoint(path: Path | str, target: Target | None = None) -> Checkpoi
     folder = Path(path)
     manifest = read_manifest(folder)
     tensors = StoredTensors(folder)
-    modules = linear_modules(tensors)
+    model_type = "" if manifest is None else str(manifest.config.get("model_type"))
+    modules = linear_modules(tensors, model_type)
     if manifest is None:
         return CheckpointReport(folder, None, tuple(_faults_without_manifest(modules)), ())
     found = tuple(faults(manifest, tensors, modules))
@@ -130,10 +132,12 @@ def _on(target: Target, reading: Reading, container: Container, module: StoredMo
     record = support(target, container, fmt)
     if not record.verdict.runs:
         return Outcome(REFUSES, record.reason, False)
-    shape = module.shape(container, fmt)
-    if shape is not None and shape[0] % record.out_features_multiple:
-        reason = f"{shape[0]} rows are no multiple of {record.out_features_multiple}"
-        return Outcome(REFUSES, reason, False)
+    is_expert = experts_parent(module.name) is not None
+    rows, _ = module.shape(container, fmt) or (0, 0)  # of no shape: a fault already
+    misfit = record.misfit(rows, is_expert=is_expert)
+    if misfit is not None:
+        does = SILENT if is_expert and not record.runs_experts else REFUSES
+        return Outcome(does, f"{target.engine.title} {misfit}", False)
     return Outcome(record.verdict.value, record.reason, True)
 
 

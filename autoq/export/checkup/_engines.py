@@ -38,7 +38,7 @@ _PER_LAYER: Mapping[str, frozenset[str]] = {
 _UNIFORM: Mapping[str, frozenset[str]] = {
     "vllm": _PER_LAYER["vllm"],
     "sglang": frozenset({"FP8", "MXFP8", "NVFP4", "NVFP4_AWQ", "W4A16_NVFP4"}),
-    "tensorrt-llm": _PER_LAYER["tensorrt-llm"] | {"FP8_PB_WO", "W4A8_NVFP4_FP8"},
+    "tensorrt-llm": _PER_LAYER["tensorrt-llm"] | {"fp8_pb_wo", "W4A8_NVFP4_FP8"},
 }
 _NAMES_OF_FUSED_PARTS = frozenset(
     {"deepseek_v2", "deepseek_v3", "gemma2", "gemma3", "gemma3_text", "llama4", "qwen3_moe"}
@@ -145,7 +145,8 @@ def _sglang(case: _Case) -> Reading:
 def _tensorrt(case: _Case) -> Reading:
     manifest = case.manifest
     nested = manifest.nested if manifest.nested is not None else {}
-    excluded = nested.get("exclude_modules") or manifest.ignored
+    listed = nested.get("exclude_modules")
+    excluded = listed if listed and isinstance(listed, list) else manifest.ignored
     if any(fnmatchcase(part, str(entry)) for part in case.fused[1] for entry in excluded):
         return _nothing()
     layers = nested.get("quantized_layers")
@@ -163,7 +164,7 @@ def _by_algorithm(case: _Case, layers: Mapping[str, object]) -> Reading:
     """By the module's entry, or the one algorithm of the checkpoint."""
     if not case.manifest.is_mixed:
         algorithm = case.manifest.algorithm
-        if algorithm.upper() not in _UNIFORM[case.engine]:
+        if not _knows(case.engine, algorithm, _UNIFORM):
             reason = f"{case.engine} knows no {algorithm} in modelopt checkpoints"
             return Reading(Fate.REFUSED, reason=reason)
         return _as(modelopt_declared(case.manifest.flat))
@@ -177,13 +178,18 @@ def _by_algorithm(case: _Case, layers: Mapping[str, object]) -> Reading:
     if len(found) > 1:
         return Reading(Fate.REFUSED, reason=f"{', '.join(parts)} are fused and differ in format")
     declared = found.pop()
-    if str(entries[0].get("quant_algo")) not in _PER_LAYER[case.engine]:
+    if not _knows(case.engine, str(entries[0].get("quant_algo")), _PER_LAYER):
         if case.engine == "tensorrt-llm":
             return Reading(Fate.REFUSED, reason=f"TensorRT-LLM knows no {declared.label}")
         return _nothing(
             f"{case.engine} knows no {declared.label} of single layers, and says nothing"
         )
     return Reading(Fate.QUANTIZED, declared)
+
+
+def _knows(engine: str, algorithm: str, known: Mapping[str, frozenset[str]]) -> bool:
+    """vLLM compares names in capitals, others letter by letter."""
+    return (algorithm.upper() if engine == "vllm" else algorithm) in known[engine]
 
 
 def _algorithms(manifest: Manifest) -> Iterator[str]:

@@ -13,6 +13,7 @@ from autoq.export._layouts import LAYOUTS
 from autoq.export.checkup._files import StoredTensors
 from autoq.export.checkup._manifest import Declared, Manifest
 from autoq.export.checkup._modules import StoredModule
+from autoq.export.verify import same_bits
 from autoq.formats import Container
 
 _SHARED = ("weight_scale_2", "weight_global_scale", "input_scale", "input_global_scale")
@@ -153,6 +154,16 @@ def _layout_faults(
             yield f"{stored.name} must have shape {rule.shape(*shape)}, got {stored.shape}"
         elif rule.is_scale and (wrong := rule.wrong_values(tensors.read(stored.name))):
             yield f"{stored.name} must {wrong}, and does not"
+        elif name == "weight_shape" and not _spans(
+            got := tensors.read(stored.name).tolist(), shape
+        ):
+            yield f"{stored.name} must hold {list(shape)}, as the codes do, and holds {got}"
+
+
+def _spans(declared: list[int], packed: tuple[int, int]) -> bool:
+    """Whether a matrix fills its codes; the last of a row's words, of 4 or 8 columns, may not."""
+    rows, columns = declared
+    return rows == packed[0] and packed[1] - 8 < columns <= packed[1]
 
 
 def _fits(stored: tuple[int, ...], expected: tuple[int, ...], container: Container) -> bool:
@@ -203,7 +214,7 @@ def _sharing_faults(
             continue
         values = [tensors.read(tensor.name) for tensor in stored if tensor is not None]
         lacking = len(values) < len(stored)
-        if lacking or any(not torch.equal(value, values[0]) for value in values):
+        if lacking or any(not same_bits(value, values[0]) for value in values):
             yield (
                 f"engines fuse {', '.join(parts)} and take one {suffix} of all: they must be equal, "
                 "bit for bit, or weights come out wrong without an error"

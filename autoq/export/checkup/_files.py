@@ -30,6 +30,9 @@ _DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
         "I16": torch.int16,
         "I32": torch.int32,
         "I64": torch.int64,
+        "U16": torch.uint16,
+        "U32": torch.uint32,
+        "U64": torch.uint64,
         "F8_E4M3": torch.float8_e4m3fn,
         "F8_E5M2": torch.float8_e5m2,
         "F8_E8M0": torch.float8_e8m0fnu,
@@ -155,8 +158,9 @@ def _entry(file: Path, name: str, entry: Any) -> tuple[StoredTensor, tuple[int, 
 def _fault(name: str, entry: Any) -> str | None:
     if len(name) > _LONGEST_NAME or not name.isprintable() or not name:
         return f"a tensor's name must be printable text, got {name[:80]!r}"
-    if not isinstance(entry, dict) or entry.get("dtype") not in _DTYPES:
-        return f"{name} must have a dtype that safetensors knows"
+    dtype = entry.get("dtype") if isinstance(entry, dict) else None
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        return f"{name} must have one of the dtypes {', '.join(_DTYPES)}, got {dtype!r:.80}"
     shape, offsets = entry.get("shape"), entry.get("data_offsets")
     if not _are_counts(shape) or len(shape) > _MOST_DIMENSIONS:
         return f"{name} must have a shape of at most {_MOST_DIMENSIONS} numbers, got {shape!r:.80}"

@@ -153,9 +153,8 @@ def modelopt_declared(entry: Mapping[str, Any]) -> Declared:
     """What an entry of ModelOpt's says, as a format if autoq has it."""
     algorithm, size = entry.get("quant_algo"), entry.get("group_size")
     for fmt, known in MODELOPT_ENTRIES.items():
-        if known["quant_algo"] == algorithm and known.get("group_size", size) in (size, None):
-            return Declared(str(algorithm), fmt)
-        if known["quant_algo"] == algorithm and size is None:
+        is_alike = str(known["quant_algo"]).upper() == str(algorithm).upper()
+        if is_alike and (size is None or known.get("group_size", size) == size):
             return Declared(str(algorithm), fmt)
     return Declared(f"{algorithm}" if size is None else f"{algorithm}, groups of {size}", None)
 

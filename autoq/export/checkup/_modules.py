@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
@@ -29,6 +29,10 @@ _SCALES = frozenset(
 _CODE_DTYPES = frozenset({torch.float8_e4m3fn, torch.uint8, torch.int8, torch.int32})
 _TABLES = frozenset({"wte", "wpe", "shared"})
 """Embeddings whose names do not say it."""
+
+_CONV1D_MODELS = frozenset({"decision_transformer", "gpt2", "imagegpt", "openai-gpt"})
+_CONV1D_LEAVES = frozenset({"c_attn", "c_fc", "c_proj", "q_attn"})
+"""Where transformers stores `weight` as [in, out], and codes in its place likewise; never scales."""
 
 _MOST_PACKED = (1, 2, 4, 8)
 
@@ -61,13 +65,21 @@ class StoredModule:
         return None
 
 
-def linear_modules(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredModule]:
-    """Everything with a two-dimensional weight that is multiplied by, and whatever has scales."""
+def linear_modules(tensors: Mapping[str, StoredTensor], model_type: str) -> dict[str, StoredModule]:
+    """Everything with a two-dimensional weight that is multiplied by, and whatever has scales.
+
+    Args:
+        model_type: config.json's; in some families a `weight` is stored as [in, out], and gets its
+            shape turned here.
+    """
+    has_conv1d = model_type in _CONV1D_MODELS
     found: dict[str, dict[str, StoredTensor]] = {}
     for name, tensor in tensors.items():
         module, _, suffix = name.rpartition(".")
         if suffix in _SCALES or (suffix in _CODES and len(tensor.shape) == 2):
-            found.setdefault(module, {})[suffix] = tensor
+            is_turned = has_conv1d and suffix == "weight" and _leaf(module) in _CONV1D_LEAVES
+            turned = replace(tensor, shape=tensor.shape[::-1]) if is_turned else tensor
+            found.setdefault(module, {})[suffix] = turned
     return {
         module: StoredModule(module, of_module)
         for module, of_module in found.items()
@@ -76,5 +88,9 @@ def linear_modules(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredModul
 
 
 def _is_looked_up(module: str) -> bool:
-    leaf = module.rpartition(".")[2]
+    leaf = _leaf(module)
     return "emb" in leaf or leaf in _TABLES
+
+
+def _leaf(module: str) -> str:
+    return module.rpartition(".")[2]
