@@ -23,6 +23,7 @@ from autoq.export import (
     warnings_for,
     write_checkpoint,
 )
+from autoq.export._layouts import LAYOUTS
 from autoq.formats import FORMATS, NONE, CalibrationMethod, Container, FormatName, QuantFormat
 from autoq.layers import LayerCalibration
 from autoq.layers.quantize import input_scale
@@ -135,7 +136,7 @@ def refuse_calibrated_inputs(fmt: QuantFormat, container: Container) -> None:
     others = [
         entry.name
         for entry in FORMATS.values()
-        if entry.name != NONE and not _needs_inputs(entry, container)
+        if (container, entry.name) in LAYOUTS and not _needs_inputs(entry, container)
     ]
     raise InputError(
         f"a format for compress must need no calibrated inputs, and {fmt.name} in {container.value} "

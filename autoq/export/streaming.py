@@ -36,15 +36,25 @@ class SourceTensors:
     """
 
     def __init__(self, folder: Path) -> None:
+        """
+        Raises:
+            ModelError: the folder has no weights, or a file of them is damaged.
+        """
         self._folder = folder
         self._files: dict[str, Path] = {}
         self._bytes: dict[str, int] = {}
         for shard in shard_paths(folder):
-            with safe_open(shard, framework="pt") as file:
-                names = list(file.keys())
-                for name in names:
-                    self._files[name] = shard
-                    self._bytes[name] = _stored_bytes(file.get_slice(name))
+            try:
+                self._take_names(shard)
+            except (SafetensorError, OSError) as error:
+                raise ModelError(f"{shard} is damaged: {error}; fetch it again") from error
+
+    def _take_names(self, shard: Path) -> None:
+        with safe_open(shard, framework="pt") as file:
+            names = list(file.keys())
+            for name in names:
+                self._files[name] = shard
+                self._bytes[name] = _stored_bytes(file.get_slice(name))
 
     @property
     def names(self) -> list[str]:

@@ -130,11 +130,7 @@ def _refuse_quantised(folder: Path, config: Mapping[str, Any]) -> None:
 def _check_shard(path: Path) -> None:
     size = path.stat().st_size
     header, data_start = _shard_header(path, size)
-    ends = [
-        entry["data_offsets"][1]
-        for name, entry in header.items()
-        if name != "__metadata__" and isinstance(entry, dict) and "data_offsets" in entry
-    ]
+    ends = [_end(path, name, header[name]) for name in header if name != "__metadata__"]
     expected = data_start + max(ends, default=0)
     if size != expected:
         state = "truncated" if size < expected else "damaged"
@@ -142,6 +138,16 @@ def _check_shard(path: Path) -> None:
             f"{path} is {state}: its header announces {expected} bytes, the file has {size}; "
             "fetch it again"
         )
+
+
+def _end(path: Path, name: str, entry: Any) -> int:
+    """Where a tensor's bytes end, from the start of the data."""
+    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+    if isinstance(offsets, list) and len(offsets) == 2 and all(type(at) is int for at in offsets):
+        return int(offsets[1])
+    raise ModelError(
+        f"{path} is damaged: its header gives no two offsets of {name}; fetch it again"
+    )
 
 
 def _shard_header(path: Path, size: int) -> tuple[dict[str, Any], int]:

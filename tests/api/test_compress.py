@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,36 @@ def test_formats_with_stored_input_scales_are_refused_before_work(fmt: str, tmp_
 
     with pytest.raises(InputError, match=r"no calibrated inputs.*search the model.*w4a8_awq"):
         compress(source, tmp_path / "out", fmt=fmt)
+
+
+def test_a_refusal_offers_what_the_container_can_hold(tmp_path: Path) -> None:
+    source = write_tiny_model("llama", tmp_path / "model")
+
+    with pytest.raises(InputError, match="take one of") as refused:
+        compress(source, tmp_path / "out", fmt="fp8", container=Container.MODELOPT)
+
+    _, _, listed = str(refused.value).partition("take one of ")
+    assert set(listed.split(", ")) == {"fp8_block", "fp8_pc_pt", "int4_awq", "mxfp8", "nvfp4_wo"}
+
+
+@pytest.mark.parametrize(
+    "entry", [{"shape": [7, 7]}, {"dtype": "X9"}, {"data_offsets": 5}, {"data_offsets": None}]
+)
+def test_a_damaged_header_is_named_and_nothing_is_left(
+    entry: dict[str, object], tmp_path: Path
+) -> None:
+    source = write_tiny_model("llama", tmp_path / "model")
+    path = source / "model.safetensors"
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["model.norm.weight"].update(entry)
+    encoded = json.dumps(header).encode()
+    path.write_bytes(len(encoded).to_bytes(8, "little") + encoded + content[8 + length :])
+
+    with pytest.raises(ModelError, match=r"model\.safetensors is damaged.*fetch it again"):
+        compress(source, tmp_path / "out", fmt="fp8_pc_pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_not_finite_weights_are_named_and_nothing_is_left(tmp_path: Path) -> None:
