@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autoq.api._recorded_export import provenance, recorded_export, searched_plan
 from autoq.api.exporting import EXPORT
 from autoq.errors import InputError
-from autoq.layers.simulate import slot_formats_of
 from autoq.progress import Progress
 from autoq.studies import PlanRecord, WorkStatus
 
 if TYPE_CHECKING:
     from autoq.api.study import Study
-    from autoq.export._plan import ExportPlan
-    from autoq.export.onnx import OnnxExport
 
 ONNX = "onnx"
 """What `export` calls the graph, among the names of containers."""
@@ -60,74 +56,20 @@ def export_onnx_plan(
 def _export(
     study: Study, plan: PlanRecord, destination: Path, overwrite: bool, progress: Progress
 ) -> dict[str, Any]:
-    from autoq.export.onnx import refuse_onnx
+    from autoq.export.onnx import OnnxExport, export_onnx, refuse_onnx
 
-    started = time.perf_counter()
-    export_plan = _export_plan(study, plan)
-    refuse_onnx(export_plan)
-    export_id = study.store.begin_export(
-        study.id, plan_id=plan.id, container=ONNX, path=str(destination.resolve())
-    )
-    try:
-        written = _write(study, plan, export_plan, destination, overwrite, progress)
-    except BaseException as error:
-        study.store.fail_export(export_id, reason=f"{type(error).__name__}: {error}")
-        raise
-    verification = asdict(written.report)
-    study.store.finish_export(
-        export_id,
-        files=[(file.path, file.size_bytes, file.sha256) for file in written.files],
-        verification=verification,
-    )
-    return {
-        "study": study.name,
-        "plan": plan.label,
-        "path": str(written.path),
-        "container": ONNX,
-        "effective_bits": plan.effective_bits,
-        "stored_bytes": written.stored_bytes,
-        "files": [
-            {"path": f.path, "bytes": f.size_bytes, "sha256": f.sha256} for f in written.files
-        ],
-        "verification": verification,
-        "seconds": time.perf_counter() - started,
-    }
+    searched = searched_plan(study, plan)
+    refuse_onnx(searched)
 
+    def write() -> OnnxExport:
+        with progress.task("exporting", len(searched.quantized_slots)) as advance:
+            return export_onnx(
+                searched,
+                source=study.loaded().path,
+                destination=destination,
+                overwrite=overwrite,
+                progress=lambda: advance(1),
+                provenance=provenance(study, plan),
+            )
 
-def _export_plan(study: Study, plan: PlanRecord) -> ExportPlan:
-    from autoq.export._plan import ExportPlan
-
-    return ExportPlan(
-        study.loaded().model,
-        study.model_map,
-        slot_formats_of(study.model_map, plan.to_plan().assignment),
-        study.calibration,
-        study.config.container,
-        study.storage_dtype,
-    )
-
-
-def _write(
-    study: Study,
-    plan: PlanRecord,
-    export_plan: ExportPlan,
-    destination: Path,
-    overwrite: bool,
-    progress: Progress,
-) -> OnnxExport:
-    from autoq.export.onnx import export_onnx
-
-    with progress.task("exporting", len(export_plan.quantized_slots)) as advance:
-        return export_onnx(
-            export_plan,
-            source=study.loaded().path,
-            destination=destination,
-            overwrite=overwrite,
-            progress=lambda: advance(1),
-            provenance={
-                "study": study.name,
-                "plan": plan.label,
-                "effective_bits": plan.effective_bits,
-                "model_fingerprint": study.record.model_fingerprint,
-            },
-        )
+    return recorded_export(study, plan, ONNX, destination, write)

@@ -288,6 +288,8 @@ class Study(StudyData):
         max_gb: float | None = None,
         max_active_bits: float | None = None,
         container: str | None = None,
+        tp_size: int = 1,
+        pp_size: int = 1,
         overwrite: bool = False,
         check_logits: bool = True,
         progress: Progress | None = None,
@@ -299,7 +301,10 @@ class Study(StudyData):
             max_gb: the same in 10^9 bytes of the whole checkpoint.
             max_active_bits: the same in bits per weight that a token touches.
             container: "modelopt" or "compressed-tensors"; None is the one searched for. "onnx" is
-                a graph with Q/DQ nodes, of what the model computes in the container searched for.
+                a graph with Q/DQ nodes, of what the model computes in the container searched for;
+                "tensorrt-llm" is the checkpoint that TensorRT-LLM's engine builder takes.
+            tp_size: ranks that share every layer, of the container "tensorrt-llm" only.
+            pp_size: stages of layers, of the container "tensorrt-llm" only.
             check_logits: load a compressed-tensors checkpoint with transformers, too, and compare
                 its logits with the simulation's; takes the memory of two more models.
         Raises:
@@ -309,9 +314,16 @@ class Study(StudyData):
         """
         from autoq.api.exporting import export_plan
         from autoq.api.exporting_onnx import ONNX, export_onnx_plan, refuse_missing_packages
+        from autoq.api.exporting_tensorrt_llm import (
+            TENSORRT_LLM,
+            export_tensorrt_llm_plan,
+            refuse_parallel,
+        )
 
+        refuse_parallel(container, tp_size, pp_size)
         if container == ONNX:
             refuse_missing_packages()
+        if container in (ONNX, TENSORRT_LLM):
             chosen = self.config.container
         else:
             chosen = parse_container(container) if container else self.config.container
@@ -322,6 +334,16 @@ class Study(StudyData):
             if container == ONNX:
                 return export_onnx_plan(
                     self, plan, Path(destination), overwrite=overwrite, progress=renewing
+                )
+            if container == TENSORRT_LLM:
+                return export_tensorrt_llm_plan(
+                    self,
+                    plan,
+                    Path(destination),
+                    tp_size=tp_size,
+                    pp_size=pp_size,
+                    overwrite=overwrite,
+                    progress=renewing,
                 )
             return export_plan(
                 self,

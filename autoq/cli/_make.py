@@ -42,10 +42,14 @@ def export(
     container: Annotated[
         str | None,
         typer.Option(
-            help="modelopt, compressed-tensors, or onnx for a graph with Q/DQ nodes; what the "
-            "study was searched for if left out."
+            help="modelopt, compressed-tensors, onnx for a graph with Q/DQ nodes, or tensorrt-llm "
+            "for its engine builder; what the study was searched for if left out."
         ),
     ] = None,
+    tp: Annotated[
+        int, typer.Option(min=1, help="Ranks that share every layer; tensorrt-llm only.")
+    ] = 1,
+    pp: Annotated[int, typer.Option(min=1, help="Stages of layers; tensorrt-llm only.")] = 1,
     overwrite: Overwrite = False,
     trust_remote_code: TrustRemoteCode = False,
     store: Store = DEFAULT_STORE,
@@ -67,6 +71,8 @@ def export(
             max_gb=max_gb,
             max_active_bits=max_active_bits,
             container=container,
+            tp_size=tp,
+            pp_size=pp,
             overwrite=overwrite,
             progress=make_progress(quiet=quiet),
         )

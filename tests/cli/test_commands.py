@@ -406,9 +406,18 @@ def test_export_takes_study_and_folder(api, run):
         "max_gb": None,
         "max_active_bits": None,
         "container": "compressed-tensors",
+        "tp_size": 1,
+        "pp_size": 1,
         "overwrite": True,
     }
     assert api.arguments("open_study")["name"] == "llama"
+
+
+def test_export_for_the_ranks_of_an_engine(api, run):
+    run("export", "llama", "out", "--container", "tensorrt-llm", "--tp", "2", "--pp", "4")
+    arguments = api.arguments("export")
+    assert arguments["container"] == "tensorrt-llm"
+    assert (arguments["tp_size"], arguments["pp_size"]) == (2, 4)
 
 
 def test_export_with_one_place_takes_the_latest_study(api, run):

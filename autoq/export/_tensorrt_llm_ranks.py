@@ -1,0 +1,184 @@
+"""A plan's tensors, split over the ranks of TensorRT-LLM's engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from autoq.export._folding import fold, folded_scales, stored_scale
+from autoq.export._plan import ExportPlan
+from autoq.export._tensorrt_llm_layouts import ENGINE_LAYOUTS, NORM_SCALE, WHOLE, stored_input_scale
+from autoq.export._tensorrt_llm_names import (
+    BLOCK_NORMS,
+    EMBEDDING,
+    FAMILIES,
+    FINAL_NORM,
+    HEAD,
+    LINEARS,
+    EngineLinear,
+    Parallel,
+    layer_count,
+)
+from autoq.formats import NONE, FormatName
+from autoq.models import SlotName
+
+RankTensors = list[dict[str, Tensor]]
+"""Name -> tensor for each rank of a stage, in their order."""
+
+
+def linears(plan: ExportPlan) -> Iterator[tuple[int, EngineLinear, list[SlotName]]]:
+    """Layer, linear of the engine, and the slots in it."""
+    for layer in range(layer_count(plan.model)):
+        for linear in LINEARS:
+            names = [SlotName(f"model.layers.{layer}.{part}") for part in linear.parts]
+            yield layer, linear, names
+
+
+def linear_format(plan: ExportPlan, layer: int, linear: EngineLinear) -> FormatName:
+    """Format of the engine's linear, which is that of all its parts."""
+    first = SlotName(f"model.layers.{layer}.{linear.parts[0]}")
+    return plan.slot_formats.get(first, NONE)
+
+
+def stage_tensors(
+    plan: ExportPlan, parallel: Parallel, stage: int, progress: Callable[[], None]
+) -> RankTensors:
+    """All tensors of the ranks of one stage, in memory."""
+    ranks: RankTensors = [{} for _ in range(parallel.tensor)]
+    size = layer_count(plan.model) // parallel.pipeline
+    if stage == 0:
+        _add(ranks, f"{EMBEDDING}.weight", _by_rows(_vocabulary(plan, "input", parallel), parallel))
+    for number in range(size):
+        _add_layer(ranks, plan, parallel, stage * size + number, f"transformer.layers.{number}")
+        progress()
+    if stage == parallel.pipeline - 1:
+        _add(ranks, f"{FINAL_NORM}.weight", [_norm(plan, "model.norm")] * parallel.tensor)
+        _add(ranks, f"{HEAD}.weight", _by_rows(_vocabulary(plan, "output", parallel), parallel))
+    return ranks
+
+
+def _add_layer(
+    ranks: RankTensors, plan: ExportPlan, parallel: Parallel, layer: int, prefix: str
+) -> None:
+    model_prefix = f"model.layers.{layer}"
+    for linear in LINEARS:
+        fmt = linear_format(plan, layer, linear)
+        weights = [_logical(plan, SlotName(f"{model_prefix}.{part}")) for part in linear.parts]
+        for rank, tensors in enumerate(ranks):
+            held = _of_rank(weights, linear.splits_rows, rank, parallel.tensor)
+            packed = ENGINE_LAYOUTS[fmt].pack(held) if fmt != NONE else held
+            _add_one(tensors, f"{prefix}.{linear.name}", packed)
+        _add_input_scales(
+            ranks, plan, SlotName(f"{model_prefix}.{linear.parts[0]}"), linear, prefix
+        )
+        _add_bias(ranks, plan, model_prefix, linear, prefix)
+    for engine, name in FAMILIES[type(plan.model).__name__].norms.items():
+        weight = _norm(plan, f"{model_prefix}.{name}")
+        _add(ranks, f"{prefix}.{engine}.weight", [weight] * parallel.tensor)
+        if engine in BLOCK_NORMS and _has_norm_scales(plan, layer):
+            _add(ranks, f"{prefix}.{engine}.{NORM_SCALE}", [torch.ones(1)] * parallel.tensor)
+
+
+def _has_norm_scales(plan: ExportPlan, layer: int) -> bool:
+    fmt = linear_format(plan, layer, LINEARS[0])
+    return fmt != NONE and ENGINE_LAYOUTS[fmt].input_divisor is not None
+
+
+def _logical(plan: ExportPlan, name: SlotName) -> Mapping[str, Tensor]:
+    """Codes and scales of a slot, or its weight where it has none."""
+    if plan.slot_formats.get(name, NONE) != NONE:
+        return plan.quantize(plan.model_map.slots[name]).tensors
+    return {"weight": plan.model.get_parameter(f"{name}.weight").detach().to(plan.scale_dtype)}
+
+
+def _of_rank(
+    parts: Sequence[Mapping[str, Tensor]], splits_rows: bool, rank: int, ranks: int
+) -> dict[str, Tensor]:
+    """A rank's share of each part, one above the other; scalars are the first part's."""
+    held = {}
+    for name, first in parts[0].items():
+        if first.ndim < 2:
+            held[name] = first
+            continue
+        shares = [_share(name, part[name], splits_rows, rank, ranks) for part in parts]
+        held[name] = torch.cat(shares)
+    return held
+
+
+def _share(name: str, matrix: Tensor, splits_rows: bool, rank: int, ranks: int) -> Tensor:
+    """Rows or columns of codes, or of scales that stand in the same order; scales of rows whole."""
+    if splits_rows:
+        return matrix.chunk(ranks, 0)[rank]
+    return matrix if name in WHOLE else matrix.chunk(ranks, 1)[rank]
+
+
+def _add_input_scales(
+    ranks: RankTensors, plan: ExportPlan, name: SlotName, linear: EngineLinear, prefix: str
+) -> None:
+    fmt = plan.slot_formats.get(name, NONE)
+    if fmt == NONE:
+        return
+    layout, slot = ENGINE_LAYOUTS[fmt], plan.model_map.slots[name]
+    entry, count = plan.entry(slot), len(ranks)
+    path = f"{prefix}.{linear.name}"
+    scale = stored_input_scale(fmt, entry)
+    if scale is not None:
+        _add(ranks, f"{path}.{layout.input_scaling}", [scale] * count)
+    stored = stored_scale(entry)
+    columns = torch.ones(slot.in_features) if stored is None else stored.float().cpu()
+    shares = [columns] * count if linear.splits_rows else list(columns.chunk(count))
+    if layout.input_multiplier is not None:
+        typed = [share.to(plan.scale_dtype) for share in shares]
+        _add(ranks, f"{path}.{layout.input_multiplier}", typed)
+    if layout.input_divisor is not None and not linear.splits_rows:
+        # Exact: the scales are powers of two.
+        divisors = [share.reciprocal().reshape(1, -1) for share in shares]
+        _add(ranks, f"{path}.{layout.input_divisor}", divisors)
+
+
+def _add_bias(
+    ranks: RankTensors, plan: ExportPlan, model_prefix: str, linear: EngineLinear, prefix: str
+) -> None:
+    modules = [plan.model.get_submodule(f"{model_prefix}.{part}") for part in linear.parts]
+    biases = [module.bias for module in modules if isinstance(module.bias, Tensor)]
+    if not biases:
+        return
+    typed = [bias.detach().to(plan.scale_dtype) for bias in biases]
+    count = len(ranks)
+    for rank, tensors in enumerate(ranks):
+        # What a bias adds to the sum of all ranks is added once, by the engine.
+        shares = [bias.chunk(count)[rank] if linear.splits_rows else bias for bias in typed]
+        _add_one(tensors, f"{prefix}.{linear.name}", {"bias": torch.cat(shares)})
+
+
+def _norm(plan: ExportPlan, path: str) -> Tensor:
+    """Weight of a norm with the input scales of the layers after it."""
+    weight = plan.model.get_parameter(f"{path}.weight").detach().to(plan.scale_dtype)
+    folds = folded_scales(plan.slot_formats, plan.calibration)
+    return fold(f"{path}.weight", weight, folds)[0]
+
+
+def _vocabulary(plan: ExportPlan, which: str, parallel: Parallel) -> Tensor:
+    """Rows of the embedding or the head, with zeros up to a multiple of the ranks."""
+    getter = getattr(plan.model, f"get_{which}_embeddings")
+    weight: Tensor = getter().weight.detach().to(plan.scale_dtype)
+    return functional.pad(weight, (0, 0, 0, -len(weight) % parallel.tensor))
+
+
+def _by_rows(matrix: Tensor, parallel: Parallel) -> Iterator[Tensor]:
+    return iter(matrix.chunk(parallel.tensor))
+
+
+def _add(ranks: RankTensors, name: str, shares: Sequence[Tensor] | Iterator[Tensor]) -> None:
+    module, _, leaf = name.rpartition(".")
+    for tensors, share in zip(ranks, shares, strict=True):
+        _add_one(tensors, module, {leaf: share})
+
+
+def _add_one(tensors: dict[str, Tensor], module: str, held: Mapping[str, Tensor]) -> None:
+    for leaf, tensor in held.items():
+        # Safetensors refuses tensors that share memory, as those of two ranks do.
+        tensors[f"{module}.{leaf}"] = tensor.detach().cpu().contiguous().clone()

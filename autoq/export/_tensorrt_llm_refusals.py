@@ -1,0 +1,192 @@
+"""What TensorRT-LLM's engine checkpoints cannot hold, said before work, and what to know of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from autoq.errors import ExportError
+from autoq.export._folding import folding_refusals, stored_scale
+from autoq.export._plan import ExportPlan
+from autoq.export._tensorrt_llm_layouts import ENGINE_LAYOUTS, engine_refusals
+from autoq.export._tensorrt_llm_names import (
+    FAMILIES,
+    EngineLinear,
+    Parallel,
+    attention_window,
+    layer_count,
+    model_refusals,
+)
+from autoq.export._tensorrt_llm_ranks import linear_format, linears
+from autoq.formats import FORMATS, NONE, FormatName, WeightScaling
+from autoq.layers import Container, LayerCalibration
+from autoq.models import SlotName
+
+DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
+"""The dtypes that the engine runs quantised layers in, by the names in config.json."""
+
+
+def refuse_tensorrt_llm(plan: ExportPlan, parallel: Parallel) -> None:
+    """Refuse a plan that the checkpoint cannot hold.
+
+    Raises:
+        ExportError: says the first thing that it cannot hold.
+    """
+    lines = tensorrt_llm_refusals(plan, parallel)
+    if lines:
+        more = f" (and {len(lines) - 1} more like it)" if len(lines) > 1 else ""
+        raise ExportError(f"{lines[0]}{more}")
+
+
+def tensorrt_llm_refusals(plan: ExportPlan, parallel: Parallel) -> list[str]:
+    """Everything that keeps the plan from being written, a line each, by name."""
+    lines = list(model_refusals(plan.model, parallel))
+    if lines:
+        return lines
+    if plan.scale_dtype not in DTYPES:
+        lines.append(
+            "tensorrt-llm checkpoints are written in float16 or bfloat16, and the model's dtype is "
+            f"{str(plan.scale_dtype).removeprefix('torch.')}; save the model in one of them"
+        )
+    found = list(linears(plan))
+    known = {name for _, _, names in found for name in names}
+    lines += [
+        f"{slot.name} cannot be quantised in tensorrt-llm, which has only the linears of layers "
+        "quantised; bind it to none"
+        for slot in plan.quantized_slots
+        if slot.name not in known
+    ]
+    lines += engine_refusals(linear_format(plan, layer, linear) for layer, linear, _ in found)
+    if lines:
+        return lines
+    for layer, linear, names in found:
+        lines += _linear_lines(plan, parallel, linear, names, linear_format(plan, layer, linear))
+    quantized = {slot.name: plan.slot_formats[slot.name] for slot in plan.quantized_slots}
+    lines += folding_refusals(plan.model, plan.model_map, quantized, plan.calibration)
+    return [*lines, *_stage_lines(plan, parallel), *_attention_lines(plan)]
+
+
+def tensorrt_llm_warnings(plan: ExportPlan) -> list[str]:
+    """What a user should know about the result before it is written, a line each."""
+    lines = []
+    used = {plan.slot_formats[slot.name] for slot in plan.quantized_slots}
+    if "w4a8_awq" in used and plan.container is not Container.MODELOPT:
+        lines.append(
+            f"w4a8_awq was scored as {plan.container.value} computes it; TensorRT-LLM scales its "
+            "inputs by a constant and rounds its weights to FP8: search with --container modelopt "
+            "to score that"
+        )
+    window = attention_window(plan.model)
+    if window is not None:
+        lines.append(
+            f"the model's attention looks back {window} tokens, which the checkpoint cannot say: "
+            f"give the runtime max_attention_window_size {window}"
+        )
+    return lines
+
+
+def _linear_lines(
+    plan: ExportPlan,
+    parallel: Parallel,
+    linear: EngineLinear,
+    names: list[SlotName],
+    fmt: FormatName,
+) -> Iterator[str]:
+    formats = [plan.slot_formats.get(name, NONE) for name in names]
+    if len(set(formats)) > 1:
+        yield (
+            f"the engine runs {', '.join(names)} as one matrix of one format, got "
+            f"{', '.join(formats)}; choose one"
+        )
+        return
+    if fmt == NONE:
+        return
+    missing = [name for name in names if (name, fmt) not in plan.calibration]
+    if missing:
+        yield f"{missing[0]} has no calibration for {fmt}; calibrate it first"
+        return
+    entries = [plan.calibration[name, fmt] for name in names]
+    yield from _shared_lines(names, fmt, entries)
+    if stored_scale(entries[0]) is not None and not _takes_scale(fmt, linear):
+        yield (
+            f"tensorrt-llm has no place for the input scale of {names[0]} in {fmt}, which no norm "
+            "can take; calibrate it again, or choose another format"
+        )
+    for name in names:
+        yield from _size_lines(plan, parallel, linear, name, fmt)
+
+
+def _takes_scale(fmt: FormatName, linear: EngineLinear) -> bool:
+    layout = ENGINE_LAYOUTS[fmt]
+    return layout.input_multiplier is not None or (
+        layout.input_divisor is not None and not linear.splits_rows
+    )
+
+
+def _shared_lines(
+    names: list[SlotName], fmt: FormatName, entries: list[LayerCalibration]
+) -> Iterator[str]:
+    first, members = entries[0], ", ".join(names)
+    scaling = FORMATS[fmt].weight_scaling
+    has_top_scale = scaling in (WeightScaling.TENSOR, WeightScaling.TWO_LEVEL_GROUP)
+    for entry in entries[1:]:
+        if has_top_scale and entry.weight_amax != first.weight_amax:
+            yield f"the engine fuses {members}, and weight_amax differs; calibrate them together"
+        if entry.input_amax != first.input_amax:
+            yield f"the engine fuses {members}, and input_amax differs; calibrate them together"
+        one, other = first.pre_quant_scale, entry.pre_quant_scale
+        is_same = one is other or (
+            one is not None and other is not None and torch.equal(one, other)
+        )
+        if not is_same or entry.folds_into != first.folds_into:
+            yield f"the engine fuses {members}, and their input scales differ; calibrate them anew"
+
+
+def _size_lines(
+    plan: ExportPlan, parallel: Parallel, linear: EngineLinear, name: SlotName, fmt: FormatName
+) -> Iterator[str]:
+    slot = plan.model_map.slots[name]
+    rows, columns = slot.out_features, slot.in_features
+    if linear.splits_rows:
+        rows //= parallel.tensor
+    else:
+        columns //= parallel.tensor
+    block = FORMATS[fmt].weight_block_size
+    if block is not None and columns % block:
+        yield (
+            f"a rank's inputs of {name} must be a multiple of {fmt}'s block of {block}, and with "
+            f"tp_size {parallel.tensor} they are {columns}; choose a smaller tp_size or another "
+            "format"
+        )
+    if FORMATS[fmt].rows_per_byte == 2 and rows % 2:
+        yield (
+            f"a rank's outputs of {name} must be even in {fmt}, and with tp_size "
+            f"{parallel.tensor} they are {rows}; choose another"
+        )
+
+
+def _stage_lines(plan: ExportPlan, parallel: Parallel) -> Iterator[str]:
+    """Layers are numbered anew in every stage, and the formats are said once for all."""
+    size = layer_count(plan.model) // parallel.pipeline
+    for layer, linear, _ in linears(plan):
+        here = linear_format(plan, layer, linear)
+        first = linear_format(plan, layer % size, linear)
+        if here != first:
+            yield (
+                "tensorrt-llm names layers anew in each pipeline stage, so that all stages have the "
+                f"formats of the first, and {linear.name} is {here} in layer {layer} and {first} in "
+                f"layer {layer % size}; choose pp_size 1"
+            )
+            return
+
+
+def _attention_lines(plan: ExportPlan) -> Iterator[str]:
+    architecture = type(plan.model).__name__
+    used = {plan.slot_formats[slot.name] for slot in plan.quantized_slots}
+    whole = [fmt for fmt in used if ENGINE_LAYOUTS[fmt].everywhere]
+    if whole and FAMILIES[architecture].normalises_heads:
+        yield (
+            f"tensorrt-llm's attention in {whole[0]} does not normalise queries and keys, as "
+            f"{architecture} does; choose another format"
+        )
