@@ -164,7 +164,8 @@ def linear(
         out_dtype: float32, bfloat16 or float16; that of `x` if left out.
 
     Returns:
-        [..., N]. On the CPU exactly functional.linear of the input, fake-quantised or as it is, and the dequantised weight in the dtype of `x`. No gradient flows through it.
+        [..., N]. On the CPU exactly functional.linear of the input, fake-quantised or as it is, and
+        the dequantised weight in the dtype of `x`. No gradient flows through it.
 
     Raises:
         InputError: a dtype, shape or device is not as above.

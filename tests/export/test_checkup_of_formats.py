@@ -59,6 +59,25 @@ def test_experts_that_an_engine_does_not_run_in_a_format(uniform_plan: Any, tmp_
     assert outcome(folder, "model.layers.0.self_attn.q_proj", "vllm:h200").does == "native"
 
 
+def test_int8_of_other_tools_is_nonsense_to_transformers(uniform_plan: Any, tmp_path: Path) -> None:
+    """As long as the codes have the weights' shape, transformers loads them without their scales."""
+    folder = uniform_plan("llama", MODELOPT, "fp8_pc_pt").export(tmp_path / "out").path
+    for name in ("config.json", "hf_quant_config.json"):
+        path = folder / name
+        text = path.read_text()
+        path.write_text(text.replace("FP8_PER_CHANNEL_PER_TOKEN", "W8A8_SQ_PER_CHANNEL"))
+    tensors = load_file(folder / "model.safetensors")
+    codes = {
+        name: tensor.view(torch.int8)
+        for name, tensor in tensors.items()
+        if tensor.dtype == torch.float8_e4m3fn
+    }
+    changed(folder, lambda t: t.update(codes))
+    module = "model.layers.0.mlp.down_proj"
+    assert outcome(folder, module, "transformers:cpu").does == "SILENTLY UNQUANTISED"
+    assert outcome(folder, module, "vllm:h200").does == "refuses"
+
+
 def changed(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
     tensors = load_file(folder / "model.safetensors")
     change(tensors)

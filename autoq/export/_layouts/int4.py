@@ -17,6 +17,7 @@ from autoq.export._layouts._types import (
     amax_of,
     codes,
     config_group,
+    no_amaxes,
 )
 from autoq.export._layouts.fp8 import E4M3_DYNAMIC_TOKEN
 from autoq.formats import Container, FormatName
@@ -94,11 +95,6 @@ def _unpack_compressed(stored: Tensors) -> dict[str, Tensor]:
     }
 
 
-def _no_amaxes(_: Tensors, __: Tensors) -> tuple[float, float]:
-    """Every scale is a group's."""
-    return 0.0, 0.0
-
-
 _MODELOPT_ENTRY = {"group_size": 128, "has_zero_point": False, "pre_quant_scale": True}
 _MODELOPT_TENSORS = {
     "weight": codes(U8, lambda n, k: (n // 2, k)),
@@ -117,14 +113,14 @@ INT4: dict[LayoutKey, Layout] = {
         tensors=_MODELOPT_TENSORS,
         pack=_pack_modelopt_awq,
         unpack=_unpack_modelopt_awq,
-        amaxes=_no_amaxes,
+        amaxes=no_amaxes,
     ),
     (Container.COMPRESSED_TENSORS, FormatName("int4_awq")): Layout(
         manifest=config_group("pack-quantized", _INT4_GROUP_128, None),
         tensors=_COMPRESSED_TENSORS,
         pack=_pack_compressed,
         unpack=_unpack_compressed,
-        amaxes=_no_amaxes,
+        amaxes=no_amaxes,
     ),
     (Container.MODELOPT, FormatName("w4a8_awq")): Layout(
         manifest={"quant_algo": "W4A8_AWQ", **_MODELOPT_ENTRY},

@@ -14,6 +14,7 @@ from autoq.export._layouts._types import (
     Tensors,
     codes,
     config_group,
+    no_amaxes,
 )
 from autoq.formats import Container, FormatName
 from autoq.kernels import int8
@@ -54,11 +55,6 @@ def _unpack_words(stored: Tensors) -> dict[str, Tensor]:
     }
 
 
-def _no_amaxes(_: Tensors, __: Tensors) -> tuple[float, float]:
-    """Every scale is a row's or a token's."""
-    return 0.0, 0.0
-
-
 INT8: dict[LayoutKey, Layout] = {
     (Container.COMPRESSED_TENSORS, FormatName("int8_sq")): Layout(
         manifest=config_group("int-quantized", _INT8_CHANNEL, _INT8_DYNAMIC_TOKEN),
@@ -68,7 +64,7 @@ INT8: dict[LayoutKey, Layout] = {
         },
         pack=_pack,
         unpack=_unpack,
-        amaxes=_no_amaxes,
+        amaxes=no_amaxes,
     ),
     (Container.COMPRESSED_TENSORS, FormatName("int8_wo")): Layout(
         manifest=config_group("pack-quantized", _INT8_CHANNEL, None),
@@ -79,7 +75,7 @@ INT8: dict[LayoutKey, Layout] = {
         },
         pack=_pack_words,
         unpack=_unpack_words,
-        amaxes=_no_amaxes,
+        amaxes=no_amaxes,
     ),
 }
 

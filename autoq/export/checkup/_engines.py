@@ -230,7 +230,7 @@ def _transformers(case: _Case) -> Reading:
     if not case.module.is_quantized:
         return _nothing()
     weight = case.module.tensors.get("weight")
-    if weight is not None and weight.dtype == torch.float8_e4m3fn:
+    if weight is not None and weight.dtype in (torch.float8_e4m3fn, torch.int8):
         return _nothing("transformers loads the codes without their scales and computes nonsense")
     raise ExportError("transformers reads no modelopt checkpoints: packed weights fit no layer")
 
