@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from autoq.export.checkup import CheckpointReport, Outcome, check_checkpoint
+from autoq.export.checkup import CheckpointReport, Outcome, _files, check_checkpoint
 from autoq.formats import FormatName, parse_target
 from autoq.layers import Container
 from autoq.models import SlotKind
@@ -103,6 +104,21 @@ def test_fused_scales_in_a_dtype_that_they_cannot_have(uniform_plan: Any, tmp_pa
     change = {name: wrong.clone() for name in names}
     faults = check_checkpoint(changed(folder, lambda t: t.update(change))).faults
     assert sorted(fault.split()[0] for fault in faults) == sorted(names)
+
+
+def test_a_file_is_opened_once_for_many_tensors(
+    uniform_plan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = uniform_plan("llama", MODELOPT, "fp8").export(tmp_path / "out").path
+    opened: list[str] = []
+
+    def counted(file: str, framework: str) -> Any:
+        opened.append(file)
+        return safe_open(file, framework=framework)
+
+    monkeypatch.setattr(_files, "safe_open", counted)
+    assert check_checkpoint(folder).faults == ()
+    assert opened == [str(folder / "model.safetensors")]
 
 
 @pytest.mark.parametrize("value", [1, "lm_head", {"lm_head": 1}])

@@ -6,7 +6,7 @@ the last were run on CPUs for parsing and matching, TensorRT-LLM was read only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -131,7 +131,7 @@ def _vllm(case: _Case) -> Reading:
 
 def _sglang(case: _Case) -> Reading:
     manifest = case.manifest
-    if manifest.is_mixed and not any("NVFP4" in algorithm for algorithm in _algorithms(manifest)):
+    if manifest.is_mixed and not manifest.has_nvfp4_layers:
         return Reading(Fate.REFUSED, reason=_MIXED_WITHOUT_NVFP4)
     if _is_excluded(case, _at_a_boundary):
         return _nothing()
@@ -190,12 +190,6 @@ def _by_algorithm(case: _Case, layers: Mapping[str, object]) -> Reading:
 def _knows(engine: str, algorithm: str, known: Mapping[str, frozenset[str]]) -> bool:
     """vLLM compares names in capitals, others letter by letter."""
     return (algorithm.upper() if engine == "vllm" else algorithm) in known[engine]
-
-
-def _algorithms(manifest: Manifest) -> Iterator[str]:
-    for entry in manifest.layers.values():
-        if isinstance(entry, Mapping):
-            yield str(entry.get("quant_algo"))
 
 
 def _is_excluded(case: _Case, matches: Callable[[str, str], bool]) -> bool:

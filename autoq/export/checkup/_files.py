@@ -64,6 +64,7 @@ class StoredTensors(Mapping[str, StoredTensor]):
                 one tensor; the message says which.
         """
         self._tensors: dict[str, StoredTensor] = {}
+        self._opened: tuple[Path, Any] | None = None  # to open it parses all of its header
         try:
             files = shard_paths(folder)
         except ModelError as error:
@@ -93,9 +94,10 @@ class StoredTensors(Mapping[str, StoredTensor]):
         """
         file = self._tensors[name].file
         try:
-            with safe_open(str(file), framework="pt") as stream:
-                values: Tensor = stream.get_tensor(name)
-                return values
+            if self._opened is None or self._opened[0] != file:
+                self._opened = (file, safe_open(str(file), framework="pt"))
+            values: Tensor = self._opened[1].get_tensor(name)
+            return values
         except (SafetensorError, OSError) as error:
             raise ExportError(f"{name} in {file.name} cannot be read: {error}") from error
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class Declared:
     format: FormatName | None  # autoq's, if it is one
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Manifest:
     """Both manifests of a checkpoint."""
 
@@ -59,7 +60,13 @@ class Manifest:
         found = self.flat.get("quantized_layers")
         return found if isinstance(found, Mapping) else {}
 
-    @property
+    @cached_property
+    def has_nvfp4_layers(self) -> bool:
+        """ModelOpt: whether an entry of a mixed checkpoint is of NVFP4 weights."""
+        entries = [entry for entry in self.layers.values() if isinstance(entry, Mapping)]
+        return any("NVFP4" in str(entry.get("quant_algo")) for entry in entries)
+
+    @cached_property
     def ignored(self) -> list[str]:
         """What is excluded, as names and patterns."""
         found = self.flat.get("ignore") or []
