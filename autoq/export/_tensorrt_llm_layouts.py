@@ -29,6 +29,8 @@ class EngineLayout:
     options: Mapping[str, Any] = field(default_factory=dict)  # further fields of QuantConfig
     pack: Callable[[Tensors], dict[str, Tensor]]
     """`QuantizedWeight.tensors` of one rank -> stored tensors."""
+    pack_experts: Callable[[Tensors], dict[str, Tensor]] | None = None
+    """The same of experts, whose tensors have a dimension more; None: not known to autoq."""
     input_scaling: str | None = None  # name of the stored scale of inputs
     input_multiplier: str | None = None  # of what inputs are multiplied by, one per column
     input_divisor: str | None = None  # of what inputs of `dense` and `proj` are divided by
@@ -47,8 +49,12 @@ def _nvfp4(part: Tensors) -> dict[str, Tensor]:
     return {
         "weight": part["codes"],
         "weights_scaling_factor": part["block_scale"],
-        "weights_scaling_factor_2": part["global_scale"].reshape(1),
+        "weights_scaling_factor_2": part["global_scale"].reshape(-1),
     }
+
+
+def _fp8_experts(part: Tensors) -> dict[str, Tensor]:
+    return {"weight": part["codes"], "weights_scaling_factor": part["scale"].reshape(-1, 1)}
 
 
 def _int4(part: Tensors) -> dict[str, Tensor]:
@@ -71,9 +77,15 @@ _PREQUANT = "prequant_scaling_factor"
 _AWQ_OPTIONS = {"group_size": 128, "has_zero_point": False, "pre_quant_scale": True}
 
 ENGINE_LAYOUTS: Mapping[FormatName, EngineLayout] = {
-    FormatName("fp8"): EngineLayout(algorithm="FP8", pack=_fp8, input_scaling=_ACTIVATION),
+    FormatName("fp8"): EngineLayout(
+        algorithm="FP8", pack=_fp8, pack_experts=_fp8_experts, input_scaling=_ACTIVATION
+    ),
     FormatName("nvfp4"): EngineLayout(
-        algorithm="NVFP4", options={"group_size": 16}, pack=_nvfp4, input_scaling=_ACTIVATION
+        algorithm="NVFP4",
+        options={"group_size": 16},
+        pack=_nvfp4,
+        pack_experts=_nvfp4,
+        input_scaling=_ACTIVATION,
     ),
     FormatName("int4_awq"): EngineLayout(
         algorithm="W4A16_AWQ", options=_AWQ_OPTIONS, pack=_int4, input_multiplier=_PREQUANT
@@ -131,11 +143,14 @@ def engine_refusals(used: Iterable[FormatName]) -> list[str]:
     return lines
 
 
-def quantization(formats: Mapping[str, FormatName]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+def quantization(
+    formats: Mapping[str, FormatName], unquantized: Iterable[str] = ()
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """What config.json says of the formats, and quant_cfg.json where there are several.
 
     Args:
         formats: of every linear of the layers, by the engine's names on one stage.
+        unquantized: other modules that stay as they are.
     """
     used = sorted({fmt for fmt in formats.values() if fmt != NONE})
     if len(used) > 1:
@@ -146,7 +161,7 @@ def quantization(formats: Mapping[str, FormatName]) -> tuple[dict[str, Any], dic
         return {"quant_algo": None, "kv_cache_quant_algo": None}, None
     # Where nothing is named, the engine leaves out heads, embeddings and the last norm itself.
     left_out = [name for name, fmt in formats.items() if fmt == NONE]
-    names = ["lm_head", "transformer.vocab_embedding", "transformer.ln_f", *left_out]
+    names = ["lm_head", "transformer.vocab_embedding", "transformer.ln_f", *left_out, *unquantized]
     is_whole = ENGINE_LAYOUTS[used[0]].everywhere
     single = {
         **_entry(used[0]),

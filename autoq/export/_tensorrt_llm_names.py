@@ -24,13 +24,16 @@ class EngineLinear:
     name: str
     parts: tuple[str, ...]  # paths in the model's layer, in the order of their rows
     splits_rows: bool  # ranks hold rows (outputs); otherwise columns (inputs)
+    is_stacked: bool = False  # parts are experts, one behind the other in a third dimension
 
 
-LINEARS = (
+_ATTENTION = (
     EngineLinear(
         "attention.qkv", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), True
     ),
     EngineLinear("attention.dense", ("self_attn.o_proj",), False),
+)
+_DENSE = (
     # The engine's `fc` is what the activation function is applied to: the model's gate.
     EngineLinear("mlp.fc", ("mlp.gate_proj",), True),
     EngineLinear("mlp.gate", ("mlp.up_proj",), True),
@@ -53,11 +56,13 @@ class Family:
         default_factory=lambda: BLOCK_NORMS
     )  # engine's name -> model's
     normalises_heads: bool = False
+    has_experts: bool = False
 
 
 FAMILIES: Mapping[str, Family] = {
     "LlamaForCausalLM": Family(),
     "MistralForCausalLM": Family(),
+    "MixtralForCausalLM": Family(has_experts=True),
     "Qwen2ForCausalLM": Family(qwen_type="qwen2"),
     "Qwen3ForCausalLM": Family(
         qwen_type="qwen3",
@@ -69,6 +74,32 @@ FAMILIES: Mapping[str, Family] = {
         normalises_heads=True,
     ),
 }
+
+
+ROUTER = "mlp.router"  # the model's mlp.gate; always float32, the same on all ranks
+
+
+def engine_linears(architecture: str, experts: int) -> tuple[EngineLinear, ...]:
+    """The linears of a layer.
+
+    Args:
+        experts: how many a layer has; 0 of a family that has none.
+    """
+    if not FAMILIES[architecture].has_experts:
+        return (*_ATTENTION, *_DENSE)
+    # Of each expert's gate and up, the engine has up first.
+    first = tuple(f"mlp.experts.{number}.gate_up_proj" for number in range(experts))
+    last = tuple(f"mlp.experts.{number}.down_proj" for number in range(experts))
+    return (
+        *_ATTENTION,
+        EngineLinear("mlp.fc", first, True, is_stacked=True),
+        EngineLinear("mlp.proj", last, False, is_stacked=True),
+    )
+
+
+def model_linears(model: nn.Module) -> tuple[EngineLinear, ...]:
+    """`engine_linears` of a model."""
+    return engine_linears(type(model).__name__, getattr(_config(model), "num_local_experts", 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +179,7 @@ def engine_config(model: nn.Module, dtype: str, parallel: Parallel) -> dict[str,
     rope = dict(config.rope_parameters or {})
     base = rope.pop("rope_theta", 10000.0)
     scaling = None if rope.get("rope_type", "default") == "default" else rope
-    fields = {
+    fields: dict[str, Any] = {
         "architecture": type(model).__name__,
         "dtype": dtype,
         "logits_dtype": "float16" if dtype == "bfloat16" else dtype,
@@ -166,7 +197,7 @@ def engine_config(model: nn.Module, dtype: str, parallel: Parallel) -> dict[str,
         "rotary_base": base,
         "rotary_scaling": scaling and {**scaling, "type": scaling["rope_type"]},
         "attn_bias": has_bias(model, "self_attn.q_proj"),
-        "mlp_bias": has_bias(model, "mlp.gate_proj"),
+        "mlp_bias": not family.has_experts and has_bias(model, "mlp.gate_proj"),
         "qk_layernorm": family.normalises_heads,
         "tie_word_embeddings": bool(config.tie_word_embeddings),
         "use_parallel_embedding": True,
@@ -177,6 +208,8 @@ def engine_config(model: nn.Module, dtype: str, parallel: Parallel) -> dict[str,
             "pp_size": parallel.pipeline,
         },
     }
+    if family.has_experts:
+        fields |= _moe_fields(config, fields["mapping"])
     if family.qwen_type is not None:
         fields |= {
             "qwen_type": family.qwen_type,
@@ -185,6 +218,18 @@ def engine_config(model: nn.Module, dtype: str, parallel: Parallel) -> dict[str,
             "moe_shared_expert_intermediate_size": 0,
         }
     return fields
+
+
+def _moe_fields(config: Any, mapping: Mapping[str, int]) -> dict[str, Any]:
+    return {
+        "hidden_act": "swiglu",
+        "moe": {
+            "num_experts": config.num_local_experts,
+            "top_k": config.num_experts_per_tok,
+            "normalization_mode": 1,  # the chosen experts' shares add up to one
+        },
+        "mapping": {**mapping, "moe_tp_size": mapping["tp_size"], "moe_ep_size": 1},
+    }
 
 
 def has_bias(model: nn.Module, part: str) -> bool:

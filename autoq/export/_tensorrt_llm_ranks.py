@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from autoq.export._folding import fold, folded_scales, stored_scale
@@ -17,10 +17,11 @@ from autoq.export._tensorrt_llm_names import (
     FAMILIES,
     FINAL_NORM,
     HEAD,
-    LINEARS,
+    ROUTER,
     EngineLinear,
     Parallel,
     layer_count,
+    model_linears,
 )
 from autoq.formats import NONE, FormatName
 from autoq.models import SlotName
@@ -32,7 +33,7 @@ RankTensors = list[dict[str, Tensor]]
 def linears(plan: ExportPlan) -> Iterator[tuple[int, EngineLinear, list[SlotName]]]:
     """Layer, linear of the engine, and the slots in it."""
     for layer in range(layer_count(plan.model)):
-        for linear in LINEARS:
+        for linear in model_linears(plan.model):
             names = [SlotName(f"model.layers.{layer}.{part}") for part in linear.parts]
             yield layer, linear, names
 
@@ -64,26 +65,41 @@ def _add_layer(
     ranks: RankTensors, plan: ExportPlan, parallel: Parallel, layer: int, prefix: str
 ) -> None:
     model_prefix = f"model.layers.{layer}"
-    for linear in LINEARS:
+    for linear in model_linears(plan.model):
         fmt = linear_format(plan, layer, linear)
         weights = [_logical(plan, SlotName(f"{model_prefix}.{part}")) for part in linear.parts]
         for rank, tensors in enumerate(ranks):
-            held = _of_rank(weights, linear.splits_rows, rank, parallel.tensor)
-            packed = ENGINE_LAYOUTS[fmt].pack(held) if fmt != NONE else held
-            _add_one(tensors, f"{prefix}.{linear.name}", packed)
+            share = stacked_share if linear.is_stacked else _of_rank
+            held = share(weights, linear.splits_rows, rank, parallel.tensor)
+            _add_one(tensors, f"{prefix}.{linear.name}", _packed(fmt, held, linear))
         _add_input_scales(
             ranks, plan, SlotName(f"{model_prefix}.{linear.parts[0]}"), linear, prefix
         )
         _add_bias(ranks, plan, model_prefix, linear, prefix)
-    for engine, name in FAMILIES[type(plan.model).__name__].norms.items():
+    family = FAMILIES[type(plan.model).__name__]
+    if family.has_experts:
+        router = plan.model.get_parameter(f"{model_prefix}.mlp.gate.weight").detach()
+        _add(ranks, f"{prefix}.{ROUTER}.weight", [router.float()] * parallel.tensor)
+    for engine, name in family.norms.items():
         weight = _norm(plan, f"{model_prefix}.{name}")
         _add(ranks, f"{prefix}.{engine}.weight", [weight] * parallel.tensor)
         if engine in BLOCK_NORMS and _has_norm_scales(plan, layer):
             _add(ranks, f"{prefix}.{engine}.{NORM_SCALE}", [torch.ones(1)] * parallel.tensor)
 
 
+def _packed(
+    fmt: FormatName, held: Mapping[str, Tensor], linear: EngineLinear
+) -> Mapping[str, Tensor]:
+    if fmt == NONE:
+        return held
+    layout = ENGINE_LAYOUTS[fmt]
+    pack = layout.pack_experts if linear.is_stacked else layout.pack
+    assert pack is not None  # refused before
+    return pack(held)
+
+
 def _has_norm_scales(plan: ExportPlan, layer: int) -> bool:
-    fmt = linear_format(plan, layer, LINEARS[0])
+    fmt = linear_format(plan, layer, model_linears(plan.model)[0])
     return fmt != NONE and ENGINE_LAYOUTS[fmt].input_divisor is not None
 
 
@@ -91,7 +107,16 @@ def _logical(plan: ExportPlan, name: SlotName) -> Mapping[str, Tensor]:
     """Codes and scales of a slot, or its weight where it has none."""
     if plan.slot_formats.get(name, NONE) != NONE:
         return plan.quantize(plan.model_map.slots[name]).tensors
-    return {"weight": plan.model.get_parameter(f"{name}.weight").detach().to(plan.scale_dtype)}
+    return {"weight": original_weight(plan.model, name).to(plan.scale_dtype)}
+
+
+def original_weight(model: nn.Module, name: SlotName) -> Tensor:
+    """The model's matrix [out_features, in_features], of slots that a search left out, too."""
+    path, marker, expert = name.partition(".experts.")
+    if not marker:
+        return model.get_parameter(f"{name}.weight").detach()
+    number, parameter = expert.split(".")
+    return model.get_parameter(f"{path}.experts.{parameter}").detach()[int(number)]
 
 
 def _of_rank(
@@ -105,6 +130,24 @@ def _of_rank(
             continue
         shares = [_share(name, part[name], splits_rows, rank, ranks) for part in parts]
         held[name] = torch.cat(shares)
+    return held
+
+
+def stacked_share(
+    experts: Sequence[Mapping[str, Tensor]], splits_rows: bool, rank: int, ranks: int
+) -> dict[str, Tensor]:
+    """A rank's share of every expert, one behind the other; up is before gate."""
+    held = {}
+    for name, first in experts[0].items():
+        tensors = [expert[name] for expert in experts]
+        if first.ndim == 2 and splits_rows:
+            halves = [tensor.chunk(2) for tensor in tensors]
+            tensors = [
+                torch.cat([up.chunk(ranks)[rank], gate.chunk(ranks)[rank]]) for gate, up in halves
+            ]
+        elif first.ndim == 2:
+            tensors = [_share(name, tensor, splits_rows, rank, ranks) for tensor in tensors]
+        held[name] = torch.stack(tensors)
     return held
 
 
@@ -142,6 +185,8 @@ def _add_input_scales(
 def _add_bias(
     ranks: RankTensors, plan: ExportPlan, model_prefix: str, linear: EngineLinear, prefix: str
 ) -> None:
+    if linear.is_stacked:
+        return
     modules = [plan.model.get_submodule(f"{model_prefix}.{part}") for part in linear.parts]
     biases = [module.bias for module in modules if isinstance(module.bias, Tensor)]
     if not biases:

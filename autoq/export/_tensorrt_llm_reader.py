@@ -19,7 +19,7 @@ from torch import Tensor
 
 from autoq.errors import ExportError
 from autoq.export._tensorrt_llm_layouts import ENGINE_LAYOUTS, WHOLE
-from autoq.export._tensorrt_llm_names import LINEARS, EngineLinear
+from autoq.export._tensorrt_llm_names import EngineLinear, engine_linears
 from autoq.formats import NONE, FormatName
 from autoq.kernels import int4
 from autoq.layers import QuantizedWeight
@@ -74,8 +74,9 @@ class EngineCheckpoint:
 
     def matrices(self, layer: int) -> Iterator[tuple[str, StoredMatrix]]:
         """Path in the model's layer -> what is stored."""
-        for linear in LINEARS:
-            yield from zip(linear.parts, self._parts(layer, linear), strict=True)
+        for linear in _linears(self.config):
+            found = self._experts if linear.is_stacked else self._parts
+            yield from zip(linear.parts, found(layer, linear), strict=True)
 
     def _place(self, layer: int) -> tuple[int, str]:
         size = self.layers // self.config["mapping"]["pp_size"]
@@ -117,6 +118,29 @@ class EngineCheckpoint:
                 input_scale=scale,
                 input_multiplier=multiplier,
                 bias=None if biases is None else biases[number],
+            )
+
+    def _experts(self, layer: int, linear: EngineLinear) -> Iterator[StoredMatrix]:
+        stage, prefix = self._place(layer)
+        path = f"{prefix}.{linear.name}"
+        fmt = self.formats.get(path, NONE)
+        stored = {leaf: self._shares(stage, f"{path}.{leaf}") for leaf in _LEAVES[fmt]}
+        scale, multiplier = self._inputs(stage, path, fmt, linear)
+        for number in range(len(linear.parts)):
+            ranks = [
+                _UNPACKERS[fmt]({leaf: shares[rank][number] for leaf, shares in stored.items()})
+                for rank in range(self.config["mapping"]["tp_size"])
+            ]
+            tensors = {
+                name: _expert(name, [tensors[name] for tensors in ranks], linear)
+                for name in ranks[0]
+            }
+            yield StoredMatrix(
+                format=fmt,
+                weight=_weight(fmt, tensors),
+                input_scale=scale,
+                input_multiplier=multiplier,
+                bias=None,
             )
 
     def _joined(self, name: str, shares: Shares, linear: EngineLinear) -> list[Tensor]:
@@ -196,9 +220,25 @@ def _formats(folder: Path, config: Mapping[str, Any]) -> dict[str, FormatName]:
         entries = layers["quantized_layers"].items()
         return {name: _ALGORITHMS[entry["quant_algo"]] for name, entry in entries}
     size = config["num_hidden_layers"] // config["mapping"]["pp_size"]
-    names = [f"transformer.layers.{n}.{linear.name}" for n in range(size) for linear in LINEARS]
+    linears = _linears(config)
+    names = [f"transformer.layers.{n}.{linear.name}" for n in range(size) for linear in linears]
     left_out = set(said["exclude_modules"] or ())
     return {name: _ALGORITHMS[algorithm] for name in names if name not in left_out}
+
+
+def _linears(config: Mapping[str, Any]) -> tuple[EngineLinear, ...]:
+    experts = config.get("moe", {}).get("num_experts", 0)
+    return engine_linears(config["architecture"], experts)
+
+
+def _expert(name: str, shares: Shares, linear: EngineLinear) -> Tensor:
+    """One expert's tensor of all ranks, gate before up."""
+    if shares[0].ndim < 2:
+        return _same(name, shares)
+    if not linear.splits_rows:
+        return torch.cat(shares, 1)
+    halves = [share.tensor_split(2) for share in shares]
+    return torch.cat([*(gate for _, gate in halves), *(up for up, _ in halves)])
 
 
 def _same(name: str, shares: Shares) -> Tensor:

@@ -106,8 +106,21 @@ def _linear_lines(
     if missing:
         yield f"{missing[0]} has no calibration for {fmt}; calibrate it first"
         return
+    if linear.is_stacked and ENGINE_LAYOUTS[fmt].pack_experts is None:
+        able = ", ".join(key for key, layout in ENGINE_LAYOUTS.items() if layout.pack_experts)
+        yield (
+            f"{names[0]} cannot be {fmt} in tensorrt-llm: how experts are stored in it is not known "
+            f"to autoq; experts can be {able}"
+        )
+        return
     entries = [plan.calibration[name, fmt] for name in names]
-    yield from _shared_lines(names, fmt, entries)
+    if linear.is_stacked and any(entry.pre_quant_scale is not None for entry in entries):
+        yield (
+            f"the router reads what the experts read, so that no norm can take an input scale of "
+            f"{names[0]}; calibrate it again, or choose another format"
+        )
+        return
+    yield from _shared_lines(names, fmt, entries, one_matrix=not linear.is_stacked)
     if stored_scale(entries[0]) is not None and not _takes_scale(fmt, linear):
         yield (
             f"tensorrt-llm has no place for the input scale of {names[0]} in {fmt}, which no norm "
@@ -125,11 +138,14 @@ def _takes_scale(fmt: FormatName, linear: EngineLinear) -> bool:
 
 
 def _shared_lines(
-    names: list[SlotName], fmt: FormatName, entries: list[LayerCalibration]
+    names: list[SlotName], fmt: FormatName, entries: list[LayerCalibration], *, one_matrix: bool
 ) -> Iterator[str]:
     first, members = entries[0], ", ".join(names)
     scaling = FORMATS[fmt].weight_scaling
-    has_top_scale = scaling in (WeightScaling.TENSOR, WeightScaling.TWO_LEVEL_GROUP)
+    has_top_scale = one_matrix and scaling in (
+        WeightScaling.TENSOR,
+        WeightScaling.TWO_LEVEL_GROUP,
+    )
     for entry in entries[1:]:
         if has_top_scale and entry.weight_amax != first.weight_amax:
             yield f"the engine fuses {members}, and weight_amax differs; calibrate them together"

@@ -12,7 +12,15 @@ from autoq.errors import ExportError, VerificationError
 from autoq.export._folding import folded_scales, stored_scale
 from autoq.export._plan import ExportPlan
 from autoq.export._tensorrt_llm_layouts import ENGINE_LAYOUTS, NORM_SCALE
-from autoq.export._tensorrt_llm_names import BLOCK_NORMS, EMBEDDING, FAMILIES, FINAL_NORM, HEAD
+from autoq.export._tensorrt_llm_names import (
+    BLOCK_NORMS,
+    EMBEDDING,
+    FAMILIES,
+    FINAL_NORM,
+    HEAD,
+    ROUTER,
+)
+from autoq.export._tensorrt_llm_ranks import original_weight
 from autoq.export._tensorrt_llm_reader import EngineCheckpoint, StoredMatrix, opened
 from autoq.formats import FORMATS, NONE
 from autoq.layers import Container, QuantizedWeight
@@ -79,7 +87,12 @@ class _Comparison:
         for path, matrix in stored.matrices(layer):
             formats.add(matrix.format)
             self._matrix(SlotName(f"model.layers.{layer}.{path}"), matrix)
-        for engine, path in FAMILIES[type(self._plan.model).__name__].norms.items():
+        family = FAMILIES[type(self._plan.model).__name__]
+        if family.has_experts:
+            router = self._plan.model.get_parameter(f"model.layers.{layer}.mlp.gate.weight")
+            _equal(ROUTER, stored.layer_tensor(layer, f"{ROUTER}.weight"), router.float())
+            self.plain += 1
+        for engine, path in family.norms.items():
             self._norm(
                 f"model.layers.{layer}.{path}", stored.layer_tensor(layer, f"{engine}.weight")
             )
@@ -92,7 +105,8 @@ class _Comparison:
         planned = self._plan.slot_formats.get(name, NONE)
         if matrix.format != planned:
             raise VerificationError(f"{name} must be {planned}, and reads back as {matrix.format}")
-        bias = self._plan.model.get_submodule(name).bias
+        is_expert = ".experts." in name
+        bias = None if is_expert else self._plan.model.get_submodule(name).bias
         if (bias is None) != (matrix.bias is None):
             raise VerificationError(f"{name} has a bias in one of model and checkpoint only")
         if isinstance(bias, Tensor) and matrix.bias is not None:
@@ -100,7 +114,7 @@ class _Comparison:
         if isinstance(matrix.weight, QuantizedWeight):
             self._quantized(name, matrix, matrix.weight)
         else:
-            weight = self._plan.model.get_parameter(f"{name}.weight")
+            weight = original_weight(self._plan.model, name)
             self._plain(f"{name}.weight", matrix.weight, weight)
 
     def _quantized(self, name: SlotName, matrix: StoredMatrix, weight: QuantizedWeight) -> None:

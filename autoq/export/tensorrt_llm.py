@@ -10,7 +10,7 @@ that of input multiplier and input scale, to the model's dtype.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from autoq.export._folder import check_destination, copy_companions, exported_files, written_folder
 from autoq.export._plan import ExportPlan
 from autoq.export._tensorrt_llm_layouts import quantization
-from autoq.export._tensorrt_llm_names import Parallel, engine_config, layer_count
+from autoq.export._tensorrt_llm_names import FAMILIES, Parallel, engine_config, layer_count
 from autoq.export._tensorrt_llm_ranks import linear_format, linears, stage_tensors
 from autoq.export._tensorrt_llm_refusals import (
     DTYPES,
@@ -30,6 +30,7 @@ from autoq.export._tensorrt_llm_refusals import (
 )
 from autoq.export._tensorrt_llm_verify import TensorRtLlmReport, verify_tensorrt_llm
 from autoq.export._types import ExportedFile
+from autoq.formats import NONE, FormatName
 
 __all__ = [
     "Parallel",
@@ -106,7 +107,7 @@ def _write_configuration(
         for layer, linear, _ in linears(plan)
         if layer < size
     }
-    head, layers = quantization(formats)
+    head, layers = quantization(formats, _left_out(formats, plan))
     config = {
         "producer": {"name": "autoq"},
         **engine_config(plan.model, DTYPES[plan.scale_dtype], parallel),
@@ -116,6 +117,18 @@ def _write_configuration(
     _write_json(folder / "config.json", config)
     if layers is not None:
         _write_json(folder / "quant_cfg.json", layers)
+
+
+def _left_out(formats: Mapping[str, FormatName], plan: ExportPlan) -> Iterator[str]:
+    """Routers, and the engine's modules of experts that stay as they are."""
+    if not FAMILIES[type(plan.model).__name__].has_experts:
+        return
+    for name, fmt in formats.items():
+        module, _, leaf = name.rpartition(".")
+        if leaf == "fc":
+            yield f"{module}.router"
+            if fmt == NONE:
+                yield module
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

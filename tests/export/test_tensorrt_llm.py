@@ -318,6 +318,60 @@ def test_heads_that_are_normalised(tiny: Callable[[str], Any], tmp_path: Path) -
     assert "does not normalise queries and keys, as Qwen3ForCausalLM does" in line
 
 
+@pytest.mark.parametrize("fmt", ["fp8", "nvfp4", "none"])
+def test_experts_are_stacked_with_up_before_gate(
+    tiny: Callable[[str], Any], tmp_path: Path, fmt: str
+) -> None:
+    """Four experts [512, 128] and [128, 256] on two ranks: by hand."""
+    plan = plan_of(tiny("mixtral"), (fmt,))
+    report = write(plan, tmp_path / "out", tp=2, pp=2)
+    assert report.quantized_matrices == (0 if fmt == "none" else 2 * (4 + 2 * 4))
+    held = ranks(tmp_path / "out")[1]  # the second half of the first layer
+    path = "transformer.layers.0.mlp"
+    columns = 64 if fmt == "nvfp4" else 128  # two codes in a byte
+    assert held[f"{path}.fc.weight"].shape == (4, 256, columns)
+    assert held[f"{path}.proj.weight"].shape == (4, 128, columns)
+    router = plan.model.get_parameter("model.layers.0.mlp.gate.weight").float()
+    assert torch.equal(held[f"{path}.router.weight"], router)
+    experts = plan.model.get_parameter("model.layers.0.mlp.experts.gate_up_proj").detach()
+    gate, up = experts.bfloat16().chunk(2, 1)
+    together = torch.cat([up[:, 128:], gate[:, 128:]], 1)
+    if fmt == "none":
+        assert torch.equal(held[f"{path}.fc.weight"], together)
+    elif fmt == "fp8":
+        scale = experts.bfloat16().float().abs().amax((1, 2)) / 448
+        assert torch.equal(held[f"{path}.fc.weights_scaling_factor"], scale.reshape(4, 1))
+        codes = (together.float() / scale.reshape(4, 1, 1)).clamp(-448, 448)
+        expected = codes.to(torch.float8_e4m3fn).view(torch.uint8)
+        assert torch.equal(held[f"{path}.fc.weight"].view(torch.uint8), expected)
+    else:
+        assert held[f"{path}.fc.weights_scaling_factor"].shape == (4, 256, 8)
+        assert held[f"{path}.fc.weights_scaling_factor_2"].shape == (4,)
+    if fmt != "none":
+        assert held[f"{path}.fc.activation_scaling_factor"].shape == (1,)
+        left_out = said(tmp_path / "out")["quantization"]["exclude_modules"]
+        assert left_out[3:] == [f"{path}.router"]
+    config = said(tmp_path / "out")
+    assert config["moe"] == {"num_experts": 4, "top_k": 2, "normalization_mode": 1}
+    assert (config["hidden_act"], config["mapping"]["moe_tp_size"]) == ("swiglu", 2)
+
+
+def test_experts_beside_other_formats(tiny: Callable[[str], Any], tmp_path: Path) -> None:
+    plan = plan_of(tiny("mixtral"), ("fp8", "fp8", "none"))
+    assert write(plan, tmp_path / "out", tp=2).quantized_matrices == 8
+    left_out = said(tmp_path / "out")["quantization"]["exclude_modules"]
+    assert {"transformer.layers.0.mlp", "transformer.layers.1.mlp.router"} <= set(left_out)
+    (line, *_) = tensorrt_llm_refusals(plan_of(tiny("mixtral"), ("int4_awq",)), Parallel())
+    assert "experts.0.gate_up_proj cannot be int4_awq" in line and "can be fp8, nvfp4" in line
+    expert = SlotName("model.layers.1.mlp.experts.2.down_proj")
+    changed = plan_of(tiny("mixtral"), ("fp8",), changes={expert: {"input_amax": 1.0}})
+    (line,) = tensorrt_llm_refusals(changed, Parallel())
+    assert "input_amax differs" in line
+    scaled = {"pre_quant_scale": torch.full((256,), 2.0)}
+    changed = plan_of(tiny("mixtral"), ("fp8",), changes={expert: scaled})
+    assert "the router reads what the experts read" in tensorrt_llm_refusals(changed, Parallel())[0]
+
+
 @pytest.mark.parametrize(
     "formats,parallel,reason",
     [
@@ -350,7 +404,7 @@ def test_what_cannot_be_written_is_refused(
 
 def test_other_families_are_refused_by_name(tiny: Callable[[str], Any]) -> None:
     (line,) = tensorrt_llm_refusals(plan_of(tiny("gpt2"), ("none",)), Parallel())
-    families = "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM"
+    families = "LlamaForCausalLM, MistralForCausalLM, MixtralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM"
     assert families in line and "the model is GPT2LMHeadModel" in line
 
 
