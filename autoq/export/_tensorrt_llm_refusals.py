@@ -26,6 +26,11 @@ from autoq.models import SlotName
 DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 """The dtypes that the engine runs quantised layers in, by the names in config.json."""
 
+_NOT_RUN = (
+    "the checkpoint follows TensorRT-LLM's sources and is read back here, and no engine of "
+    "TensorRT-LLM has been built of one yet: compare the engine's answers with the model's"
+)
+
 
 def refuse_tensorrt_llm(plan: ExportPlan, parallel: Parallel) -> None:
     """Refuse a plan that the checkpoint cannot hold.
@@ -69,7 +74,7 @@ def tensorrt_llm_refusals(plan: ExportPlan, parallel: Parallel) -> list[str]:
 
 def tensorrt_llm_warnings(plan: ExportPlan) -> list[str]:
     """What a user should know about the result before it is written, a line each."""
-    lines = []
+    lines = [_NOT_RUN]
     used = {plan.slot_formats[slot.name] for slot in plan.quantized_slots}
     if "w4a8_awq" in used and plan.container is not Container.MODELOPT:
         lines.append(

@@ -3,8 +3,9 @@
 One safetensors file a rank, layers fused and split as the ranks run them, config.json in the
 engine's words, and quant_cfg.json where formats are mixed. Everything about the reader is read in
 its sources, at versions 0.16 to 1.2, and not run. What the reader makes of it differs from the
-simulation in one place: of w4a8_awq it rounds the quotient of group scale and tensor scale, and
-that of input multiplier and input scale, to the model's dtype.
+simulation by roundings to the model's dtype: of w4a8_awq, those of the quotients of group scale and
+tensor scale and of input multiplier and input scale; of fp8, those of the scales, unless the engine
+is built with `--gemm_plugin fp8`.
 """
 
 from __future__ import annotations

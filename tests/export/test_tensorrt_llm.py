@@ -446,9 +446,19 @@ def test_float32_is_refused(tiny: Callable[[str], Any]) -> None:
 
 def test_w4a8_of_another_container_is_said(tiny: Callable[[str], Any]) -> None:
     plan = plan_of(tiny("llama"), ("w4a8_awq",), container=Container.COMPRESSED_TENSORS)
-    (line,) = tensorrt_llm_warnings(plan)
+    always, line = tensorrt_llm_warnings(plan)
+    assert "no engine of TensorRT-LLM has been built" in always
     assert "search with --container modelopt" in line
-    assert tensorrt_llm_warnings(plan_of(tiny("llama"), ("w4a8_awq",))) == []
+    assert tensorrt_llm_warnings(plan_of(tiny("llama"), ("w4a8_awq",))) == [always]
+
+
+def test_a_short_window_is_said(
+    tiny: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = tiny("mistral")
+    monkeypatch.setattr(loaded.model.config, "sliding_window", 64)
+    line = tensorrt_llm_warnings(plan_of(loaded, ("fp8",)))[-1]
+    assert "give the runtime max_attention_window_size 64" in line
 
 
 @pytest.mark.parametrize(
