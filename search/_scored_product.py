@@ -43,7 +43,7 @@ class ScoredProduct(torch.autograd.Function):
         ctx.call = call
         ctx.observe = observe
         ctx.dtype = dtype
-        return call.compute_detached(inputs)
+        return _no_view(call.compute_detached(inputs))
 
     @staticmethod
     def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor, None, None, None]:
@@ -58,6 +58,18 @@ class ScoredProduct(torch.autograd.Function):
             input_gradient.flatten(0, -2),
         )
         return input_gradient, None, None, None
+
+
+def _no_view(output: Tensor) -> Tensor:
+    """The same values in a tensor that models may add to in place.
+
+    Products of three-dimensional inputs come out as views of two-dimensional ones, and autograd
+    refuses to change a view that a function has made.
+    """
+    if not output._is_view():
+        return output
+    whole: Tensor = torch.ops.aten._unsafe_view(output, output.shape)
+    return whole
 
 
 @contextmanager
