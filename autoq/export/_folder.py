@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import socket
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,6 +62,7 @@ def written_folder(destination: Path, *, overwrite: bool) -> Iterator[Path]:
         _remove_left_behind(destination)
         sibling.mkdir()
         yield sibling
+        _give_all_the_same_mode(sibling)
         _flush(sibling)
         _put_in_place(sibling, destination)
     except (OSError, SafetensorError) as error:
@@ -161,6 +163,14 @@ def _put_in_place(sibling: Path, destination: Path) -> None:
             raise
         shutil.rmtree(former, ignore_errors=True)
     _flush_directory(destination.parent)
+
+
+def _give_all_the_same_mode(folder: Path) -> None:
+    """What config.json got from the user's umask; safetensors makes files for their owner alone."""
+    mode = stat.S_IMODE((folder / "config.json").stat().st_mode)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def _flush(folder: Path) -> None:

@@ -325,3 +325,14 @@ def test_transformers_is_not_asked_about_the_modelopt_container(
     result = mixed_plan("llama", MODELOPT).export(tmp_path / "out")
     with pytest.raises(ExportError, match=r"transformers reads compressed-tensors .* --container"):
         transformers_logits(result.path, input_ids)
+
+
+def test_every_file_can_be_read_by_whom_the_umask_allows(
+    mixed_plan: MixedPlan, tmp_path: Path
+) -> None:
+    """A server may run as another user than the one who exported."""
+    result = mixed_plan("llama", MODELOPT).export(tmp_path / "out")
+
+    probe = tmp_path / "probe"
+    probe.touch()
+    assert {path.stat().st_mode for path in result.path.iterdir()} == {probe.stat().st_mode}
