@@ -215,7 +215,6 @@ def _modelopt_scale_lines(
 def _compressed_tensors_lines(
     model: nn.Module, model_map: ModelMap, quantized: _SlotFormats, calibration: Calibrations
 ) -> Iterator[str]:
-    advice = "leave it at none, or use --container modelopt"
     classes = {type(module).__name__ for module in model.modules()}
     readers = [found for end, found in _WEIGHT_READERS.items() if _any_ends(classes, end)]
     if quantized and _OWN_EXPERTS in classes:
@@ -224,6 +223,7 @@ def _compressed_tensors_lines(
             "checkpoints, and they stay as the model stores them: use --container modelopt"
         )
     for name, fmt in quantized.items():
+        advice = _advice(fmt)
         slot = model_map.slots.get(name)
         if slot is None:
             continue
@@ -245,6 +245,13 @@ def _compressed_tensors_lines(
                 f"compressed-tensors has no place for the AWQ scale of {name}, which no norm can "
                 f"take; calibrate it without AWQ, {advice}"
             )
+
+
+def _advice(fmt: FormatName) -> str:
+    """What to do with a layer that compressed-tensors cannot hold in a format."""
+    leave = "leave it at none"
+    held = (Container.MODELOPT, fmt) in LAYOUTS
+    return f"{leave}, or use --container modelopt" if held else leave
 
 
 def _is_packed(fmt: FormatName) -> bool:
