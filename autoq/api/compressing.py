@@ -87,6 +87,11 @@ def compress(
     model_map = discover(unloaded, include=include, exclude=exclude)
     choice = _choose(unloaded, model_map, wanted, held_in)
     plan = _plan(source, unloaded, model_map, choice, parse_calibration(str(calibration)), held_in)
+    if wanted.algorithm(parse_calibration(str(calibration))).searches_input_scales:
+        progress.note(
+            f"{wanted.name} is written without input scales and error feedback (AWQ, SmoothQuant, "
+            "GPTQ), which need data: a search loses less"
+        )
     for line in warnings_for(unloaded, model_map, choice.slot_formats, held_in, plan.scale_dtype):
         progress.note(line)
     verification: dict[str, Any] = {}

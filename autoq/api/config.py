@@ -97,7 +97,10 @@ def parse_container(name: str) -> Container:
         return Container(name)
     except ValueError:
         known = ", ".join(container.value for container in Container)
-        raise InputError(f"no container named {name!r}; known: {known}") from None
+        raise InputError(
+            f"no container named {name!r}; known: {known}; `autoq export` alone also writes onnx and "
+            "tensorrt-llm, of studies searched for one of these"
+        ) from None
 
 
 def parse_calibration(name: str) -> CalibrationMethod:

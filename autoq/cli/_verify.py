@@ -136,7 +136,9 @@ def _spans(numbers: list[int]) -> str:
 
 
 def _conclusion(report: CheckpointReport) -> str:
-    wrong = f"{len(report.faults)} things are wrong; " if report.faults else "nothing is wrong; "
+    if report.faults:
+        count = len(report.faults)
+        return "1 thing is wrong" if count == 1 else f"{count} things are wrong"
     if not report.runners:
-        return f"{wrong}nothing looked at runs every layer"
-    return f"{wrong}every layer runs in {', '.join(report.runners)}"
+        return "nothing is wrong, but of the engines looked at none runs every layer"
+    return f"nothing is wrong; every layer runs in {', '.join(report.runners)}"

@@ -34,6 +34,8 @@ from autoq.models import ModelMap, SlotName, WeightSlot
 from autoq.models.folder import INDEX_NAME, read_config, shard_paths
 
 _SCALE_SUFFIX = ".weight_scale"
+_CODES = ("weight", "weight_packed")
+_CODE_DTYPES = ("F8_E4M3", "I8", "U8", "I32")  # as safetensors spells them
 
 
 class QuantizedCheckpoint(Mapping[str, QuantizedModule]):
@@ -136,7 +138,20 @@ class QuantizedCheckpoint(Mapping[str, QuantizedModule]):
             Container.COMPRESSED_TENSORS: compressed_tensors_formats,
         }
         format_of: FormatOf = readers[self.container](self.manifest)
+        self._refuse_codes_without_scale(set(modules))
         return {module: format_of(module) for module in modules}
+
+    def _refuse_codes_without_scale(self, scaled: set[str]) -> None:
+        """Codes would pass for the weights of a layer that is stored as it is."""
+        for name in self._files:
+            module, _, last = name.rpartition(".")
+            if last not in _CODES or module in scaled:
+                continue
+            if last != "weight" or self.slice(name).get_dtype() in _CODE_DTYPES:
+                raise ExportError(
+                    f"{self.path} lacks {module}{_SCALE_SUFFIX}, and {name} holds codes; it is "
+                    "incomplete: export it again"
+                )
 
 
 def read_quantized(path: Path | str) -> QuantizedCheckpoint:

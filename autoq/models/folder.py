@@ -12,6 +12,10 @@ from autoq.errors import ModelError
 
 INDEX_NAME = "model.safetensors.index.json"
 _OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.gguf")
+_OTHER_EXPORTS = {
+    "model.onnx": "an ONNX graph, which onnxruntime opens",
+    "rank0.safetensors": "a checkpoint for TensorRT-LLM's engine builder, trtllm-build",
+}
 _FLOAT_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _LENGTH_BYTES = 8  # a safetensors file starts with its header's length, little-endian
 
@@ -101,6 +105,9 @@ def _indexed_shards(folder: Path, index: Path) -> list[Path]:
 
 
 def _no_weights(folder: Path) -> str:
+    for name, what in _OTHER_EXPORTS.items():
+        if (folder / name).is_file():
+            return f"{folder} is {what}; give the study, or a checkpoint in another container"
     others = sorted(file.name for pattern in _OTHER_WEIGHTS for file in folder.glob(pattern))
     if others:
         return (

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from autoq.cli._app import app
 from autoq.errors import ExportError
+from autoq.export import load_packed
 from autoq.export.checkup import LayerReport, check_checkpoint
 from autoq.formats import FormatName, parse_target
 from autoq.layers import Container
@@ -189,6 +190,29 @@ def test_scales_that_are_no_scales(whole: Whole, value: float) -> None:
         whole(MODELOPT), lambda t: t.update({f"{Q}.weight_scale": torch.tensor(value)})
     )
     the_fault(folder, f"{Q}.weight_scale must be positive and finite")
+
+
+def not_a_number(tensors: dict[str, Tensor]) -> None:
+    tensors[f"{Q}.weight"].view(torch.uint8)[0, 0] = 0xFF
+
+
+@pytest.mark.parametrize("container", Container)
+def test_codes_that_are_no_numbers(whole: Whole, container: Container) -> None:
+    folder = change_tensors(whole(container), not_a_number)
+
+    assert f"{Q}.weight must hold no code of NaN, and does not" in check_checkpoint(folder).faults
+    finished = CliRunner().invoke(app, ["verify", str(folder)])
+    assert finished.stdout.endswith("1 thing is wrong\n")
+    with pytest.raises(ExportError, match="must hold no code of NaN"):
+        load_packed(folder)
+
+
+@pytest.mark.parametrize("container", Container)
+def test_codes_without_a_scale_do_not_load_as_weights(whole: Whole, container: Container) -> None:
+    folder = change_tensors(whole(container), lambda tensors: tensors.pop(f"{Q}.weight_scale"))
+
+    with pytest.raises(ExportError, match=f"lacks {Q}.weight_scale.*holds codes"):
+        load_packed(folder)
 
 
 def test_missing_and_surplus_tensors(whole: Whole) -> None:

@@ -25,6 +25,11 @@ MODEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _E8M0_NAN = 255
 
 
+def holds_e4m3_nan(codes: Tensor) -> bool:
+    """Whether E4M3 codes are NaN somewhere: all bits but the sign."""
+    return bool(((codes.view(torch.uint8) & 0x7F) == 0x7F).any())
+
+
 @dataclass(frozen=True, slots=True)
 class TensorRule:
     """What a stored tensor of a matrix [n, k] has to look like."""
@@ -36,6 +41,8 @@ class TensorRule:
 
     def wrong_values(self, tensor: Tensor) -> str | None:
         """What values it must have, if it has not."""
+        if tensor.dtype == torch.float8_e4m3fn and holds_e4m3_nan(tensor):
+            return "hold no code of NaN"
         if not self.is_scale:
             return None
         if tensor.dtype == torch.uint8:

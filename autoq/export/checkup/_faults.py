@@ -9,8 +9,8 @@ import torch
 
 from autoq.errors import ExportError
 from autoq.export._aliases import experts_parent, fused_siblings
-from autoq.export._layouts import LAYOUTS
-from autoq.export.checkup._files import StoredTensors
+from autoq.export._layouts import LAYOUTS, TensorRule
+from autoq.export.checkup._files import StoredTensor, StoredTensors
 from autoq.export.checkup._manifest import Declared, Manifest
 from autoq.export.checkup._modules import StoredModule
 from autoq.export.verify import same_bits
@@ -152,12 +152,19 @@ def _layout_faults(
             yield f"{stored.name} must be {_dtypes(rule.dtypes)}, got {_dtypes([stored.dtype])}"
         elif not _fits(stored.shape, rule.shape(*shape), container):
             yield f"{stored.name} must have shape {rule.shape(*shape)}, got {stored.shape}"
-        elif rule.is_scale and (wrong := rule.wrong_values(tensors.read(stored.name))):
+        elif wrong := _wrong_values(rule, stored, tensors):
             yield f"{stored.name} must {wrong}, and does not"
         elif name == "weight_shape" and not _spans(
             got := tensors.read(stored.name).tolist(), shape
         ):
             yield f"{stored.name} must hold {list(shape)}, as the codes do, and holds {got}"
+
+
+def _wrong_values(rule: TensorRule, stored: StoredTensor, tensors: StoredTensors) -> str | None:
+    """What is wrong with a tensor's values; only scales and E4M3 codes can have wrong ones."""
+    if not (rule.is_scale or stored.dtype == torch.float8_e4m3fn):
+        return None
+    return rule.wrong_values(tensors.read(stored.name))
 
 
 def _spans(declared: list[int], packed: tuple[int, int]) -> bool:
