@@ -13,7 +13,7 @@ from autoq.data.sources import token_data
 from autoq.errors import DataError
 
 if TYPE_CHECKING:
-    from autoq.api.refining import RefineOptions
+    from autoq.api._refine_options import RefineOptions
     from autoq.api.study import Study
 
 FEWEST_FRESH = 8

@@ -19,7 +19,7 @@ from autoq.studies import PlanRecord
 if TYPE_CHECKING:
     from optuna.study import Study as Trials
 
-    from autoq.api.refining import RefineOptions
+    from autoq.api._refine_options import RefineOptions
     from autoq.api.study import Study
 
 

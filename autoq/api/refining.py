@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,151 +15,47 @@ from autoq.api._refine_confirm import Confirmed, confirm
 from autoq.api._refine_data import RefineData, refine_data
 from autoq.api._refine_front import confirm_front
 from autoq.api._refine_measure import AVAILABLE_SHARE, TrialMeasurer
-from autoq.api._refine_metrics import Aim, AimedMetrics
-from autoq.api._refine_optuna import check_sampler, few_words
+from autoq.api._refine_metrics import AimedMetrics
+from autoq.api._refine_options import (
+    AGAINST_BITS,
+    BYTES_PER_GB,
+    DEFAULT_TRIALS,
+    RefineOptions,
+    RefineResult,
+)
+from autoq.api._refine_optuna import few_words
 from autoq.api._refine_process import check_can_be_shared, started_helpers
 from autoq.api._refine_trials import OF_PLAN, OF_STUDY, done_trials
 from autoq.api._refine_worker import Worker, WorkOrder
 from autoq.api.renewal import RenewingProgress
 from autoq.api.validation import with_known_budgets
 from autoq.errors import AutoqError, InputError
-from autoq.evaluators import parse_constraint, parse_objective
 from autoq.evaluators.cache import DEFAULT_BYTES, LogitsCache
-from autoq.evaluators.tasks import ExamplePart
 from autoq.memory import available_bytes
 from autoq.progress import Progress, SilentProgress
 from autoq.search import Resource, reachable_bits
-from autoq.search.refine import EVERY_STRATEGY, FrontRefinement, Refinement, Source
-from autoq.studies import GRACE_SECONDS, HEARTBEAT_SECONDS, PlanRecord, trial_storage
+from autoq.search.refine import FrontRefinement, Refinement, Source
+from autoq.studies import PlanRecord, trial_storage
 
 if TYPE_CHECKING:
     from optuna.study import Study as Trials
 
     from autoq.api.study import Study
 
-DEFAULT_TRIALS = 100
+__all__ = [
+    "AGAINST_BITS",
+    "BYTES_PER_GB",
+    "DEFAULT_TRIALS",
+    "RefineOptions",
+    "RefineResult",
+    "open_trials",
+    "refine_study",
+    "work",
+]
+
 _LOOK_SECONDS = 1.0  # between counts of the trials of all workers: each reads the store
 _CONFIRMATION_WAIT_SECONDS = 600.0
 _SHARE_OF_FREE_DISK = 0.1  # that the original's outputs may take where nobody asked for them
-BYTES_PER_GB = 1e9
-AGAINST_BITS = "bits"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RefineOptions:
-    """How a plan is refined.
-
-    Raises:
-        InputError: a value breaks its rule.
-    """
-
-    trials: int = DEFAULT_TRIALS  # plans to measure, the start included
-    objective: str = "kl"  # arithmetic over metrics, to be minimised
-    constraints: tuple[str, ...] = ()  # "METRIC>=NUMBER", with an x for times the original's
-    against: str | None = None  # "bits": a front of the objective against effective bits
-    sampler: str = "tpe"  # of Optuna, for the trials that ask for numbers
-    strategies: tuple[str, ...] = tuple(strategy.value for strategy in EVERY_STRATEGY)
-    sequences: int = 32  # of calibration data that trials are measured on
-    fresh_sequences: int = 64  # that the best ones are measured on
-    held_out_sequences: int = 32  # to report on
-    seed: int = 0
-    prune: bool = True  # stop hopeless trials early
-    cache_gb: float | None = None  # of quantised weights and block outputs, 10^9 bytes
-    outputs: str | None = None
-    """A folder for the original's outputs, which workers and later runs share; None: beside an SQLite
-    store, and none elsewhere."""
-    heartbeat_seconds: int = HEARTBEAT_SECONDS
-    grace_seconds: int = GRACE_SECONDS
-
-    def __post_init__(self) -> None:
-        for name in ("trials", "sequences", "fresh_sequences", "held_out_sequences"):
-            least = 1 if name == "trials" else 2
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be >= {least}, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise InputError(f"seed must be >= 0, got {self.seed}")
-        if self.cache_gb is not None and not 0 <= self.cache_gb < math.inf:
-            raise InputError(f"cache_gb must be >= 0, got {self.cache_gb:g}")
-        if self.against not in (None, AGAINST_BITS):
-            raise InputError(
-                f"an objective can be set against {AGAINST_BITS}, got {self.against!r}; leave it "
-                "out for one objective"
-            )
-        _ = self.aim
-        check_sampler(self.sampler)
-        known = [strategy.value for strategy in EVERY_STRATEGY]
-        for name in self.strategies:
-            if name not in known:
-                raise InputError(f"no strategy named {name!r}; known: {', '.join(known)}")
-
-    @property
-    def aim(self) -> Aim:
-        """What trials minimise and keep.
-
-        Raises:
-            InputError: it cannot be read.
-        """
-        return Aim(
-            parse_objective(self.objective),
-            tuple(map(parse_constraint, self.constraints)),
-            ExamplePart(seed=self.seed, fresh=False),
-        )
-
-    @property
-    def cache_bytes(self) -> int | None:
-        """Bound on what is kept between trials; None: as much as suits the machine."""
-        return None if self.cache_gb is None else int(self.cache_gb * BYTES_PER_GB)
-
-    @property
-    def suffix(self) -> str:
-        """What tells this refinement of a plan from others of it, in its name."""
-        plain = RefineOptions()
-        parts = []
-        if self.objective != plain.objective:
-            parts.append(self.objective)
-        parts += list(self.constraints)
-        if self.against is not None:
-            parts.append(f"against {self.against}")
-        if set(self.strategies) != set(plain.strategies):
-            parts.append("+".join(self.strategies))
-        if self.sampler != plain.sampler:
-            parts.append(self.sampler)
-        if self.sequences != plain.sequences:
-            parts.append(f"{self.sequences} sequences")
-        if not self.prune:
-            parts.append("no early stopping")
-        if self.seed != plain.seed:
-            parts.append(f"seed {self.seed}")
-        return "".join(f" · {part}" for part in parts)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RefineResult:
-    """What a refinement found."""
-
-    study: str
-    trials_study: str  # name of the Optuna study in the same store
-    trials: int  # that were measured, or stopped early
-    start: PlanRecord
-    plan: PlanRecord  # the refined plan, or the start where nothing better was found
-    verdict: Mapping[str, Any]  # of the fresh tokens, plain data
-
-    @property
-    def improved(self) -> bool:
-        """Whether the plan is another than the start."""
-        return self.plan.id != self.start.id
-
-    def as_plain(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {
-            "study": self.study,
-            "trials_study": self.trials_study,
-            "trials": self.trials,
-            "improved": self.improved,
-            "start": {"plan_id": self.start.id, "label": self.start.label},
-            "plan": {"plan_id": self.plan.id, "label": self.plan.label},
-            **self.verdict,
-        }
 
 
 def refine_study(
