@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from autoq.formats import FORMATS, NONE, FormatName
 from autoq.layers._inputs import SimulatedProducts
 from autoq.layers._types import Container, LayerCalibration
+from autoq.layers.kv_cache import CacheSimulation
 from autoq.layers.quantize import fake_quantize_weight
 from autoq.layers.taps import install_taps
 from autoq.layers.weight_cache import WeightCache
@@ -58,6 +59,7 @@ class SimulatedModel:
         self._owners = _owners(model, slots)
         self._originals: dict[SlotName, Tensor] | None = {} if keep_originals else None
         self._remove_taps: Callable[[], None] = _nothing
+        self._kv_cache: CacheSimulation | None = None
         self.apply(slot_formats, weights=weights)
 
     def apply(
@@ -84,6 +86,14 @@ class SimulatedModel:
             self._formats[name] = wanted
         self._formats = {name: fmt for name, fmt in self._formats.items() if fmt != NONE}
         self._install_taps()
+
+    def set_kv_cache(self, kv_cache: CacheSimulation | None) -> None:
+        """Quantise what is cached as well, from now until `restore`; None: leave it alone."""
+        if self._kv_cache is not None:
+            self._kv_cache.remove()
+        self._kv_cache = kv_cache
+        if kv_cache is not None:
+            kv_cache.install()
 
     def _change(self, name: SlotName, wanted: FormatName, replacement: Tensor | None) -> None:
         weight = slot_weight(self.model, self._slots[name])
@@ -120,17 +130,20 @@ class SimulatedModel:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """The original model, for as long as the context lasts."""
-        originals = self._kept_originals()
+        originals, kv_cache = self._kept_originals(), self._kv_cache
         self._remove_taps()
+        self.set_kv_cache(None)
         self._exchange(originals)
         try:
             yield
         finally:
             self._exchange(originals)
             self._install_taps()
+            self.set_kv_cache(kv_cache)
 
     def restore(self) -> None:
-        """Give the model its own weights back."""
+        """Give the model its own weights back, and its own cache."""
+        self.set_kv_cache(None)
         self.apply({})
 
     def _exchange(self, weights: Mapping[SlotName, Tensor]) -> None:

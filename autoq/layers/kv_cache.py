@@ -1,0 +1,291 @@
+"""The key/value cache in a format: keys after rotary embedding, and values, as they are cached.
+
+Every decoder of transformers hands both to its cache's `update`, whichever attention kernel then
+reads them. A stand-in for the cache, put in the place of the real one or of none, sees what is
+written, and may put something else there.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from autoq.errors import ModelError
+from autoq.formats import NONE, FormatName
+from autoq.formats.kv_cache import KV_CACHE_FORMATS
+from autoq.kernels import fp8, nvfp4
+from autoq.kernels._checks import checked_amax
+from autoq.kernels._torch.chunks import scale_from_amax
+from autoq.models.forward import is_causal, text_config
+
+CacheHandler: TypeAlias = Callable[[str, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Takes a layer's name, its keys and its values, each [sequences, heads, tokens, head_dim], and
+gives what is cached in their place."""
+
+_CACHE_ARGUMENTS = ("past_key_values", "past_key_value", "layer_past")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachedLayer:
+    """An attention that caches keys and values, and the largest magnitudes calibration saw."""
+
+    name: str  # path of the attention module in the model
+    key_heads: int
+    key_dim: int  # elements of one head's key
+    value_heads: int
+    value_dim: int
+    key_amax: float = 0.0
+    value_amax: float = 0.0
+
+    @property
+    def elements(self) -> int:
+        """Cached for every token."""
+        return self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
+    def misfit(self, fmt: FormatName) -> str | None:
+        """Why the layer cannot cache in a format; None if it can.
+
+        Raises:
+            UnknownNameError: nothing has the format's name.
+        """
+        block = KV_CACHE_FORMATS[fmt].block_size
+        if block is None:
+            return None
+        for what, size in (("keys", self.key_dim), ("values", self.value_dim)):
+            if size % block:
+                return (
+                    f"{fmt} needs heads whose size is divisible by {block}, and {what} of "
+                    f"{self.name} have {size}"
+                )
+        return None
+
+
+def fake_quantize_cache(x: Tensor, fmt: FormatName, amax: float) -> Tensor:
+    """Keys or values as they come out of a cache in a format.
+
+    fp8: e4m3(x / s) * s with s = amax / 448. int8: round(x / s) * s, codes from -128 to 127, with
+    s = amax / 127. nvfp4: E2M1 under E4M3 scales of 16 elements each, found in x itself, under
+    amax / 2688. Scales are float32; rounding is to nearest, ties to even; what is beyond amax
+    saturates, but for nvfp4 only as far as block scales do. A scale is 1 where amax is 0.
+    Sources: as `autoq.kernels.fp8` and `autoq.kernels.nvfp4`; ModelOpt quantises the operands of the
+    attention's products by the same rules.
+
+    Args:
+        x: float32, bfloat16 or float16 [..., head_dim].
+        fmt: one of `KV_CACHE_FORMATS`.
+        amax: largest magnitude of the layer's keys, or of its values, in calibration.
+    Returns:
+        The shape and dtype of `x`; no gradient flows through it.
+    Raises:
+        InputError: amax is negative, NaN or infinite, or nvfp4 does not fit head_dim.
+        UnknownNameError: nothing has the format's name.
+    """
+    largest = KV_CACHE_FORMATS[fmt].largest_code
+    x = x.detach()
+    if fmt == NONE:
+        return x
+    if fmt == "fp8":
+        return fp8.fake_quantize(x, fp8.tensor_scale(amax).to(x.device))
+    if fmt == "nvfp4":
+        return nvfp4.fake_quantize(x, nvfp4.global_scale(amax).to(x.device))
+    scale = scale_from_amax(checked_amax(amax), largest).to(x.device)
+    return (x.float() / scale).round_().clamp_(-128, 127).mul_(scale).to(x.dtype)
+
+
+class CacheSimulation:
+    """Quantises and dequantises what layers write into their caches, until it is removed."""
+
+    def __init__(
+        self, model: nn.Module, formats: Mapping[str, FormatName], layers: Iterable[CachedLayer]
+    ) -> None:
+        """
+        Args:
+            formats: of layers by name; those that are not named, or "none", are left alone.
+            layers: with their calibrated magnitudes, at least those that are named.
+        """
+        known = {layer.name: layer for layer in layers}
+        self._model = model
+        self._codings = {
+            name: (fmt, known[name].key_amax, known[name].value_amax)
+            for name, fmt in formats.items()
+            if fmt != NONE
+        }
+        self._remove: Callable[[], None] | None = None
+
+    def install(self) -> None:
+        """Begin; nothing happens where it has begun."""
+        if self._remove is None:
+            self._remove = watch_cache(self._model, self._codings, self._quantized)
+
+    def remove(self) -> None:
+        """The model caches what it computes again."""
+        if self._remove is not None:
+            self._remove()
+            self._remove = None
+
+    def _quantized(self, name: str, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        fmt, key_amax, value_amax = self._codings[name]
+        return fake_quantize_cache(keys, fmt, key_amax), fake_quantize_cache(
+            values, fmt, value_amax
+        )
+
+
+def watch_cache(
+    model: nn.Module, names: Iterable[str], handler: CacheHandler
+) -> Callable[[], None]:
+    """Put a handler between attentions and their caches.
+
+    Args:
+        names: paths of attention modules, from `cached_layers`.
+    Returns:
+        What takes it away again.
+    """
+    handles = []
+    for name in names:
+        module = model.get_submodule(name)
+        argument = _cache_argument(module)
+        assert argument is not None  # it is one of `attention_modules`
+        hook = partial(_put_stand_in, argument, partial(handler, name))
+        handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def remove() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return remove
+
+
+@contextmanager
+def watched_cache(model: nn.Module, names: Iterable[str], handler: CacheHandler) -> Iterator[None]:
+    """As `watch_cache`, for as long as the context lasts."""
+    remove = watch_cache(model, names, handler)
+    try:
+        yield
+    finally:
+        remove()
+
+
+def cached_layers(model: nn.Module, run: Callable[[], Any]) -> tuple[CachedLayer, ...]:
+    """The layers that cache keys and values, in the order in which they run.
+
+    Layers without a cache of their own, such as those that mix tokens by other means or read another
+    layer's keys, are not among them.
+
+    Args:
+        run: runs the model on some small input, one or more sequences.
+    Raises:
+        ModelError: the model has none that can be seen, or caches something else; says why.
+    """
+    _refuse_other_caches(model)
+    found: dict[str, CachedLayer] = {}
+
+    def record(name: str, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        found[name] = _layer_of(model, name, keys, values)
+        return keys, values
+
+    with watched_cache(model, attention_modules(model), record), torch.no_grad():
+        run()
+    if not found:
+        raise ModelError(
+            f"{type(model).__name__} caches no keys and values where they can be seen, so their "
+            "format cannot be chosen; leave out --kv-formats"
+        )
+    return tuple(found.values())
+
+
+def attention_modules(model: nn.Module) -> list[str]:
+    """Paths of the innermost modules that are given the cache and know their layer's number."""
+    taking = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(getattr(module, "layer_idx", None), int)
+        and _cache_argument(module) is not None
+    ]
+    return [path for path in taking if not any(other.startswith(f"{path}.") for other in taking)]
+
+
+def _cache_argument(module: nn.Module) -> str | None:
+    """Name of the argument in which a module's forward takes the cache."""
+    known = inspect.signature(module.forward).parameters
+    return next((name for name in _CACHE_ARGUMENTS if name in known), None)
+
+
+def _put_stand_in(
+    argument: str,
+    show: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A forward pre-hook: the cache, wherever it stands among the arguments, gets a stand-in."""
+    bound = inspect.signature(module.forward).bind_partial(*args, **kwargs)
+    stand_in = _StandIn(bound.arguments.get(argument), show)
+    place = list(bound.signature.parameters).index(argument)
+    if place < len(args):
+        return (*args[:place], stand_in, *args[place + 1 :]), kwargs
+    return args, {**kwargs, argument: stand_in}
+
+
+class _StandIn:
+    """A cache that shows what is written; with no real one behind it, it keeps nothing."""
+
+    def __init__(self, cache: Any, show: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+        self._cache = cache
+        self._show = show
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        keys, values = self._show(key_states, value_states)
+        if self._cache is None:
+            return keys, values
+        return self._cache.update(keys, values, *args, **kwargs)
+
+    def get_seq_length(self, *args: Any, **kwargs: Any) -> int:
+        return 0 if self._cache is None else int(self._cache.get_seq_length(*args, **kwargs))
+
+    def __getattr__(self, name: str) -> Any:
+        cache = self.__dict__["_cache"]
+        if cache is None:
+            raise AttributeError(name)
+        return getattr(cache, name)
+
+
+def _refuse_other_caches(model: nn.Module) -> None:
+    name = type(model).__name__
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise ModelError(
+            f"the key/value cache of decoders alone has a format to choose, and {name} has an "
+            "encoder, too, whose keys and values are cached apart; leave out --kv-formats"
+        )
+    if not is_causal(model):
+        raise ModelError(
+            f"a key/value cache is kept by models that continue text, and {name} does not; leave out "
+            "--kv-formats"
+        )
+    if getattr(text_config(model), "kv_lora_rank", None) is not None:
+        raise ModelError(
+            f"engines cache one latent vector per token of {name}, and no keys and values, so formats "
+            "of those cannot be tried; leave out --kv-formats"
+        )
+
+
+def _layer_of(model: nn.Module, name: str, keys: Tensor, values: Tensor) -> CachedLayer:
+    if keys.ndim != 4 or values.ndim != 4 or keys.shape[2] != values.shape[2]:
+        raise ModelError(
+            f"{name} of {type(model).__name__} must cache keys and values [sequences, heads, tokens, "
+            f"head_dim], and caches {tuple(keys.shape)} and {tuple(values.shape)}; leave out "
+            "--kv-formats"
+        )
+    return CachedLayer(
+        name=name,
+        key_heads=keys.shape[1],
+        key_dim=keys.shape[3],
+        value_heads=values.shape[1],
+        value_dim=values.shape[3],
+    )
