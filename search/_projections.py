@@ -29,6 +29,8 @@ WEIGHT_ERROR_CACHE_BYTES = 1 << 30
 LARGEST_ERROR_BYTES = 1 << 30
 """Larger errors never exist as a whole, where the format's rounding can be fused with their use."""
 
+_UNIFORM_STREAM = 0x9E3779B97F4A7C15 >> 1
+
 Calibrations: TypeAlias = Mapping[tuple[SlotName, FormatName], LayerCalibration]
 
 Rows: TypeAlias = Tensor | slice
@@ -60,6 +62,7 @@ class Projections:
         self._row_fraction = row_fraction
         self._seed = seed
         self._samples: dict[int, Tensor] = {}
+        self._uniform: dict[int, Tensor] = {}
 
     def accumulator(
         self, group: GroupName, total_rows: int, formats: int, device: torch.device
@@ -91,6 +94,18 @@ class Projections:
         positions = position[call.token_rows]
         rows = torch.nonzero(positions >= 0).flatten()
         return total, rows, positions[rows]
+
+    def uniform(self, rows: int, device: torch.device) -> Tensor:
+        """Random numbers in [0, 1), float64 [rows]: the same for all groups with so many tokens.
+
+        So groups that take a token with the same probability take it together.
+        """
+        if rows not in self._uniform:
+            # Not the seed of the labels, or of whole batches: numbers of one stream are related.
+            generator = torch.Generator().manual_seed(self._seed ^ _UNIFORM_STREAM)
+            drawn = torch.rand(rows, generator=generator, dtype=torch.float64)
+            self._uniform[rows] = drawn.to(device)
+        return self._uniform[rows]
 
     def _sample(self, total_rows: int) -> Tensor:
         """Rows to take, ascending, as many from every sequence."""

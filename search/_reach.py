@@ -18,7 +18,8 @@ class GradientReach:
 
     def __init__(self, model_map: ModelMap) -> None:
         self._slots = model_map.slots
-        self._ran: dict[SlotName, None] = {}  # in the order of the forward
+        self._ran: dict[SlotName, int] = {}  # how often, in the order of the forward
+        self._goes_back = False
         self._reached: set[SlotName] = set()
         self._has_gradient = False
         self._own_failure: Exception | None = None
@@ -29,8 +30,12 @@ class GradientReach:
 
     def ran(self, name: SlotName, rows: int) -> None:
         """The model runs a slot's product; an expert's may have no token."""
-        if rows:
-            self._ran[name] = None
+        if rows and not self._goes_back:  # where blocks are computed again
+            self._ran[name] = self._ran.get(name, 0) + 1
+
+    def ran_once(self, name: SlotName) -> bool:
+        """Whether this batch's forward ran the slot's product once."""
+        return self._ran.get(name) == 1
 
     @contextmanager
     def observing(self, name: SlotName, output_gradient: Tensor) -> Iterator[None]:
@@ -54,6 +59,7 @@ class GradientReach:
         self._own_failure = None
         if not total.requires_grad:
             raise NoGradientError(self._last_unreached(), "the loss has no graph")
+        self._goes_back = True
         try:
             total.backward(retain_graph=keep_graph)  # type: ignore[no-untyped-call]
         except torch.OutOfMemoryError:
@@ -63,6 +69,8 @@ class GradientReach:
                 raise
             cause = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise NoGradientError(self._last_unreached(), f"backward says: {cause}") from error
+        finally:
+            self._goes_back = False
         self._check()
 
     def _check(self) -> None:

@@ -8,6 +8,7 @@ product, one pass over the inputs in each format.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -64,6 +65,11 @@ class SharedInput:
         """Whose products are there, in the order of the fusion set."""
         return tuple(self._slots[name] for name in self._members if name in self._slots)
 
+    @property
+    def has_all_tokens(self) -> bool:
+        """Whether the rows are all sampled tokens, in their order."""
+        return isinstance(self.positions, slice)
+
     def output_gradient(self) -> Tensor:
         """The gradients at the outputs of `slots` side by side."""
         gradients = [self._output_gradients[slot.name] for slot in self.slots]
@@ -78,6 +84,38 @@ class SharedInput:
         if self._input_gradient is None:
             raise InputError("a shared input must have a product, got none; add one first")
         return self._input_gradient
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectedRows:
+    """The rows of an input whose errors are projected on gradients."""
+
+    inputs: Tensor  # [rows, in_features]
+    output_gradient: Tensor  # [rows, sum of out_features]
+    input_gradient: Tensor  # float32 [rows, in_features]
+    positions: Rows  # among the sampled tokens
+    weights: Tensor | None = None  # float32 [rows], of projections; None: all 1
+
+    @classmethod
+    def all_of(cls, shared: SharedInput) -> ProjectedRows:
+        """Every row, each once."""
+        gradients = shared.output_gradient(), shared.input_gradient()
+        return cls(shared.inputs, *gradients, shared.positions)
+
+    def taken(self, rows: Tensor, probabilities: Tensor) -> ProjectedRows:
+        """Some of all tokens, sampled.
+
+        Args:
+            rows: int64, ascending.
+            probabilities: of taking each of all rows; the squares of projections are divided by it.
+        """
+        weights = probabilities[rows].rsqrt().float()
+        tensors = self.inputs[rows], self.output_gradient[rows], self.input_gradient[rows]
+        return ProjectedRows(*tensors, rows, weights)
+
+    def weighted(self, projections: Tensor) -> Tensor:
+        """What projections [rows] add to the sums of their tokens."""
+        return projections if self.weights is None else projections * self.weights
 
 
 def shared_by(model_map: ModelMap, most_weights: int) -> dict[SlotName, tuple[SlotName, ...]]:

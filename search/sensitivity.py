@@ -56,7 +56,7 @@ ROW_FRACTION = 1.0
 KEPT_ACTIVATION_BYTES = 64 << 20
 """Memory in which activations wait for backward; blocks beyond it are computed again there."""
 
-SCORES_VERSION = 2
+SCORES_VERSION = 3
 """Counts changes of the bits of scores; studies with others are not continued."""
 
 

@@ -21,6 +21,7 @@ class SequenceProjection(TokenProjection):
 
     name: ClassVar[str] = "sequence_projection"
     default_draws: ClassVar[int] = 4
+    samples_tokens: ClassVar[bool] = False
     keeps_interactions: ClassVar[bool] = False  # one number per sequence: they would be noise
 
     def __init__(self, *args: Any, row_fraction: float = 1.0, **options: Any) -> None:

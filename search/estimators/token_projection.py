@@ -15,7 +15,13 @@ from autoq.layers.taps import MatrixCall
 from autoq.models import SlotName, WeightSlot
 from autoq.search._batch_loss import BatchLoss
 from autoq.search._projections import Projections, Rows, seen_inputs
-from autoq.search._shared_inputs import SharedInput, formats_with_equal_inputs, shared_by
+from autoq.search._shared_inputs import (
+    ProjectedRows,
+    SharedInput,
+    formats_with_equal_inputs,
+    shared_by,
+)
+from autoq.search._token_sampling import ADDED_VARIANCE, importance, inclusion_probabilities
 from autoq.search.estimators._gram import GramMatrix
 from autoq.search.sensitivity import SensitivityScorer
 
@@ -38,20 +44,38 @@ class TokenProjection(SensitivityScorer):
     difference of two large ones. Members of a fusion set share x, and formats may share x', so
     each x' is made once, and the members' products are one.
 
+    The product is made for the tokens that matter, with inverse probabilities as weights
+    (`autoq.search._token_sampling`): a quarter of them is as good as all. Groups whose products do
+    not come together, once, as the experts of a layer, take all tokens: a sum has to be over the
+    same tokens before it is squared.
+
     The same projections give what every two cells do together (`GramMatrix`), at no further pass.
+    A token that two groups take with different probabilities counts there by the root of their
+    ratio: a lower bound in magnitude, and near, for such tokens hardly contribute.
 
     Source: Martens, "New insights and perspectives on the natural gradient method", 2020.
     """
 
     name: ClassVar[str] = "token_projection"
     keeps_interactions: ClassVar[bool] = True
+    samples_tokens: ClassVar[bool] = True
 
-    def __init__(self, *args: Any, interactions: bool = True, **options: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        interactions: bool = True,
+        added_variance: float = ADDED_VARIANCE,
+        **options: Any,
+    ) -> None:
         """
         Args:
             interactions: also sum up the cross terms of all cells, where there are few enough.
+            added_variance: what sampling tokens may add to scores; see `inclusion_probabilities`.
+                0 takes all tokens.
         """
         super().__init__(*args, **options)
+        self._added_variance = added_variance if self.samples_tokens else 0.0
+        self._slots_of = {group.name: set(group.slots) for group in self._map.groups}
         self._sets = shared_by(self._map, self._errors.most_weights)
         self._shared: SharedInput | None = None
         self._alike_of: dict[tuple[SlotName, ...], list[list[FormatName]]] = {}
@@ -103,26 +127,46 @@ class TokenProjection(SensitivityScorer):
         self._project_shared()
         super()._end_backward()
 
+    @torch.no_grad()
     def _project_shared(self) -> None:
         """Add to the sums what the products that were gathered contribute."""
         shared, self._shared = self._shared, None
         if shared is None:
             return
         slots = shared.slots
-        output_gradient, input_gradient = shared.output_gradient(), shared.input_gradient()
         for column, name in enumerate(self.formats):
             if not self._can_take(slots, name):
                 shared.accumulator[column] = torch.nan
+        rows = self._rows_that_matter(shared)
         for names in self._alike(slots):
             calibration = self._calibration[slots[0].name, names[0]]
-            changed = seen_inputs(shared.inputs, names[0], calibration, self._container)
+            changed = seen_inputs(rows.inputs, names[0], calibration, self._container)
             for name in names:
-                # An expert's rows are different tokens, so no position comes twice.
-                shared.accumulator[self.formats.index(name), shared.positions] += (
-                    self._errors.project(
-                        slots, name, output_gradient, changed, shared.inputs, input_gradient
-                    )
+                projections = self._errors.project(
+                    slots, name, rows.output_gradient, changed, rows.inputs, rows.input_gradient
                 )
+                # An expert's rows are different tokens, so no position comes twice.
+                shared.accumulator[self.formats.index(name), rows.positions] += rows.weighted(
+                    projections
+                )
+
+    def _rows_that_matter(self, shared: SharedInput) -> ProjectedRows:
+        whole = ProjectedRows.all_of(shared)
+        if not self._added_variance or not self._is_whole_group(shared):
+            return whole
+        size = importance(whole.inputs, whole.output_gradient)
+        probability = inclusion_probabilities(size, self._added_variance)
+        uniform = self._projections.uniform(len(probability), probability.device)
+        return whole.taken(torch.nonzero(uniform < probability).flatten(), probability)
+
+    def _is_whole_group(self, shared: SharedInput) -> bool:
+        """Whether a group's rows get all that they will get, and are all its tokens."""
+        slots = shared.slots
+        return (
+            shared.has_all_tokens
+            and {slot.name for slot in slots} == self._slots_of[self._group_of[slots[0].name]]
+            and all(self._reach.ran_once(slot.name) for slot in slots)
+        )
 
     def _per_token(self, sums: Tensor) -> Tensor:
         return sums.square_().mean(dim=2)

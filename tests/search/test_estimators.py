@@ -69,6 +69,8 @@ def stack():
 
 
 def estimator_of(kind, model, calibration, **options):
+    if kind is TokenProjection:
+        options.setdefault("added_variance", 0.0)  # all tokens
     return kind(
         model,
         discover(model),

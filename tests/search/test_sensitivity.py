@@ -71,6 +71,7 @@ def calibration_of(model, container=Container.MODELOPT, run=forward_logits, data
 def scorer_of(model, calibration, formats=QUANTIZED, *, container=Container.MODELOPT, **options):
     options.setdefault("row_fraction", 1.0)
     options.setdefault("dtype", torch.float32)
+    options.setdefault("added_variance", 0.0)  # all tokens
     return TokenProjection(
         model,
         discover(model),
@@ -232,9 +233,16 @@ def test_a_layer_used_twice_adds_up_before_squaring():
     x = torch.randn(SEQUENCES, TOKENS, 128, generator=torch.Generator().manual_seed(0))
     calibration = calibration_of(tower, run=lambda m, data: m(data), data=x)
     direction = torch.randn(SEQUENCES, TOKENS, 128, generator=torch.Generator().manual_seed(1))
-    found = scorer_of(tower, calibration).score_batch(
-        0, lambda: BatchLoss((tower(x) * direction).sum(), SEQUENCES, TOKENS)
-    )
+
+    def contributions(added_variance):
+        scorer = scorer_of(tower, calibration, added_variance=added_variance)
+        return scorer.score_batch(
+            0, lambda: BatchLoss((tower(x) * direction).sum(), SEQUENCES, TOKENS)
+        )
+
+    found, sampled = contributions(0.0), contributions(0.5)
+    assert not np.array_equal(sampled[:, 0], found[:, 0])
+    assert np.array_equal(sampled[:, 1], found[:, 1])  # its tokens come twice: none is left out
     frozen = copy.deepcopy(tower).requires_grad_(False)
     seen = []
 

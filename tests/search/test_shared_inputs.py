@@ -41,6 +41,7 @@ def calibration_of(model, run, data):
 
 
 def scorer_of(model, calibration, formats=FORMATS, dtype=torch.float32, **options):
+    options.setdefault("added_variance", 0.0)  # all tokens
     return TokenProjection(
         model,
         discover(model),
