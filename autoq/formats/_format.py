@@ -10,6 +10,13 @@ from autoq.formats._container import Container
 
 FormatName = NewType("FormatName", str)
 
+LOW_RANK_ELEMENT_BITS = 16
+"""Width of the numbers in the factors of a low-rank branch."""
+
+_SIDE_PER_RANK = 16
+"""Rows or columns, whichever are fewer, for each rank of a branch: in small layers its rank is lower,
+so that it takes no more than two bits per weight."""
+
 NONE = FormatName("none")
 """The name of the format that leaves a layer as it is."""
 
@@ -119,11 +126,12 @@ class StorageBits:
     weight_bits: int  # the packed codes
     block_scale_bits: int  # scales that grow with the matrix
     tensor_scale_bits: int  # per-tensor scalars, the activation scale among them
+    low_rank_bits: int = 0  # both factors of a low-rank branch
 
     @property
     def effective_bits(self) -> int:
-        """Codes and block scales: what budgets count."""
-        return self.weight_bits + self.block_scale_bits
+        """Codes, block scales and the low-rank branch: what budgets count."""
+        return self.weight_bits + self.block_scale_bits + self.low_rank_bits
 
     @property
     def stored_bits(self) -> int:
@@ -158,6 +166,7 @@ class QuantFormat:
     stores_fused_input_scale: bool = True  # and those of layers that they fuse, too
     rows_per_byte: int = 1  # rows whose codes share bytes in some container
     columns_per_word: int = 1  # columns whose codes share words in some container
+    low_rank: int = 0  # rank of a branch beside the codes, which stand for the rest; 0: none
     container_activations: tuple[tuple[Container, ActivationScheme], ...] = ()
     """Containers whose run time quantises inputs in another way than `activation`."""
 
@@ -184,11 +193,21 @@ class QuantFormat:
             weight_bits=out_features * in_features * self.weight_bits,
             block_scale_bits=self._scale_count(out_features, in_features) * self.block_scale_bits,
             tensor_scale_bits=self.tensor_scale_bits,
+            low_rank_bits=LOW_RANK_ELEMENT_BITS
+            * self.branch_rank(out_features, in_features)
+            * (out_features + in_features),
         )
+
+    def branch_rank(self, out_features: int, in_features: int) -> int:
+        """Rank of the low-rank branch of a matrix of this shape; 0 where the format has none."""
+        if not self.low_rank:
+            return 0
+        return min(self.low_rank, max(1, min(out_features, in_features) // _SIDE_PER_RANK))
 
     @property
     def nominal_bits(self) -> float:
-        """Effective bits per weight of a matrix so large that scales of rows do not count."""
+        """Effective bits per weight of a matrix so large that scales of rows and branches of low
+        rank do not count."""
         columns = self.weight_block_size
         if columns is None:
             return float(self.weight_bits)

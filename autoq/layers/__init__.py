@@ -1,6 +1,6 @@
 """Quantising a layer's weight and input, and running a model with an assignment in place."""
 
-from autoq.layers._types import LayerCalibration, QuantizedWeight
+from autoq.layers._types import LayerCalibration, LowRank, QuantizedWeight
 from autoq.layers.quantize import (
     Container,
     dequantize_weight,
@@ -12,6 +12,7 @@ from autoq.layers.quantize import (
 __all__ = [
     "Container",
     "LayerCalibration",
+    "LowRank",
     "QuantizedWeight",
     "dequantize_weight",
     "fake_quantize_input",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from autoq.formats import FORMATS, FormatName, QuantFormat
 from autoq.layers._types import Container, LayerCalibration
-from autoq.layers.quantize import fake_quantize_input
+from autoq.layers.quantize import branch_product, fake_quantize_input
 from autoq.layers.taps import MatrixCall
 from autoq.models import SlotKind, SlotName, WeightSlot
 
@@ -44,8 +44,11 @@ class SimulatedProducts:
         self._held: _Held | None = None
 
     def __call__(self, call: MatrixCall, inputs: Tensor) -> Tensor:
-        """The product with what is left of the input."""
-        return call.compute(self._quantized(call.slot.name, inputs))
+        """The product with what is left of the input, and that of a branch of low rank."""
+        product = call.compute(self._quantized(call.slot.name, inputs))
+        _, calibration = self._codings[call.slot.name]
+        branch = branch_product(inputs, calibration)
+        return product if branch is None else product + branch
 
     def _quantized(self, name: SlotName, inputs: Tensor) -> Tensor:
         kind, held = self._kinds.get(name), self._held

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from autoq.formats import Container, FormatName
+from autoq.layers._low_rank import LowRank
 
-__all__ = ["Container", "LayerCalibration", "QuantizedWeight"]
+__all__ = ["Container", "LayerCalibration", "LowRank", "QuantizedWeight"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +24,9 @@ class LayerCalibration:
     For INT4 weights with a second level `weight_amax` is the largest |code * group scale| over the
     fusion set, not the largest |W / p|: its scale, weight_amax / 448, must cover what the codes
     stand for.
+
+    With a branch of low rank L the layer computes (x * p) @ L.T + (x * p) @ (W / p - L).T, and only
+    the second product is quantised: codes, `weight_amax` and `importance` are of W / p - L.
     """
 
     weight_amax: float  # shared over the fusion set; the format's top scale derives from it
@@ -35,8 +39,9 @@ class LayerCalibration:
     codes: Tensor | None = (
         None  # uint8 [out_features, in_features / 2], even column in the low nibble
     )
-    """Codes of W / p in the format's 4-bit element, under the block scales that `importance` leaves,
-    which must be there; None: the nearest ones."""
+    """Codes of W / p in the format's 4-bit element, under the block scales that `importance` leaves or
+    those of the largest magnitudes; None: the nearest ones."""
+    low_rank: LowRank | None = None  # of W / p, of formats with such a branch; None: zeros
     input_rows: int | None = None  # input rows that calibration saw: an expert's are routed to it
 
 
@@ -56,6 +61,7 @@ class QuantizedWeight:
             fusion set / 448).
         int8_sq, int8_wo: "codes" int8 [N, K] in -127..127, "scale" float32 [N, 1] (of int8_wo
             rounded to the model's dtype).
+        nvfp4_svdquant: those of nvfp4, and "low_rank_down" bfloat16 [rank, K], "low_rank_up" [N, rank].
     """
 
     format: FormatName

@@ -19,6 +19,7 @@ from autoq.errors import ModelError
 from autoq.formats import FORMATS, WeightScaling
 from autoq.kernels._packed import PackedTensor
 from autoq.layers._codecs import DEQUANTIZERS, LINEARS
+from autoq.layers._low_rank import DOWN, UP, LowRank
 from autoq.layers._types import Container, LayerCalibration, QuantizedWeight
 from autoq.layers.quantize import fake_quantize_input, input_scale, packed_weight
 
@@ -51,13 +52,15 @@ class PackedMatrix(nn.Module):
 class PackedLinear(PackedMatrix):
     """A linear layer, or one expert's matrix, that holds codes and scales.
 
-    Its buffers are those of the record of the format's kernels, `input_scale`, and
-    `pre_quant_scale` where one is not folded. They keep their dtypes when a model is cast.
+    Its buffers are those of the record of the format's kernels, `input_scale`,
+    `pre_quant_scale` where one is not folded, and the factors of a branch of low rank. They keep their dtypes when a model is cast.
     """
 
     bias: nn.Parameter | None
     input_scale: Tensor | None
     pre_quant_scale: Tensor | None
+    low_rank_down: Tensor | None
+    low_rank_up: Tensor | None
 
     def __init__(
         self,
@@ -92,7 +95,11 @@ class PackedLinear(PackedMatrix):
             self.register_buffer(name, tensor.clone(memory_format=torch.contiguous_format))
         # Without the tensors: they would stay where they are when the module moves.
         self._template = replace(record, **dict.fromkeys(self._names, torch.empty(0)))
-        self._container, self._calibration = container, replace(calibration, pre_quant_scale=None)
+        for name in (DOWN, UP):
+            factor = weight.tensors.get(name)
+            self.register_buffer(name, None if factor is None else factor.clone())
+        plain = replace(calibration, pre_quant_scale=None, low_rank=None)
+        self._container, self._calibration = container, plain
         scale = input_scale(self.format, calibration, container=container)
         self.register_buffer("input_scale", scale)
         smoothing = calibration.pre_quant_scale
@@ -105,6 +112,13 @@ class PackedLinear(PackedMatrix):
         return replace(self._template, **{name: getattr(self, name) for name in self._names})
 
     @property
+    def branch(self) -> LowRank | None:
+        """What is added to the product of the codes, in formats that have that."""
+        if self.low_rank_down is None or self.low_rank_up is None:
+            return None
+        return LowRank(self.low_rank_down, self.low_rank_up)
+
+    @property
     def weight(self) -> Tensor:
         """The dequantised weight, as the layer that this one replaces keeps it.
 
@@ -114,7 +128,7 @@ class PackedLinear(PackedMatrix):
         return _DequantizedWeight(self)
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
-        """The weight [out_features, in_features] that the matrix unit sees."""
+        """What codes stand for, [out_features, in_features]: the weight less `branch`."""
         return self._dequantize(self.packed, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -122,8 +136,11 @@ class PackedLinear(PackedMatrix):
         if self.pre_quant_scale is not None:
             x = x * self.pre_quant_scale.to(x.dtype)
         if self.transposed and x.device.type == "cpu":
-            return self._transposed_product(x)
-        return self._product(x, self.packed, self.bias, input_scale=self.input_scale)
+            product = self._transposed_product(x)
+        else:
+            product = self._product(x, self.packed, self.bias, input_scale=self.input_scale)
+        branch = self.branch
+        return product if branch is None else product + branch.product(x)
 
     def _transposed_product(self, x: Tensor) -> Tensor:
         """The weight laid out as the model keeps it: how BLAS rounds depends on that."""
@@ -211,8 +228,12 @@ class _DequantizedWeight(Tensor):
 
 
 def _values(weight: _DequantizedWeight) -> Tensor:
-    matrix = weight._of.dequantized(weight.dtype)
-    return matrix.t() if weight._of.transposed else matrix
+    linear = weight._of
+    matrix = linear.dequantized(weight.dtype)
+    branch = linear.branch
+    if branch is not None:
+        matrix = (matrix.float() + branch.values()).to(weight.dtype)
+    return matrix.t() if linear.transposed else matrix
 
 
 def packed_rows(
@@ -232,8 +253,8 @@ def packed_rows(
 
 
 def _joined(parts: Sequence[QuantizedWeight]) -> QuantizedWeight | None:
-    """The parts as one, or None where their top scales differ, or blocks would cross from one to
-    the next."""
+    """The parts as one, or None where their top scales or branches of low rank differ, or blocks
+    would cross from one to the next."""
     first = parts[0]
     if len(parts) == 1:
         return first
@@ -244,7 +265,7 @@ def _joined(parts: Sequence[QuantizedWeight]) -> QuantizedWeight | None:
     tensors = {}
     for name, tensor in first.tensors.items():
         same = [part.tensors[name] for part in parts]
-        if tensor.ndim == 2:
+        if tensor.ndim == 2 and name != DOWN:
             tensors[name] = torch.cat(same)
         elif all(torch.equal(tensor, other) for other in same):
             tensors[name] = tensor

@@ -21,12 +21,15 @@ from autoq.layers._codecs import (
     WeightCodec,
     int4_group_scale,
 )
+from autoq.layers._low_rank import no_branch
 from autoq.layers._types import Container, LayerCalibration, QuantizedWeight
 
 __all__ = [
     "CodeGrid",
     "Container",
+    "branch_product",
     "code_grid",
+    "coded_weight",
     "dequantize_weight",
     "fake_quantize_input",
     "fake_quantize_weight",
@@ -54,12 +57,12 @@ def quantize_weight(
         InputError: the shape, dtype or calibration does not fit, or the format is `none`.
     """
     codec = _codec(fmt)
-    if not torch.isfinite(weight).all():
+    if not _is_finite(weight):
         raise ModelError("weights must be finite, got NaN or infinity; repair or exclude the layer")
-    smoothed = _smoothed(weight, calibration.pre_quant_scale)
+    tensors = codec.quantize(coded_weight(weight, calibration), fmt, calibration, scale_dtype)
     return QuantizedWeight(
         format=fmt.name,
-        tensors=codec.quantize(smoothed, fmt, calibration, scale_dtype),
+        tensors={**tensors, **_branch_tensors(weight, fmt, calibration)},
         shape=(weight.shape[0], weight.shape[1]),
     )
 
@@ -72,8 +75,8 @@ def dequantize_weight(
 ) -> Tensor:
     """The weight that the matrix unit sees, [out_features, in_features].
 
-    It stands for W / p: the pre-quant scale is not multiplied back. Computed in float32 and
-    rounded once to `dtype`.
+    It stands for W / p: the pre-quant scale is not multiplied back; with a branch of low rank for
+    W / p - L, the branch not added. Computed in float32 and rounded once to `dtype`.
 
     Raises:
         UnknownNameError: the format is not registered.
@@ -116,10 +119,10 @@ def fake_quantize_weight(
     W / p itself. No gradient flows through the result. Args and errors are those of
     `quantize_weight`.
     """
-    smoothed = _smoothed(weight, calibration.pre_quant_scale)
+    coded = coded_weight(weight, calibration)
     if fmt.weight_element is None:
-        return smoothed.to(weight.dtype)
-    values = _codec(fmt).fake_quantize(smoothed, fmt, calibration, scale_dtype, container)
+        return coded.to(weight.dtype)
+    values = _codec(fmt).fake_quantize(coded, fmt, calibration, scale_dtype, container)
     return values.to(weight.dtype)
 
 
@@ -144,12 +147,27 @@ def fake_quantize_input(
     Raises:
         InputError: the shape, dtype or calibration does not fit.
     """
-    x = x.detach()
-    if calibration.pre_quant_scale is not None:
-        _require_pre_quant_scale(calibration.pre_quant_scale, x)
-        x = x * calibration.pre_quant_scale.to(device=x.device, dtype=x.dtype)
     codec = INPUT_CODECS[fmt.activation_in(container)]
-    return codec.fake_quantize(x, calibration.input_amax)
+    return codec.fake_quantize(_scaled(x, calibration.pre_quant_scale), calibration.input_amax)
+
+
+def branch_product(x: Tensor, calibration: LayerCalibration) -> Tensor | None:
+    """What the layer's branch of low rank adds to its output, (x * p) @ L.T.
+
+    Args:
+        x: float32, bfloat16 or float16 [..., in_features]: the layer's input, as it is.
+        calibration: of the layer in its format.
+
+    Returns:
+        [..., out_features] in the dtype of `x`; None where there is no branch. No gradient flows
+        through it.
+
+    Raises:
+        InputError: the shape does not fit.
+    """
+    if calibration.low_rank is None:
+        return None
+    return calibration.low_rank.product(_scaled(x, calibration.pre_quant_scale))
 
 
 def code_grid(
@@ -165,7 +183,7 @@ def code_grid(
     grid = _codec(fmt).grid
     if grid is None:
         return None
-    return grid(_smoothed(weight, calibration.pre_quant_scale), fmt, calibration, scale_dtype)
+    return grid(coded_weight(weight, calibration), fmt, calibration, scale_dtype)
 
 
 def input_scale(
@@ -194,10 +212,59 @@ def weight_scheme(
     Raises:
         InputError: the calibration's `weight_amax` is negative, NaN or infinite.
     """
-    if calibration.pre_quant_scale is not None or fmt.weight_element is None:
+    changes = calibration.pre_quant_scale is not None or calibration.low_rank is not None
+    if changes or fmt.weight_element is None:
         return None
     scheme_of = _codec(fmt).scheme
     return None if scheme_of is None else scheme_of(calibration, container)
+
+
+def _is_finite(weight: Tensor) -> bool:
+    """Forty times as fast as looking at every value; NaN is its own extreme."""
+    extremes = torch.stack(weight.aminmax()) if weight.numel() else weight
+    return bool(torch.isfinite(extremes).all())
+
+
+def coded_weight(weight: Tensor, calibration: LayerCalibration) -> Tensor:
+    """What codes stand for: W / p, less the branch of low rank where there is one.
+
+    Returns:
+        In float32 where there is a p, whose powers of two divide exactly there, or a branch.
+
+    Raises:
+        InputError: a shape does not fit.
+    """
+    smoothed = _smoothed(weight, calibration.pre_quant_scale)
+    branch = calibration.low_rank
+    if branch is None:
+        return smoothed
+    shape = (len(branch.up), branch.down.shape[1])
+    if tuple(weight.shape) != shape:
+        raise InputError(
+            f"the branch of low rank must be of the weight's shape {tuple(weight.shape)}, got "
+            f"{shape}; calibrate this layer anew"
+        )
+    return smoothed.float() - branch.values().to(weight.device)
+
+
+def _branch_tensors(
+    weight: Tensor, fmt: QuantFormat, calibration: LayerCalibration
+) -> dict[str, Tensor]:
+    rows, columns = weight.shape
+    rank = fmt.branch_rank(rows, columns)
+    if not rank:
+        return {}
+    branch = calibration.low_rank or no_branch(rows, columns, rank, weight.device)
+    return {name: factor.to(weight.device) for name, factor in branch.tensors().items()}
+
+
+def _scaled(x: Tensor, pre_quant_scale: Tensor | None) -> Tensor:
+    """x * p."""
+    x = x.detach()
+    if pre_quant_scale is None:
+        return x
+    _require_pre_quant_scale(pre_quant_scale, x)
+    return x * pre_quant_scale.to(device=x.device, dtype=x.dtype)
 
 
 def _smoothed(weight: Tensor, pre_quant_scale: Tensor | None) -> Tensor:
