@@ -1,105 +1,19 @@
-"""What TensorRT-LLM's engine checkpoints call things, family by family, and how ranks share them.
-
-Read in TensorRT-LLM's sources (models/llama, models/qwen, models/modeling_utils.py, layers/) at
-versions 0.16 to 1.2 and in ModelOpt's exporter of these checkpoints; nothing of it was run.
-"""
+"""Sizes of a model as TensorRT-LLM's engine counts them, and which models it does not load."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 from torch import nn
 
-EMBEDDING, FINAL_NORM, HEAD = "transformer.vocab_embedding", "transformer.ln_f", "lm_head"
-_QWEN_SEQUENCE_LENGTH = 8192  # what TensorRT-LLM takes where config.json has no seq_length
+from autoq.export._tensorrt_llm_families import FAMILIES, EngineLinear, Family, engine_linears
+
 _ROPE_TYPES = ("default", "linear", "dynamic", "llama3")
-
-
-@dataclass(frozen=True, slots=True)
-class EngineLinear:
-    """A linear of a layer as the engine runs it: the model's, one above the other."""
-
-    name: str
-    parts: tuple[str, ...]  # paths in the model's layer, in the order of their rows
-    splits_rows: bool  # ranks hold rows (outputs); otherwise columns (inputs)
-    is_stacked: bool = False  # parts are experts, one behind the other in a third dimension
-
-
-_ATTENTION = (
-    EngineLinear(
-        "attention.qkv", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), True
-    ),
-    EngineLinear("attention.dense", ("self_attn.o_proj",), False),
-)
-_DENSE = (
-    # The engine's `fc` is what the activation function is applied to: the model's gate.
-    EngineLinear("mlp.fc", ("mlp.gate_proj",), True),
-    EngineLinear("mlp.gate", ("mlp.up_proj",), True),
-    EngineLinear("mlp.proj", ("mlp.down_proj",), False),
-)
-
-BLOCK_NORMS = {
-    "input_layernorm": "input_layernorm",
-    "post_layernorm": "post_attention_layernorm",
-}
-"""Engine's name of a norm before linears -> the model's."""
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """What the engine wants of the models of one architecture."""
-
-    qwen_type: str | None = None
-    norms: Mapping[str, str] = field(
-        default_factory=lambda: BLOCK_NORMS
-    )  # engine's name -> model's
-    normalises_heads: bool = False
-    has_experts: bool = False
-
-
-FAMILIES: Mapping[str, Family] = {
-    "LlamaForCausalLM": Family(),
-    "MistralForCausalLM": Family(),
-    "MixtralForCausalLM": Family(has_experts=True),
-    "Qwen2ForCausalLM": Family(qwen_type="qwen2"),
-    "Qwen3ForCausalLM": Family(
-        qwen_type="qwen3",
-        norms={
-            **BLOCK_NORMS,
-            "attention.q_layernorm": "self_attn.q_norm",
-            "attention.k_layernorm": "self_attn.k_norm",
-        },
-        normalises_heads=True,
-    ),
-}
-
-
-ROUTER = "mlp.router"  # the model's mlp.gate; always float32, the same on all ranks
-
-
-def engine_linears(architecture: str, experts: int) -> tuple[EngineLinear, ...]:
-    """The linears of a layer.
-
-    Args:
-        experts: how many a layer has; 0 of a family that has none.
-    """
-    if not FAMILIES[architecture].has_experts:
-        return (*_ATTENTION, *_DENSE)
-    # Of each expert's gate and up, the engine has up first.
-    first = tuple(f"mlp.experts.{number}.gate_up_proj" for number in range(experts))
-    last = tuple(f"mlp.experts.{number}.down_proj" for number in range(experts))
-    return (
-        *_ATTENTION,
-        EngineLinear("mlp.fc", first, True, is_stacked=True),
-        EngineLinear("mlp.proj", last, False, is_stacked=True),
-    )
-
-
-def model_linears(model: nn.Module) -> tuple[EngineLinear, ...]:
-    """`engine_linears` of a model."""
-    return engine_linears(type(model).__name__, getattr(_config(model), "num_local_experts", 0))
+_PHI_NORM_EPSILON = 1e-5  # that of the engine's LayerNorm, which its Phi leaves alone
+_SLIDING = "sliding_attention"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +29,21 @@ class Parallel:
         return self.tensor * self.pipeline
 
 
+def family_of(model: nn.Module) -> Family:
+    """The record of the model's architecture, which must be in `FAMILIES`."""
+    return FAMILIES[type(model).__name__]
+
+
+def model_linears(model: nn.Module) -> tuple[EngineLinear, ...]:
+    """`engine_linears` of a model."""
+    return engine_linears(type(model).__name__, getattr(_config(model), "num_local_experts", 0))
+
+
+def layer_path(model: nn.Module, layer: int) -> str:
+    """Path of a layer in the model."""
+    return f"{family_of(model).layers}.{layer}"
+
+
 def layer_count(model: nn.Module) -> int:
     """Layers of the model."""
     return int(_config(model).num_hidden_layers)
@@ -127,6 +56,23 @@ def head_size(config: Any) -> int:
     )
 
 
+def key_value_heads(config: Any) -> int:
+    """Heads of keys and values; of configurations that do not say, those of queries."""
+    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+
+
+def intermediate_size(config: Any) -> int:
+    """Features between the linears of an MLP."""
+    said = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
+    return int(said or 4 * config.hidden_size)
+
+
+def rotary(config: Any) -> dict[str, Any]:
+    """Parameters of the rotary embeddings, those of full attention where there are two kinds."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    return dict(parameters.get("full_attention", parameters))
+
+
 def model_refusals(model: nn.Module, parallel: Parallel) -> Iterator[str]:
     """Why the model, split like this, is none that the engine loads, a line each."""
     architecture = type(model).__name__
@@ -137,25 +83,75 @@ def model_refusals(model: nn.Module, parallel: Parallel) -> Iterator[str]:
         )
         return
     config = _config(model)
-    kind = (config.rope_parameters or {}).get("rope_type", "default")
-    if kind not in _ROPE_TYPES:
-        yield (
-            f"tensorrt-llm checkpoints are written with the rotary embeddings "
-            f"{', '.join(_ROPE_TYPES)}, and the model's are {kind}; choose another container"
-        )
+    yield from _rotary_lines(model)
+    for is_so, what in _unknown_to_the_engine(architecture, config):
+        if is_so:
+            yield (
+                f"the model has {what}, which TensorRT-LLM's {architecture} has not; choose another "
+                "container"
+            )
     if min(parallel.tensor, parallel.pipeline) < 1:
         yield (
             f"tp_size and pp_size must be at least 1, got {parallel.tensor} and {parallel.pipeline}"
         )
         return
+    if parallel.pipeline > 1 and not family_of(model).has_stages:
+        yield (
+            f"TensorRT-LLM's {architecture} has no pipeline stages, got pp_size "
+            f"{parallel.pipeline}; choose pp_size 1"
+        )
     yield from _division_lines(config, parallel)
+
+
+def _rotary_lines(model: nn.Module) -> Iterator[str]:
+    architecture, config = type(model).__name__, _config(model)
+    kind = rotary(config).get("rope_type", "default")
+    known: tuple[str, ...] = _ROPE_TYPES
+    if architecture == "Phi3ForCausalLM":
+        known = (*known, "longrope")
+    if architecture == "Gemma3ForCausalLM":
+        known = ("default",)  # the engine would scale those of its sliding layers, too
+    if kind not in known:
+        yield (
+            f"tensorrt-llm checkpoints of {architecture} are written with the rotary embeddings "
+            f"{', '.join(known)}, and the model's are {kind}; choose another container"
+        )
+
+
+def _unknown_to_the_engine(architecture: str, config: Any) -> Iterator[tuple[bool, str]]:
+    """Settings that the engine's layers do not have, and whether the model has them."""
+    if architecture == "GPT2LMHeadModel":
+        yield not config.scale_attn_weights, "attention weights that are not scaled"
+        yield config.scale_attn_by_inverse_layer_idx, "attention scaled by the layer's number"
+        yield bool(getattr(config, "add_cross_attention", False)), "cross-attention"
+    if architecture == "PhiForCausalLM":
+        epsilon = config.layer_norm_eps
+        yield config.qk_layernorm, "normalised queries and keys"
+        is_shared = key_value_heads(config) != config.num_attention_heads
+        yield is_shared, "heads of keys and values that queries share"
+        yield epsilon != _PHI_NORM_EPSILON, f"norms with epsilon {epsilon}"
+    if architecture == "Phi3ForCausalLM":
+        yield config.hidden_act != "silu", f"the activation function {config.hidden_act}"
+    if architecture.startswith("Gemma"):
+        is_open = getattr(config, "use_bidirectional_attention", None)
+        yield bool(is_open), "attention in both directions"
+    if architecture == "Gemma3ForCausalLM":
+        pattern = sliding_pattern(config)
+        expected = [(number + 1) % pattern != 0 for number in range(config.num_hidden_layers)]
+        found = [kind == _SLIDING for kind in config.layer_types]
+        yield found != expected, f"sliding layers that are not all but every {pattern}th"
+
+
+def sliding_pattern(config: Any) -> int:
+    """Gemma 3: every how many layers one is not sliding."""
+    return int(getattr(config, "_sliding_window_pattern", None) or config.sliding_window_pattern)
 
 
 def _division_lines(config: Any, parallel: Parallel) -> Iterator[str]:
     for count, name in (
         (config.num_attention_heads, "attention heads"),
-        (config.num_key_value_heads, "key-value heads"),
-        (config.intermediate_size, "intermediate features"),
+        (key_value_heads(config), "key-value heads"),
+        (intermediate_size(config), "intermediate features"),
     ):
         if count % parallel.tensor:
             yield (
@@ -169,80 +165,25 @@ def _division_lines(config: Any, parallel: Parallel) -> Iterator[str]:
         )
 
 
-def engine_config(model: nn.Module, dtype: str, parallel: Parallel) -> dict[str, Any]:
-    """config.json of the checkpoint, without its quantisation.
+def attention_windows(model: nn.Module) -> list[int]:
+    """Tokens that attention looks back on, where that is less than all; a runtime's option.
 
-    Args:
-        dtype: "float16" or "bfloat16".
+    One number for all layers, or as many as repeat; empty where attention sees everything.
     """
-    config, family = _config(model), FAMILIES[type(model).__name__]
-    rope = dict(config.rope_parameters or {})
-    base = rope.pop("rope_theta", 10000.0)
-    scaling = None if rope.get("rope_type", "default") == "default" else rope
-    fields: dict[str, Any] = {
-        "architecture": type(model).__name__,
-        "dtype": dtype,
-        "logits_dtype": "float16" if dtype == "bfloat16" else dtype,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_size": head_size(config),
-        "intermediate_size": config.intermediate_size,
-        "hidden_act": config.hidden_act,
-        "norm_epsilon": config.rms_norm_eps,
-        "position_embedding_type": "rope_gpt_neox",
-        "max_position_embeddings": config.max_position_embeddings,
-        "rotary_base": base,
-        "rotary_scaling": scaling and {**scaling, "type": scaling["rope_type"]},
-        "attn_bias": has_bias(model, "self_attn.q_proj"),
-        "mlp_bias": not family.has_experts and has_bias(model, "mlp.gate_proj"),
-        "qk_layernorm": family.normalises_heads,
-        "tie_word_embeddings": bool(config.tie_word_embeddings),
-        "use_parallel_embedding": True,
-        "embedding_sharding_dim": 0,
-        "mapping": {
-            "world_size": parallel.world,
-            "tp_size": parallel.tensor,
-            "pp_size": parallel.pipeline,
-        },
-    }
-    if family.has_experts:
-        fields |= _moe_fields(config, fields["mapping"])
-    if family.qwen_type is not None:
-        fields |= {
-            "qwen_type": family.qwen_type,
-            "seq_length": _QWEN_SEQUENCE_LENGTH,
-            "moe_intermediate_size": 0,
-            "moe_shared_expert_intermediate_size": 0,
-        }
-    return fields
-
-
-def _moe_fields(config: Any, mapping: Mapping[str, int]) -> dict[str, Any]:
-    return {
-        "hidden_act": "swiglu",
-        "moe": {
-            "num_experts": config.num_local_experts,
-            "top_k": config.num_experts_per_tok,
-            "normalization_mode": 1,  # the chosen experts' shares add up to one
-        },
-        "mapping": {**mapping, "moe_tp_size": mapping["tp_size"], "moe_ep_size": 1},
-    }
-
-
-def has_bias(model: nn.Module, part: str) -> bool:
-    """Whether a linear of the first layer has a bias, as those of all layers then have."""
-    return model.get_submodule(f"model.layers.0.{part}").bias is not None
-
-
-def attention_window(model: nn.Module) -> int | None:
-    """Tokens that attention looks back on, where that is less than all; a runtime's option."""
     config = _config(model)
     window: int | None = getattr(config, "sliding_window", None)
-    is_limited = window is not None and window < config.max_position_embeddings
-    return window if is_limited and getattr(config, "use_sliding_window", True) else None
+    whole = config.max_position_embeddings
+    if window is None or window >= whole or not getattr(config, "use_sliding_window", True):
+        return []
+    kinds = getattr(config, "layer_types", None) or [_SLIDING]
+    return _shortest_period([window if kind == _SLIDING else whole for kind in kinds])
+
+
+def _shortest_period(numbers: list[int]) -> list[int]:
+    for size in range(1, len(numbers)):
+        if all(one == other for one, other in zip(numbers, cycle(numbers[:size]), strict=False)):
+            return numbers[:size]
+    return numbers
 
 
 def _config(model: nn.Module) -> Any:

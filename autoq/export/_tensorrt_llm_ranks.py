@@ -3,45 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from autoq.export._folding import fold, folded_scales, stored_scale
+from autoq.export._folding import stored_scale
 from autoq.export._plan import ExportPlan
-from autoq.export._tensorrt_llm_layouts import ENGINE_LAYOUTS, NORM_SCALE, WHOLE, stored_input_scale
-from autoq.export._tensorrt_llm_names import (
+from autoq.export._tensorrt_llm_families import (
     BLOCK_NORMS,
     EMBEDDING,
-    FAMILIES,
     FINAL_NORM,
     HEAD,
     ROUTER,
     EngineLinear,
+    Fused,
+)
+from autoq.export._tensorrt_llm_layouts import ENGINE_LAYOUTS, NORM_SCALE, WHOLE, stored_input_scale
+from autoq.export._tensorrt_llm_names import (
     Parallel,
+    family_of,
+    head_size,
+    key_value_heads,
     layer_count,
+    layer_path,
     model_linears,
+)
+from autoq.export._tensorrt_llm_plain import (
+    RankTensors,
+    add,
+    add_head_bias,
+    add_norm,
+    add_one,
+    add_positions,
+    vocabulary,
 )
 from autoq.formats import NONE, FormatName
 from autoq.models import SlotName
-
-RankTensors = list[dict[str, Tensor]]
-"""Name -> tensor for each rank of a stage, in their order."""
 
 
 def linears(plan: ExportPlan) -> Iterator[tuple[int, EngineLinear, list[SlotName]]]:
     """Layer, linear of the engine, and the slots in it."""
     for layer in range(layer_count(plan.model)):
         for linear in model_linears(plan.model):
-            names = [SlotName(f"model.layers.{layer}.{part}") for part in linear.parts]
-            yield layer, linear, names
+            yield layer, linear, [_slot_name(plan, layer, part) for part in linear.parts]
 
 
 def linear_format(plan: ExportPlan, layer: int, linear: EngineLinear) -> FormatName:
     """Format of the engine's linear, which is that of all its parts."""
-    first = SlotName(f"model.layers.{layer}.{linear.parts[0]}")
-    return plan.slot_formats.get(first, NONE)
+    return plan.slot_formats.get(_slot_name(plan, layer, linear.parts[0]), NONE)
+
+
+def _slot_name(plan: ExportPlan, layer: int, part: str) -> SlotName:
+    return SlotName(f"{layer_path(plan.model, layer)}.{part}")
 
 
 def stage_tensors(
@@ -51,40 +65,69 @@ def stage_tensors(
     ranks: RankTensors = [{} for _ in range(parallel.tensor)]
     size = layer_count(plan.model) // parallel.pipeline
     if stage == 0:
-        _add(ranks, f"{EMBEDDING}.weight", _by_rows(_vocabulary(plan, "input", parallel), parallel))
+        add(ranks, f"{EMBEDDING}.weight", vocabulary(plan, "input", parallel))
+        add_positions(ranks, plan, parallel)
     for number in range(size):
         _add_layer(ranks, plan, parallel, stage * size + number, f"transformer.layers.{number}")
         progress()
     if stage == parallel.pipeline - 1:
-        _add(ranks, f"{FINAL_NORM}.weight", [_norm(plan, "model.norm")] * parallel.tensor)
-        _add(ranks, f"{HEAD}.weight", _by_rows(_vocabulary(plan, "output", parallel), parallel))
+        add_norm(ranks, plan, family_of(plan.model).final_norm, FINAL_NORM)
+        add(ranks, f"{HEAD}.weight", vocabulary(plan, "output", parallel))
+        add_head_bias(ranks, plan, parallel)
     return ranks
 
 
 def _add_layer(
     ranks: RankTensors, plan: ExportPlan, parallel: Parallel, layer: int, prefix: str
 ) -> None:
-    model_prefix = f"model.layers.{layer}"
+    model_prefix, family = layer_path(plan.model, layer), family_of(plan.model)
     for linear in model_linears(plan.model):
         fmt = linear_format(plan, layer, linear)
-        weights = [_logical(plan, SlotName(f"{model_prefix}.{part}")) for part in linear.parts]
+        parts = [_logical(plan, SlotName(f"{model_prefix}.{part}")) for part in linear.parts]
+        weights = _pieces(plan, linear, parts)
         for rank, tensors in enumerate(ranks):
             share = stacked_share if linear.is_stacked else _of_rank
             held = share(weights, linear.splits_rows, rank, parallel.tensor)
-            _add_one(tensors, f"{prefix}.{linear.name}", _packed(fmt, held, linear))
+            add_one(tensors, f"{prefix}.{linear.name}", _packed(fmt, held, linear))
         _add_input_scales(
             ranks, plan, SlotName(f"{model_prefix}.{linear.parts[0]}"), linear, prefix
         )
         _add_bias(ranks, plan, model_prefix, linear, prefix)
-    family = FAMILIES[type(plan.model).__name__]
     if family.has_experts:
         router = plan.model.get_parameter(f"{model_prefix}.mlp.gate.weight").detach()
-        _add(ranks, f"{prefix}.{ROUTER}.weight", [router.float()] * parallel.tensor)
+        add(ranks, f"{prefix}.{ROUTER}.weight", [router.float()] * parallel.tensor)
     for engine, name in family.norms.items():
-        weight = _norm(plan, f"{model_prefix}.{name}")
-        _add(ranks, f"{prefix}.{engine}.weight", [weight] * parallel.tensor)
+        add_norm(ranks, plan, f"{model_prefix}.{name}", f"{prefix}.{engine}")
         if engine in BLOCK_NORMS and _has_norm_scales(plan, layer):
-            _add(ranks, f"{prefix}.{engine}.{NORM_SCALE}", [torch.ones(1)] * parallel.tensor)
+            add(ranks, f"{prefix}.{engine}.{NORM_SCALE}", [torch.ones(1)] * parallel.tensor)
+
+
+def _pieces(
+    plan: ExportPlan, linear: EngineLinear, parts: Sequence[Mapping[str, Tensor]]
+) -> Sequence[Mapping[str, Tensor]]:
+    """The matrices of a linear in the engine's order, each of which ranks share on its own."""
+    if linear.fused is None:
+        return parts
+    (whole,) = parts
+    split = {name: _split_rows(plan, linear, tensor) for name, tensor in whole.items()}
+    count = max(len(tensors) for tensors in split.values())
+    return [
+        {name: tensors[number % len(tensors)] for name, tensors in split.items()}
+        for number in range(count)
+    ]
+
+
+def _split_rows(plan: ExportPlan, linear: EngineLinear, tensor: Tensor) -> Sequence[Tensor]:
+    """Rows of a matrix or a bias that the model has fused; what is no row stays one."""
+    if tensor.ndim == 0:
+        return [tensor]
+    if linear.fused is Fused.GATE_UP:
+        gate, up = tensor.chunk(2)
+        return [up, gate]
+    config: Any = plan.model.config
+    size, shared = head_size(config), key_value_heads(config)
+    rows = [config.num_attention_heads * size, shared * size, shared * size]
+    return torch.split(tensor, rows)
 
 
 def _packed(
@@ -114,7 +157,9 @@ def original_weight(model: nn.Module, name: SlotName) -> Tensor:
     """The model's matrix [out_features, in_features], of slots that a search left out, too."""
     path, marker, expert = name.partition(".experts.")
     if not marker:
-        return model.get_parameter(f"{name}.weight").detach()
+        weight = model.get_parameter(f"{name}.weight").detach()
+        is_transposed = type(model.get_submodule(name)).__name__ == "Conv1D"
+        return weight.t() if is_transposed else weight
     number, parameter = expert.split(".")
     return model.get_parameter(f"{path}.experts.{parameter}").detach()[int(number)]
 
@@ -169,17 +214,17 @@ def _add_input_scales(
     path = f"{prefix}.{linear.name}"
     scale = stored_input_scale(fmt, entry)
     if scale is not None:
-        _add(ranks, f"{path}.{layout.input_scaling}", [scale] * count)
+        add(ranks, f"{path}.{layout.input_scaling}", [scale] * count)
     stored = stored_scale(entry)
     columns = torch.ones(slot.in_features) if stored is None else stored.float().cpu()
     shares = [columns] * count if linear.splits_rows else list(columns.chunk(count))
     if layout.input_multiplier is not None:
         typed = [share.to(plan.scale_dtype) for share in shares]
-        _add(ranks, f"{path}.{layout.input_multiplier}", typed)
+        add(ranks, f"{path}.{layout.input_multiplier}", typed)
     if layout.input_divisor is not None and not linear.splits_rows:
         # Exact: the scales are powers of two.
         divisors = [share.reciprocal().reshape(1, -1) for share in shares]
-        _add(ranks, f"{path}.{layout.input_divisor}", divisors)
+        add(ranks, f"{path}.{layout.input_divisor}", divisors)
 
 
 def _add_bias(
@@ -192,38 +237,10 @@ def _add_bias(
     if not biases:
         return
     typed = [bias.detach().to(plan.scale_dtype) for bias in biases]
+    if linear.fused is not None:
+        typed = list(_split_rows(plan, linear, typed[0]))
     count = len(ranks)
     for rank, tensors in enumerate(ranks):
         # What a bias adds to the sum of all ranks is added once, by the engine.
         shares = [bias.chunk(count)[rank] if linear.splits_rows else bias for bias in typed]
-        _add_one(tensors, f"{prefix}.{linear.name}", {"bias": torch.cat(shares)})
-
-
-def _norm(plan: ExportPlan, path: str) -> Tensor:
-    """Weight of a norm with the input scales of the layers after it."""
-    weight = plan.model.get_parameter(f"{path}.weight").detach().to(plan.scale_dtype)
-    folds = folded_scales(plan.slot_formats, plan.calibration)
-    return fold(f"{path}.weight", weight, folds)[0]
-
-
-def _vocabulary(plan: ExportPlan, which: str, parallel: Parallel) -> Tensor:
-    """Rows of the embedding or the head, with zeros up to a multiple of the ranks."""
-    getter = getattr(plan.model, f"get_{which}_embeddings")
-    weight: Tensor = getter().weight.detach().to(plan.scale_dtype)
-    return functional.pad(weight, (0, 0, 0, -len(weight) % parallel.tensor))
-
-
-def _by_rows(matrix: Tensor, parallel: Parallel) -> Iterator[Tensor]:
-    return iter(matrix.chunk(parallel.tensor))
-
-
-def _add(ranks: RankTensors, name: str, shares: Sequence[Tensor] | Iterator[Tensor]) -> None:
-    module, _, leaf = name.rpartition(".")
-    for tensors, share in zip(ranks, shares, strict=True):
-        _add_one(tensors, module, {leaf: share})
-
-
-def _add_one(tensors: dict[str, Tensor], module: str, held: Mapping[str, Tensor]) -> None:
-    for leaf, tensor in held.items():
-        # Safetensors refuses tensors that share memory, as those of two ranks do.
-        tensors[f"{module}.{leaf}"] = tensor.detach().cpu().contiguous().clone()
+        add_one(tensors, f"{prefix}.{linear.name}", {"bias": torch.cat(shares)})

@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from autoq.errors import ExportError
+from autoq.export._tensorrt_llm_families import EngineLinear, Fused, engine_linears
 from autoq.export._tensorrt_llm_layouts import ENGINE_LAYOUTS, WHOLE
-from autoq.export._tensorrt_llm_names import EngineLinear, engine_linears
 from autoq.formats import NONE, FormatName
 from autoq.kernels import int4
 from autoq.layers import QuantizedWeight
@@ -60,7 +60,8 @@ class EngineCheckpoint:
 
     def rows(self, name: str) -> Tensor:
         """A matrix of the first or the last stage whose rows the ranks share."""
-        stage = 0 if name.startswith("transformer.vocab") else self.config["mapping"]["pp_size"] - 1
+        is_last = name.startswith("lm_head")
+        stage = self.config["mapping"]["pp_size"] - 1 if is_last else 0
         return torch.cat(self._shares(stage, name))
 
     def last(self, name: str) -> Tensor:
@@ -152,15 +153,23 @@ class EngineCheckpoint:
         return [_same(name, shares) if name in WHOLE else torch.cat(shares, 1)]
 
     def _taken_apart(self, shares: Shares, linear: EngineLinear) -> list[Tensor]:
-        """Rows of q, k and v of each rank, put together part by part."""
-        heads = self.config["num_attention_heads"], self.config["num_key_value_heads"]
-        size, count = self.config["head_size"], self.config["mapping"]["tp_size"]
-        rows = [heads[0] * size, heads[1] * size, heads[1] * size]
-        if len(linear.parts) == 1:
-            rows = [self.config["intermediate_size"]]
-        sizes = [number // count for number in rows]
+        """Rows of the matrices of each rank, put together matrix by matrix."""
+        count = self.config["mapping"]["tp_size"]
+        sizes = [number // count for number in self._rows(linear)]
         pieces = [torch.split(share, sizes) for share in shares]
-        return [torch.cat([rank[number] for rank in pieces]) for number in range(len(rows))]
+        whole = [torch.cat([rank[number] for rank in pieces]) for number in range(len(sizes))]
+        if linear.fused is None:
+            return whole
+        return [torch.cat(whole[::-1] if linear.fused is Fused.GATE_UP else whole)]
+
+    def _rows(self, linear: EngineLinear) -> list[int]:
+        """Of how many rows each matrix of a linear is, on all ranks together."""
+        if linear.name != "attention.qkv":
+            count = 2 if linear.fused is Fused.GATE_UP else 1
+            return [self.config["intermediate_size"]] * count
+        size = self.config["head_size"]
+        shared = self.config["num_key_value_heads"] * size
+        return [self.config["num_attention_heads"] * size, shared, shared]
 
     def _inputs(
         self, stage: int, path: str, fmt: FormatName, linear: EngineLinear

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 import torch
 
 from autoq.errors import ExportError
-from autoq.export._folding import folding_refusals, stored_scale
+from autoq.export._folding import folded_scales, folding_refusals, stored_scale
 from autoq.export._plan import ExportPlan
+from autoq.export._tensorrt_llm_families import FAMILIES, EngineLinear
 from autoq.export._tensorrt_llm_layouts import ENGINE_LAYOUTS, engine_refusals
 from autoq.export._tensorrt_llm_names import (
-    FAMILIES,
-    EngineLinear,
     Parallel,
-    attention_window,
+    attention_windows,
+    family_of,
     layer_count,
     model_refusals,
 )
@@ -82,11 +82,12 @@ def tensorrt_llm_warnings(plan: ExportPlan) -> list[str]:
             "inputs by a constant and rounds its weights to FP8: search with --container modelopt "
             "to score that"
         )
-    window = attention_window(plan.model)
-    if window is not None:
+    windows = attention_windows(plan.model)
+    if windows:
+        said = " ".join(str(window) for window in windows)
         lines.append(
-            f"the model's attention looks back {window} tokens, which the checkpoint cannot say: "
-            f"give the runtime max_attention_window_size {window}"
+            f"the model's attention looks back {min(windows)} tokens, which the checkpoint cannot "
+            f"say: give the runtime max_attention_window_size {said}"
         )
     return lines
 
@@ -203,11 +204,23 @@ def _stage_lines(plan: ExportPlan, parallel: Parallel) -> Iterator[str]:
 
 
 def _attention_lines(plan: ExportPlan) -> Iterator[str]:
-    architecture = type(plan.model).__name__
+    architecture, family = type(plan.model).__name__, family_of(plan.model)
     used = {plan.slot_formats[slot.name] for slot in plan.quantized_slots}
-    whole = [fmt for fmt in used if ENGINE_LAYOUTS[fmt].everywhere]
-    if whole and FAMILIES[architecture].normalises_heads:
+    whole = sorted(fmt for fmt in used if ENGINE_LAYOUTS[fmt].everywhere)
+    if whole and family.normalises_heads:
         yield (
             f"tensorrt-llm's attention in {whole[0]} does not normalise queries and keys, as "
             f"{architecture} does; choose another format"
+        )
+    elif whole and whole[0] not in family.whole_formats:
+        able = ", ".join(name for name, one in FAMILIES.items() if whole[0] in one.whole_formats)
+        yield (
+            f"tensorrt-llm's layers of {architecture} in {whole[0]} are not known to autoq, those of "
+            f"{able} are; choose another format"
+        )
+    folded = folded_scales(plan.slot_formats, plan.calibration)
+    if folded and family.adds_one:
+        yield (
+            f"the engine stores the norms of {architecture} with one added, so that none takes an "
+            f"input scale, and {min(folded)} has one; calibrate it again"
         )

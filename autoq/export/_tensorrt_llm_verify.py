@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,15 +13,17 @@ from torch import Tensor
 from autoq.errors import ExportError, VerificationError
 from autoq.export._folding import folded_scales, stored_scale
 from autoq.export._plan import ExportPlan
-from autoq.export._tensorrt_llm_layouts import ENGINE_LAYOUTS, NORM_SCALE
-from autoq.export._tensorrt_llm_names import (
+from autoq.export._tensorrt_llm_families import (
     BLOCK_NORMS,
     EMBEDDING,
-    FAMILIES,
     FINAL_NORM,
     HEAD,
+    POSITIONS,
     ROUTER,
 )
+from autoq.export._tensorrt_llm_layouts import ENGINE_LAYOUTS, NORM_SCALE
+from autoq.export._tensorrt_llm_names import family_of, layer_path
+from autoq.export._tensorrt_llm_plain import head_bias
 from autoq.export._tensorrt_llm_ranks import original_weight
 from autoq.export._tensorrt_llm_reader import EngineCheckpoint, StoredMatrix, opened
 from autoq.formats import FORMATS, NONE
@@ -69,33 +73,40 @@ class _Comparison:
         self.quantized = self.plain = self.folded = 0
 
     def run(self, stored: EngineCheckpoint) -> None:
-        model = self._plan.model
+        model, family = self._plan.model, family_of(self._plan.model)
         for which, name in (("input", EMBEDDING), ("output", HEAD)):
             original = getattr(model, f"get_{which}_embeddings")().weight
-            rows = stored.rows(f"{name}.weight")
-            self._plain(f"{name}.weight", rows[: len(original)], original)
-            if bool(rows[len(original) :].any()):
-                raise VerificationError(f"rows beyond the vocabulary of {name} must be zero")
-        self._norm("model.norm", stored.last(f"{FINAL_NORM}.weight"))
+            self._rows(stored, f"{name}.weight", original)
+        bias = head_bias(model)
+        if bias is not None:
+            self._rows(stored, f"{HEAD}.bias", bias)
+        if family.positions is not None:
+            positions = model.get_parameter(f"{family.positions}.weight")
+            self._rows(stored, f"{POSITIONS}.weight", positions)
+        self._norm(family.final_norm, FINAL_NORM, stored.last)
         for layer in range(stored.layers):
             self._layer(stored, layer)
         if stored.left:
             raise VerificationError(f"the checkpoint holds {min(stored.left)}, unasked for")
 
+    def _rows(self, stored: EngineCheckpoint, name: str, original: Tensor) -> None:
+        rows = stored.rows(name)
+        self._plain(name, rows[: len(original)], original)
+        if bool(rows[len(original) :].any()):
+            raise VerificationError(f"rows of {name} beyond the model's must be zero")
+
     def _layer(self, stored: EngineCheckpoint, layer: int) -> None:
-        formats = set()
-        for path, matrix in stored.matrices(layer):
+        formats, path = set(), layer_path(self._plan.model, layer)
+        for part, matrix in stored.matrices(layer):
             formats.add(matrix.format)
-            self._matrix(SlotName(f"model.layers.{layer}.{path}"), matrix)
-        family = FAMILIES[type(self._plan.model).__name__]
+            self._matrix(SlotName(f"{path}.{part}"), matrix)
+        family = family_of(self._plan.model)
         if family.has_experts:
-            router = self._plan.model.get_parameter(f"model.layers.{layer}.mlp.gate.weight")
+            router = self._plan.model.get_parameter(f"{path}.mlp.gate.weight")
             _equal(ROUTER, stored.layer_tensor(layer, f"{ROUTER}.weight"), router.float())
             self.plain += 1
-        for engine, path in family.norms.items():
-            self._norm(
-                f"model.layers.{layer}.{path}", stored.layer_tensor(layer, f"{engine}.weight")
-            )
+        for engine, norm in family.norms.items():
+            self._norm(f"{path}.{norm}", engine, partial(stored.layer_tensor, layer))
         if any(fmt != NONE and ENGINE_LAYOUTS[fmt].input_divisor for fmt in formats):
             for norm in BLOCK_NORMS:
                 ones = stored.layer_tensor(layer, f"{norm}.{NORM_SCALE}")
@@ -134,15 +145,19 @@ class _Comparison:
             raise VerificationError(f"{name} must multiply its inputs, and reads back without")
         self.quantized += 1
 
-    def _norm(self, path: str, stored: Tensor) -> None:
-        original = self._plan.model.get_parameter(f"{path}.weight")
-        if path not in self._folds:
-            self._plain(f"{path}.weight", stored, original)
-            return
-        scale = self._folds[path][1].cpu()
-        # Powers of two, so that dividing gives the model's again.
-        _equal(path, stored.float() / scale, original.to(self._plan.scale_dtype).float())
-        self.folded += 1
+    def _norm(self, path: str, engine: str, read: Callable[[str], Tensor]) -> None:
+        for leaf, parameter in self._plan.model.get_submodule(path).named_parameters(recurse=False):
+            stored = read(f"{engine}.{leaf}")
+            is_less_one = family_of(self._plan.model).adds_one and leaf == "weight"
+            original = 1 + parameter.float() if is_less_one else parameter.detach()
+            if path not in self._folds:
+                self._plain(f"{path}.{leaf}", stored, original)
+                continue
+            scale = self._folds[path][1].cpu()
+            # Powers of two, so that dividing gives the model's again.
+            expected = original.to(self._plan.scale_dtype).float()
+            _equal(f"{path}.{leaf}", stored.float() / scale, expected)
+            self.folded += leaf == "weight"
 
     def _plain(self, name: str, stored: Tensor, original: Tensor) -> None:
         _equal(name, stored, original.detach().to(self._plan.scale_dtype))

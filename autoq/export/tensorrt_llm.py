@@ -5,7 +5,7 @@ engine's words, and quant_cfg.json where formats are mixed. Everything about the
 its sources, at versions 0.16 to 1.2, and not run. What the reader makes of it differs from the
 simulation by roundings to the model's dtype: of w4a8_awq, those of the quotients of group scale and
 tensor scale and of input multiplier and input scale; of fp8, those of the scales, unless the engine
-is built with `--gemm_plugin fp8`.
+is built with `--gemm_plugin fp8`; of Gemma's norms, those of one plus their weights.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 
 from autoq.export._folder import check_destination, copy_companions, exported_files, written_folder
 from autoq.export._plan import ExportPlan
+from autoq.export._tensorrt_llm_config import engine_config
 from autoq.export._tensorrt_llm_layouts import quantization
-from autoq.export._tensorrt_llm_names import FAMILIES, Parallel, engine_config, layer_count
+from autoq.export._tensorrt_llm_names import Parallel, family_of, layer_count
 from autoq.export._tensorrt_llm_ranks import linear_format, linears, stage_tensors
 from autoq.export._tensorrt_llm_refusals import (
     DTYPES,
@@ -122,7 +123,7 @@ def _write_configuration(
 
 def _left_out(formats: Mapping[str, FormatName], plan: ExportPlan) -> Iterator[str]:
     """Routers, and the engine's modules of experts that stay as they are."""
-    if not FAMILIES[type(plan.model).__name__].has_experts:
+    if not family_of(plan.model).has_experts:
         return
     for name, fmt in formats.items():
         module, _, leaf = name.rpartition(".")
