@@ -86,6 +86,35 @@ def check_is_single_number(task: str) -> None:
         )
 
 
+def is_higher_better(name: str) -> bool | None:
+    """Whether a task's number is the better the higher it is; None where nothing says so.
+
+    Args:
+        name: a task, whose number is its first metric, or "task.metric".
+    """
+    task, _, metric = (name, "", "") if find_task(name) is not None else name.rpartition(".")
+    file = find_task(task)
+    assert file is not None  # whoever asks has found it
+    found = file.configuration()
+    if "class" in found or not file.is_main_name(found):
+        return None
+    names = task_metrics(file).names
+    plain = (metric or next(iter(names), "")).partition(",")[0]
+    for entry in found.get("metric_list") or ():
+        if entry.get("metric") == plain and "higher_is_better" in entry:
+            return bool(entry["higher_is_better"])
+    return _usual_direction(plain)
+
+
+def _usual_direction(metric: str) -> bool | None:
+    """What lm-eval says of a metric of its own."""
+    from lm_eval.api import metrics  # noqa: F401  (they register themselves)
+    from lm_eval.api.registry import HIGHER_IS_BETTER_REGISTRY
+
+    found = HIGHER_IS_BETTER_REGISTRY.get(metric, None)
+    return None if found is None else bool(found)
+
+
 def _group_metrics(found: Mapping[str, Any]) -> TaskMetrics:
     listed = found.get("aggregate_metric_list") or []
     names = []

@@ -76,6 +76,23 @@ def _task_of(name: str, metrics: Collection[str]) -> str:
     return task
 
 
+def is_better_higher(name: str) -> bool | None:
+    """Whether a metric or a task is better the higher it is; None where nothing says so.
+
+    Args:
+        name: one that `wanted` takes.
+    """
+    known = known_metrics()
+    name = canonical_name(name)
+    if name in known:
+        return known[name][1].better == "higher"
+    if name in EVALUATORS:
+        return None
+    from autoq.evaluators.tasks import is_higher_better
+
+    return is_higher_better(name)
+
+
 def measure_metrics(
     subject: Subject,
     reference: Reference,

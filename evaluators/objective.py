@@ -53,6 +53,11 @@ class Objective:
     metrics: frozenset[str]  # full names
     _tree: ast.expr
 
+    @property
+    def only_metric(self) -> str | None:
+        """The metric that the objective is, as it stands; None where anything is done to it."""
+        return _name(self._tree)
+
     def value(self, metrics: Mapping[str, float]) -> float:
         """The objective of one model.
 
@@ -145,7 +150,8 @@ def parse_objective(text: str) -> Objective:
     Python's grammar are known.
 
     Raises:
-        InputError: it is not such an expression, or names no metric; says which part.
+        InputError: it is not such an expression, names no metric, or a part without metrics has no
+            value, such as 1/0; says which part.
     """
     if len(text) > _LONGEST:
         raise InputError(f"an objective has at most {_LONGEST} characters, got {len(text)}")
@@ -158,6 +164,7 @@ def parse_objective(text: str) -> Objective:
     metrics = frozenset(_names(tree, text))
     if not metrics:
         raise InputError(f"an objective must name a metric, such as kl, got {text!r}")
+    _constant(tree, text)
     return Objective(text.strip(), metrics, tree)
 
 
@@ -208,6 +215,26 @@ def _names(node: ast.expr, text: str) -> list[str]:
         f"an objective may hold names of metrics, numbers, + - * / ( ) and log(), and {text!r} "
         f"holds {ast.unparse(node)!r}; leave that out"
     )
+
+
+def _constant(node: ast.expr, text: str) -> float | None:
+    """The value of a part without metrics, None of others; refuses what never has a value."""
+    if _name(node) is not None:
+        return None
+    parts = [part for part in ast.iter_child_nodes(node) if isinstance(part, ast.expr)]
+    operands = node.args if isinstance(node, ast.Call) else parts
+    values = [_constant(operand, text) for operand in operands]
+    try:
+        if isinstance(node, ast.BinOp) and type(node.op) is ast.Div and values[1] == 0:
+            raise ZeroDivisionError("division by zero")
+        if None in values:
+            return None
+        return _value(node, {})
+    except (ZeroDivisionError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"the objective {text!r} never has a value, because {ast.unparse(node)} has none "
+            f"({error}); write another"
+        ) from None
 
 
 def _is_number(value: float) -> bool:

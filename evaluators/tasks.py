@@ -21,7 +21,11 @@ from autoq.evaluators._task_examples import (
     samples_sha256,
 )
 from autoq.evaluators._task_files import TaskFile, find_task, require_harness, similar_tasks
-from autoq.evaluators._task_metrics import check_is_single_number, check_task_metric
+from autoq.evaluators._task_metrics import (
+    check_is_single_number,
+    check_task_metric,
+    is_higher_better,
+)
 from autoq.evaluators._task_results import task_estimates
 from autoq.evaluators.fidelity import Estimate
 from autoq.evaluators.protocol import Subject
@@ -35,6 +39,7 @@ __all__ = [
     "check_can_run",
     "check_is_single_number",
     "count_examples",
+    "is_higher_better",
     "known_task",
     "require_harness",
     "run_tasks",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil  # type: ignore[import-untyped]
 from sqlalchemy import Delete, Engine, delete, event, make_url, text
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session
 
 from autoq.studies._leases import START_TOLERANCE_SECONDS, pid_namespace, process_started
@@ -89,7 +90,10 @@ def _try_again(study: OptunaStudy, trial: FrozenTrial) -> None:
 
 def is_in_memory(url: str) -> bool:
     """Whether the store ends with this process, and no other sees it."""
-    parsed = make_url(url)
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        return False  # whoever opens it says what is wrong
     return parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:")
 
 

@@ -14,19 +14,21 @@ from autoq.api.measured import KL_DIVERGENCE
 from autoq.api.task import LoadedModel, output_properties
 from autoq.errors import EvaluationError, InputError
 from autoq.evaluators import (
+    EVALUATORS,
     Constraint,
     Estimate,
     Objective,
     Reference,
     Subject,
+    known_metrics,
     measure_metrics,
     sequence_divergences,
 )
 from autoq.evaluators.builtin import OutputEvaluator
-from autoq.evaluators.metrics import wanted
+from autoq.evaluators.metrics import Wanted, is_better_higher, wanted
 from autoq.evaluators.outputs import SequenceOutputs
 from autoq.evaluators.protocol import check_needs
-from autoq.evaluators.tasks import ExamplePart, check_is_single_number
+from autoq.evaluators.tasks import ExamplePart, check_can_run, check_is_single_number
 
 _FEWEST_PARTS = 8
 """Into which data are parted for a paired difference; with fewer it says next to nothing."""
@@ -52,12 +54,54 @@ class Aim:
         Raises:
             UnknownNameError, InputError: a metric is not known.
         """
-        return wanted(sorted(self.metrics - {KL_DIVERGENCE})).tasks
+        return self.asked.tasks
+
+    @property
+    def asked(self) -> Wanted:
+        """Metrics beside the divergence, which is measured in any case, and tasks.
+
+        Raises:
+            UnknownNameError, InputError: a metric is not known.
+        """
+        return wanted(sorted(self.metrics - {KL_DIVERGENCE}))
 
     @property
     def is_divergence(self) -> bool:
         """Whether the objective is the KL divergence itself, whose noise floor is known."""
         return self.objective.text in ("kl", KL_DIVERGENCE)
+
+
+def check_names(aim: Aim) -> None:
+    """Refuse an aim that no model can have, without one.
+
+    Raises:
+        UnknownNameError, InputError: a metric or a task is not known, a name stands for no single
+            number, or the objective is a metric that is better the higher it is.
+    """
+    for task in aim.metrics & set(aim.asked.tasks):
+        check_is_single_number(task)
+    for name in aim.metrics & EVALUATORS.keys() - known_metrics().keys():
+        given = ", ".join(metric.name for metric in EVALUATORS[name].metrics)
+        raise InputError(f"{name} stands for several numbers; name one of {given}")
+    only = aim.objective.only_metric
+    if only is not None and only != KL_DIVERGENCE and is_better_higher(only):
+        text = aim.objective.text
+        raise InputError(
+            f"trials minimise the objective, and {text} is better the higher it is; write "
+            f"1 - {text}"
+        )
+
+
+def check_can_have(aim: Aim, subject: Subject) -> None:
+    """Refuse metrics and tasks that such a model cannot have; its weights may be missing.
+
+    Raises:
+        InputError: names what is asked for, and what is missing.
+    """
+    for evaluator in aim.asked.evaluators:
+        check_needs(evaluator, subject)
+    if aim.asked.tasks:
+        check_can_run(subject)
 
 
 class AimedMetrics:
@@ -66,18 +110,14 @@ class AimedMetrics:
     def __init__(self, aim: Aim, loaded: LoadedModel) -> None:
         """
         Raises:
-            UnknownNameError, InputError: a metric is not known, or not one of such a model.
+            InputError: a metric is not one of such a model.
         """
         self.aim = aim
         self.properties = output_properties(loaded.model)
-        # Divergence is measured in any case, and of hidden states, too.
-        asked = wanted(sorted(aim.metrics - {KL_DIVERGENCE}))
-        for task in aim.metrics & set(asked.tasks):
-            check_is_single_number(task)
+        asked = aim.asked
         self.tokenizer = loaded.tokenizer if asked.evaluators or asked.tasks else None
         self.subject = Subject(model=loaded.model, tokenizer=self.tokenizer)
-        for evaluator in asked.evaluators:
-            check_needs(evaluator, self.subject)
+        check_can_have(aim, self.subject)
         self.by_outputs = [e for e in asked.evaluators if isinstance(e, OutputEvaluator)]
         given = {metric.name for each in self.by_outputs for metric in each.metrics}
         self.elsewhere = sorted(aim.metrics - given - {KL_DIVERGENCE})

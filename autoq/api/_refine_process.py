@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
 
-from autoq.errors import AutoqError, InputError
+from autoq.errors import AutoqError
 from autoq.progress import Progress, SilentProgress
-from autoq.studies import PlanRecord, is_in_memory
+from autoq.studies import PlanRecord
 
 if TYPE_CHECKING:
     from autoq.api.study import Study
@@ -53,24 +53,6 @@ def started_helpers(
     finally:
         for message in filter(None, [helper.end() for helper in helpers]):
             progress.note(f"a worker ended early: {message}; its trial was tried again")
-
-
-def check_can_be_shared(study: Study) -> None:
-    """Refuse studies that no other process can read.
-
-    Raises:
-        InputError: the study has no model folder, or its store is in memory.
-    """
-    if not study.record.model_path:
-        raise InputError(
-            "other workers read the model from its folder, and this study was made from a model "
-            "in memory; refine it with one worker"
-        )
-    if is_in_memory(study.store.url):
-        raise InputError(
-            "workers share trials through the store, and this one is in memory; name a file or a "
-            "database with --store"
-        )
 
 
 class _Helper:

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from autoq.api._refine_edge import check_before_search
 from autoq.api.budgets import Budgets, budgets_or_default, gpu_of
 from autoq.api.config import ScoringConfig, parse_calibration
 from autoq.api.costing import SIZES, check_reachable, constrained_costs, latency_note
@@ -198,6 +199,8 @@ def search(
     if export is not None:
         source = None if isinstance(model, nn.Module) else model
         check_destination(Path(export), source, overwrite=overwrite)
+    if refining is not None:
+        check_before_search(refining, model, _url_of(store), workers, config.trust_remote_code)
     loaded = load(config, model)
     model_map = discover(loaded.model, include=config.include, exclude=config.exclude)
     offer, unusable = best_offer(offered, place, loaded.model, model_map)
@@ -266,6 +269,10 @@ def _refining(
     return RefineOptions(
         **{"held_out_sequences": held_out_sequences, **(options or {}), "trials": trials}
     )
+
+
+def _url_of(store: str | StudyStore) -> str:
+    return store if isinstance(store, str) else store.url
 
 
 def _plan_for(costs: CostTable, budgets: Budgets, sensitivity: SensitivityTable) -> Plan:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from autoq.api._refine_confirm import Confirmed, confirm
 from autoq.api._refine_data import RefineData, refine_data
+from autoq.api._refine_edge import check_workers
 from autoq.api._refine_front import confirm_front
 from autoq.api._refine_measure import AVAILABLE_SHARE, TrialMeasurer
-from autoq.api._refine_metrics import AimedMetrics
+from autoq.api._refine_metrics import AimedMetrics, check_names
 from autoq.api._refine_options import (
     AGAINST_BITS,
     BYTES_PER_GB,
@@ -24,7 +25,7 @@ from autoq.api._refine_options import (
     RefineResult,
 )
 from autoq.api._refine_optuna import few_words
-from autoq.api._refine_process import check_can_be_shared, started_helpers
+from autoq.api._refine_process import started_helpers
 from autoq.api._refine_trials import OF_PLAN, OF_STUDY, done_trials
 from autoq.api._refine_worker import Worker, WorkOrder
 from autoq.api.renewal import RenewingProgress
@@ -91,13 +92,13 @@ def refine_study(
         ModelError: the model's folder has changed since the search.
         StudyLockedError: another process worked on the study for too long at the end.
     """
-    if workers < 1:
-        raise InputError(f"workers must be >= 1, got {workers}")
     progress = progress or SilentProgress()
     # Refusals come before anything is in the store.
+    has_folder = bool(study.record.model_path)
+    check_workers(workers, has_folder=has_folder, store_url=study.store.url)
+    check_names(options.aim)
     AimedMetrics(options.aim, study.loaded())
     if workers > 1:
-        check_can_be_shared(study)
         options = _with_shared_memory(study, options, workers)
     data = refine_data(study, options)
     trials = open_trials(study, plan, options)

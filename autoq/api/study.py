@@ -266,13 +266,16 @@ class Study(StudyData):
         Raises:
             InputError, ModelError, StudyLockedError: as `autoq.api.refining.refine_study`.
         """
+        from autoq.api._refine_edge import check_study
         from autoq.api.refining import RefineOptions, refine_study
 
+        chosen = RefineOptions(**options)
+        check_study(self, chosen, workers)  # before a plan is solved for a new budget, and stored
         plan = self.unrefined_plan(effective_bits, max_gb=max_gb, max_active_bits=max_active_bits)
         return refine_study(
             self,
             plan,
-            RefineOptions(**options),
+            chosen,
             workers=workers,
             annotate=annotate,
             progress=progress,

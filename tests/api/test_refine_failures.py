@@ -83,7 +83,7 @@ def test_bad_options_are_refused_before_anything_runs(study, options, message):
     ("objective", "message"),
     [
         ("perplexty", "did you mean perplexity"),
-        ("cosine_similarity", "hidden states as its output"),
+        ("1 - cosine_similarity", "hidden states as its output"),
         ("kl - autoq_choices.accu", r"did you mean autoq_choices\.acc\?"),
         ("1 - ai2_arc", "ai2_arc must have one number"),
     ],

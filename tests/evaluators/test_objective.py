@@ -67,6 +67,42 @@ def test_a_refusal_names_the_part_that_is_not_known():
         parse_objective("ppl + kl ** 2")
 
 
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("kl + 1/0", "1 / 0"),
+        ("kl / (2 - 2)", "kl / (2 - 2)"),
+        ("ppl * log(1 - 1)", "log(1 - 1)"),
+        ("log(-3) - kl", "log(-3)"),
+    ],
+)
+def test_what_never_has_a_value_is_refused_when_it_is_read(text, part):
+    with pytest.raises(InputError, match="never has a value") as found:
+        parse_objective(text)
+    assert f"because {part} has none" in str(found.value)
+
+
+@pytest.mark.parametrize("text", ["kl / ppl", "1 / (kl - 1)", "log(kl)", "0 * kl", "0 / ppl"])
+def test_what_may_have_a_value_is_read(text):
+    parse_objective(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("ppl", "perplexity"),
+        (" (kl) ", "kl_divergence"),
+        ("arc_easy.acc", "arc_easy.acc"),
+        ("'my-task'", "my-task"),
+        ("-kl", None),
+        ("kl + 0", None),
+        ("log(kl)", None),
+    ],
+)
+def test_an_objective_knows_whether_it_is_a_metric_as_it_stands(text, name):
+    assert parse_objective(text).only_metric == name
+
+
 def test_a_missing_metric_is_named():
     with pytest.raises(InputError, match="needs perplexity, which was not measured"):
         parse_objective("kl + ppl").value({"kl_divergence": 1.0})

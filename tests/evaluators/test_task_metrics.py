@@ -9,7 +9,7 @@ from autoq.errors import InputError, UnknownNameError
 from autoq.evaluators import measure_metrics
 from autoq.evaluators._task_files import find_task
 from autoq.evaluators._task_metrics import check_is_single_number, task_metrics
-from autoq.evaluators.metrics import wanted
+from autoq.evaluators.metrics import is_better_higher, wanted
 from autoq.evaluators.protocol import Subject
 from autoq.evaluators.tasks import run_tasks
 from autoq.testing.tiny_models import make_byte_tokenizer, make_tiny_model
@@ -166,3 +166,32 @@ def test_groups_that_break_a_rule_are_refused(group, task, tiny, members, more, 
     assert isinstance(failure.error, InputError)
     with pytest.raises(InputError, match=message):
         raise failure.error
+
+
+# Directions
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("kl", False),
+        ("top1", True),
+        ("perplexity", False),
+        ("packed_cost", None),  # an evaluator of several metrics
+        ("autoq_choices", True),
+        ("autoq_choices.acc", True),
+        ("autoq_text", False),  # its file says nothing, so lm-eval's own word for its metrics
+        ("autoq_text.bits_per_byte", False),
+        ("arc_easy.acc_norm", True),
+        ("mmlu", True),  # a group
+    ],
+)
+def test_the_better_direction_of_a_name_is_known(name, expected):
+    assert is_better_higher(name) is expected
+
+
+def test_a_tasks_file_decides_what_is_better(task):
+    lower = "metric_list: [{metric: acc, aggregation: mean, higher_is_better: false}]"
+    assert is_better_higher(task("one", lower)) is False
+    assert is_better_higher(task("two", FILTERED)) is True
+    assert is_better_higher(f"{task('two', FILTERED)}.exact_match,loose") is True
