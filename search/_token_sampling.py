@@ -38,11 +38,12 @@ def importance(inputs: Tensor, output_gradient: Tensor) -> Tensor:
     """
     gradient = _square_norms(output_gradient)
     both = gradient * _square_norms(inputs)
-    return sum((values / values.mean() for values in (gradient, both)), torch.zeros_like(both)) / 2
+    return (gradient / gradient.mean() + both / both.mean()) / 2
 
 
 def _square_norms(rows: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32).double().square_()
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
+    return norms.double().square_()
 
 
 def inclusion_probabilities(
