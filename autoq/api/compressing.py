@@ -24,7 +24,15 @@ from autoq.export import (
     write_checkpoint,
 )
 from autoq.export._layouts import LAYOUTS
-from autoq.formats import FORMATS, NONE, CalibrationMethod, Container, FormatName, QuantFormat
+from autoq.formats import (
+    FORMATS,
+    NONE,
+    Calibration,
+    CalibrationMethod,
+    Container,
+    FormatName,
+    QuantFormat,
+)
 from autoq.layers import LayerCalibration
 from autoq.layers.quantize import input_scale
 from autoq.models import GroupName, ModelMap, SlotName, discover
@@ -44,7 +52,7 @@ def compress(
     container: str | Container = Container.COMPRESSED_TENSORS,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-    calibration: str | CalibrationMethod = CalibrationMethod.BEST,
+    calibration: str | Calibration = CalibrationMethod.BEST,
     overwrite: bool = False,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
@@ -62,8 +70,8 @@ def compress(
         container: "modelopt" or "compressed-tensors".
         include: globs that bring the output head or routers in.
         exclude: globs over layers to leave as they are.
-        calibration: "best" or "scales" choose block scales by the squared error that they leave,
-            "max" by the largest magnitude.
+        calibration: "best", "scales" and "mse" choose block scales by the squared error that they
+            leave, "max" and "rtn" by the largest magnitude.
         overwrite: replace a checkpoint that is at `destination`.
         trust_remote_code: run the model code that lies in the folder.
         progress: shows what is being done.
@@ -87,7 +95,8 @@ def compress(
     model_map = discover(unloaded, include=include, exclude=exclude)
     choice = _choose(unloaded, model_map, wanted, held_in)
     plan = _plan(source, unloaded, model_map, choice, parse_calibration(str(calibration)), held_in)
-    if wanted.algorithm(parse_calibration(str(calibration))).searches_input_scales:
+    taken = wanted.algorithm(parse_calibration(str(calibration)))
+    if taken.searches_input_scales or taken.feeds_errors_back:
         progress.note(
             f"{wanted.name} is written without input scales and error feedback (AWQ, SmoothQuant, "
             "GPTQ), which need data: a search loses less"
@@ -186,7 +195,7 @@ def _plan(
     model: nn.Module,
     model_map: ModelMap,
     choice: _Choice,
-    method: CalibrationMethod,
+    method: Calibration,
     container: Container,
 ) -> StreamedPlan:
     matrices = SourceMatrices.of(source, model, model_map)

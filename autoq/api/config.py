@@ -7,9 +7,20 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from autoq.errors import InputError
-from autoq.formats import FORMATS, NONE, CalibrationMethod, FormatName, portable_formats
+from autoq.formats import (
+    FORMATS,
+    NONE,
+    Calibration,
+    CalibrationMethod,
+    CalibrationRecipe,
+    FormatName,
+    parse_calibration,
+    portable_formats,
+)
 from autoq.layers.quantize import Container
 from autoq.search.estimators import DEFAULT_ESTIMATOR, ESTIMATORS
+
+__all__ = ["DTYPES", "ScoringConfig", "parse_calibration", "parse_container"]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -29,7 +40,7 @@ class ScoringConfig:
     sequence_length: int = 512  # tokens
     batch_size: int = 4  # sequences
     container: Container = Container.MODELOPT
-    calibration: CalibrationMethod = CalibrationMethod.BEST
+    calibration: Calibration = CalibrationMethod.BEST
     dtype: str = "auto"  # of the model while it is searched
     device: str = "auto"
     row_fraction: float = 1.0  # share of the tokens whose projections are computed
@@ -47,6 +58,7 @@ class ScoringConfig:
             )
         for name in self.formats:
             FORMATS[name]
+        self._refuse_idle_calibration()
         for field_name in ("calibration_sequences", "sequence_length", "batch_size"):
             if getattr(self, field_name) < 1:
                 raise InputError(f"{field_name} must be >= 1, got {getattr(self, field_name)}")
@@ -62,9 +74,20 @@ class ScoringConfig:
         if self.dtype not in DTYPES:
             raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
 
+    def _refuse_idle_calibration(self) -> None:
+        if not isinstance(self.calibration, CalibrationRecipe):
+            return
+        taken = [FORMATS[name].algorithm(self.calibration) for name in self.formats]
+        for name in self.calibration.idle(taken):
+            raise InputError(
+                f"calibration {self.calibration} names {name}, which none of the formats "
+                f"{', '.join(self.formats)} can take; leave it out or offer a format that is "
+                "calibrated by it (`autoq formats`)"
+            )
+
     def to_json(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return asdict(self)
+        return {**asdict(self), "calibration": str(self.calibration)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ScoringConfig:
@@ -101,16 +124,3 @@ def parse_container(name: str) -> Container:
             f"no container named {name!r}; known: {known}; `autoq export` alone also writes onnx and "
             "tensorrt-llm, of studies searched for one of these"
         ) from None
-
-
-def parse_calibration(name: str) -> CalibrationMethod:
-    """The way to calibrate called `name`.
-
-    Raises:
-        InputError: nothing has that name.
-    """
-    try:
-        return CalibrationMethod(name)
-    except ValueError:
-        known = ", ".join(method.value for method in CalibrationMethod)
-        raise InputError(f"no calibration named {name!r}; known: {known}") from None

@@ -126,16 +126,29 @@ def candidates(weights: Sequence[Tensor], magnitude: Tensor) -> Iterator[Tensor]
         weights: float32 [out_features, in_features], which share one input.
         magnitude: float32 [in_features], of that input's channels.
     """
-    magnitude = magnitude.clamp(min=1e-8)
-    weight_amax = torch.stack([w.abs().amax(dim=0) for w in weights]).amax(dim=0).clamp(min=1e-8)
+    weight_amax = _column_amax(weights)
     seen = {torch.zeros_like(magnitude).numpy(force=True).tobytes()}
     for step in range(ALPHA_STEPS + 1):
-        alpha = step / ALPHA_STEPS
-        gain = (magnitude.pow(alpha) / weight_amax.pow(1 - alpha)).log2()
-        exponents = ((gain.amax() + gain.amin()) / 2 - gain).round()
-        # + 0.0: no negative zero in the key
-        exponents = exponents.clamp(-_EXPONENT_LIMIT, _EXPONENT_LIMIT) + 0.0
+        exponents = _exponents(weight_amax, magnitude, step / ALPHA_STEPS)
         key = exponents.numpy(force=True).tobytes()
         if key not in seen:
             seen.add(key)
             yield torch.exp2(exponents)
+
+
+def candidate(weights: Sequence[Tensor], magnitude: Tensor, alpha: float) -> Tensor:
+    """The input scale for one exponent alpha; arguments as those of `candidates`."""
+    return torch.exp2(_exponents(_column_amax(weights), magnitude, alpha))
+
+
+def _column_amax(weights: Sequence[Tensor]) -> Tensor:
+    return torch.stack([weight.abs().amax(dim=0) for weight in weights]).amax(dim=0)
+
+
+def _exponents(weight_amax: Tensor, magnitude: Tensor, alpha: float) -> Tensor:
+    """Whole exponents of the scale, finite whatever the channels are."""
+    magnitude, weight_amax = magnitude.clamp(min=1e-8), weight_amax.clamp(min=1e-8)
+    gain = (magnitude.pow(alpha) / weight_amax.pow(1 - alpha)).log2()
+    exponents = ((gain.amax() + gain.amin()) / 2 - gain).round()
+    # + 0.0: no negative zero, which would be another key
+    return exponents.clamp(-_EXPONENT_LIMIT, _EXPONENT_LIMIT) + 0.0

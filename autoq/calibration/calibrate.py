@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from autoq.calibration.awq import search_input_scale
-from autoq.calibration.folding import find_folds
+from autoq.calibration.feedback import FeedbackOfSlots
+from autoq.calibration.folding import ScalePlaces, find_folds
 from autoq.calibration.gptq import ErrorFeedback
 from autoq.calibration.moments import (
     MomentCollector,
-    SecondMoment,
     collect_moments,
     moment_memory,
     moment_owners,
@@ -30,16 +30,18 @@ from autoq.calibration.scales import (
 )
 from autoq.calibration.smooth import search_smoothing_scale
 from autoq.calibration.statistics import InputStatistics, collect_statistics
+from autoq.calibration.svdquant import with_branches
 from autoq.formats import (
     FORMATS,
     NONE,
-    CalibrationAlgorithm,
+    Calibration,
     CalibrationMethod,
     FormatName,
+    InputScaling,
     QuantFormat,
 )
 from autoq.layers import LayerCalibration
-from autoq.layers.quantize import Container, code_grid
+from autoq.layers.quantize import Container, code_grid, coded_weight
 from autoq.models import DecisionGroup, ModelMap, SlotKind, SlotName
 from autoq.models.weights import slot_weight
 
@@ -56,7 +58,7 @@ def calibrate(
     run_small: Callable[[], Tensor],
     container: Container,
     scale_dtype: torch.dtype,
-    method: CalibrationMethod = CalibrationMethod.BEST,
+    method: Calibration = CalibrationMethod.BEST,
     moment_bytes: int | None = None,
     after_batch: Callable[[], None] = lambda: None,
     after_group: Callable[[], None] = lambda: None,
@@ -73,18 +75,19 @@ def calibrate(
             where an input scale folds exactly.
         container: input scales that do not fold are searched only where it can store them.
         scale_dtype: the dtype in which the checkpoint stores INT4 group scales.
-        method: which of each format's algorithms is meant.
+        method: which of each format's algorithms is meant, or algorithms that were put together.
         after_batch: called after every batch, for progress.
         after_group: called when a group is calibrated in one format, for progress.
     Raises:
         ModelError: an input holds NaN or Inf on calibration data; names the layer.
     """
     quantised = [FORMATS[name] for name in formats if name != NONE]
+    steps = [fmt.algorithm(method) for fmt in quantised]
     scaling = [fmt for fmt in quantised if fmt.algorithm(method).searches_input_scales]
     folds = find_folds(model, model_map, run_small) if scaling else {}
-    places = _ScalePlaces.of(model_map, folds, container)
+    places = ScalePlaces.of(model_map, folds, container)
     parts = [list(model_map.groups)]
-    feeds_back = any(fmt.algorithm(method).feeds_errors_back for fmt in quantised)
+    feeds_back = any(step.feeds_errors_back for step in steps)
     if feeds_back:
         if moment_bytes is None:
             moment_bytes = moment_memory(next(model.parameters()).device)
@@ -99,6 +102,7 @@ def calibrate(
         keep_rows_of={
             name for name in model_map.slots if any(places.take(name, fmt) for fmt in scaling)
         },
+        counts_magnitudes=any(step.input_percentile is not None for step in steps),
         also=collector.record,
         after_batch=after_batch,
     )
@@ -111,56 +115,11 @@ def calibrate(
             moments = collect_moments(model, model_map, part, batches, run)
         with torch.no_grad():
             for group in part:  # so that what feedback needs of an input is not kept for all
-                feedback = _Feedback(moments, moment_owners([group]))
+                feedback = FeedbackOfSlots(moments, moment_owners([group]))
                 for fmt in quantised:
                     table.update(calibrator.calibrate_group(group, fmt, feedback))
                     after_group()
     return table
-
-
-@dataclass(frozen=True, slots=True)
-class _ScalePlaces:
-    """Where an input scale can be written: into a norm, or beside the weight."""
-
-    folds: Mapping[SlotName, str]  # slot -> the norm that takes its scale
-    fused: frozenset[SlotName]  # slots that engines fuse with others
-    container: Container
-
-    @classmethod
-    def of(
-        cls, model_map: ModelMap, folds: Mapping[SlotName, str], container: Container
-    ) -> _ScalePlaces:
-        sets = [names for group in model_map.groups for names in group.fusion_sets]
-        return cls(folds, frozenset(name for names in sets for name in names), container)
-
-    def take(self, name: SlotName, fmt: QuantFormat) -> bool:
-        """Whether there is a place for the slot's scale in the format."""
-        if name in self.folds:
-            return True
-        is_stored = fmt.stores_input_scale and self.container is not Container.COMPRESSED_TENSORS
-        return is_stored and (fmt.stores_fused_input_scale or name not in self.fused)
-
-
-class _Feedback:
-    """Error feedback by slot and input scale; that of unscaled inputs is made once."""
-
-    def __init__(
-        self, moments: Mapping[SlotName, SecondMoment], owners: Mapping[SlotName, SlotName]
-    ) -> None:
-        self._moments, self._owners = moments, owners
-        self._unscaled: dict[SlotName, ErrorFeedback] = {}
-
-    def of(self, first: SlotName, scale: Tensor | None) -> ErrorFeedback | None:
-        """That of a sharing set's first slot; None where no input came."""
-        owner = self._owners[first]
-        if owner not in self._moments:
-            return None
-        if scale is not None:
-            mean = self._moments[owner].mean()
-            return ErrorFeedback.of(mean * torch.outer(scale, scale).to(mean.device))
-        if owner not in self._unscaled:
-            self._unscaled[owner] = ErrorFeedback.of(self._moments[owner].mean())
-        return self._unscaled[owner]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,30 +129,34 @@ class _Calibrator:
     model: nn.Module
     model_map: ModelMap
     statistics: Mapping[SlotName, InputStatistics]
-    places: _ScalePlaces
+    places: ScalePlaces
     container: Container
     scale_dtype: torch.dtype
-    method: CalibrationMethod
+    method: Calibration
 
     def calibrate_group(
-        self, group: DecisionGroup, fmt: QuantFormat, feedback: _Feedback
+        self, group: DecisionGroup, fmt: QuantFormat, feedback: FeedbackOfSlots
     ) -> Iterator[tuple[tuple[SlotName, FormatName], LayerCalibration]]:
         slots = [self.model_map.slots[name] for name in group.slots]
         if any(fmt.refusal(slot.out_features, slot.in_features) for slot in slots):
             return
         algorithm = fmt.algorithm(self.method)
         searches = algorithm.searches_input_scales and self._scalable(group)
-        shared_amax = self._shared_input_amax(group)
+        shared_amax = self._shared_input_amax(group, algorithm.input_percentile)
         importance = self._importance(group) if algorithm.weighs_errors else {}
         for members in sharing_sets(group):
             own = importance.get(members[0])
             scale = self._input_scale(members, fmt, own) if searches else None
             calibration = self._calibrate_set(members, fmt, scale, shared_amax, own)
             calibrations = dict.fromkeys(members, calibration)
-            if algorithm.feeds_errors_back and self._own_matrices(group):
-                found = feedback.of(members[0], scale)
+            if fmt.low_rank and self._own_matrices(group):
+                weights = self._weights(members)
+                entries = with_branches(weights, fmt, calibration, scale_dtype=self.scale_dtype)
+                calibrations = dict(zip(members, entries, strict=True))
+            if algorithm.feedback is not None and self._own_matrices(group):
+                found = feedback.of(members[0], scale, algorithm.feedback)
                 if found is not None:
-                    calibrations = self._with_codes(members, fmt, calibration, found)
+                    calibrations = self._with_codes(fmt, calibrations, found)
             for name in members:
                 yield (name, fmt.name), calibrations[name]
 
@@ -208,7 +171,8 @@ class _Calibrator:
         first = members[0]  # the members share their statistics
         input_amax = shared_amax.get(first)
         if input_amax is None:
-            input_amax = scaled_input_amax(self.statistics[first], scale)
+            percentile = fmt.algorithm(self.method).input_percentile
+            input_amax = scaled_input_amax(self.statistics[first], scale, percentile)
         importance = scaled_importance(importance, scale)
         weights = self._weights(members)
         return LayerCalibration(
@@ -222,31 +186,30 @@ class _Calibrator:
 
     def _with_codes(
         self,
-        members: Sequence[SlotName],
         fmt: QuantFormat,
-        calibration: LayerCalibration,
+        calibrations: dict[SlotName, LayerCalibration],
         feedback: ErrorFeedback,
     ) -> dict[SlotName, LayerCalibration]:
         """The members' calibrations with the codes that error feedback finds."""
-        smoothed, grids = [], []
-        for weight in self._weights(members):
-            grid = code_grid(weight.float(), fmt, calibration, scale_dtype=self.scale_dtype)
+        coded, grids = [], []
+        for weight, entry in zip(
+            self._weights(tuple(calibrations)), calibrations.values(), strict=True
+        ):
+            grid = code_grid(weight.float(), fmt, entry, scale_dtype=self.scale_dtype)
             if grid is None:
-                return dict.fromkeys(members, calibration)
-            scale = calibration.pre_quant_scale
-            smoothed.append(weight.float() if scale is None else weight.float() / scale)
+                return calibrations
+            coded.append(coded_weight(weight.float(), entry))
             grids.append(grid)
         levels = grids[0].levels
         steps = torch.cat([grid.step for grid in grids])
-        found = feedback.round(torch.cat(smoothed), steps, levels)
+        found = feedback.round(torch.cat(coded), steps, levels)
         if has_second_level(fmt):
-            calibration = replace(
-                calibration, weight_amax=float((levels[found.int()] * steps).abs().max())
-            )
-        rows = [len(weight) for weight in smoothed]
+            amax = float((levels[found.int()] * steps).abs().max())
+            calibrations = {n: replace(e, weight_amax=amax) for n, e in calibrations.items()}
+        indices = torch.split(found, [len(weight) for weight in coded])
         return {
-            name: replace(calibration, codes=grid.pack(indices).cpu())
-            for name, grid, indices in zip(members, grids, torch.split(found, rows), strict=True)
+            name: replace(entry, codes=grid.pack(index).cpu())
+            for (name, entry), grid, index in zip(calibrations.items(), grids, indices, strict=True)
         }
 
     def _importance(self, group: DecisionGroup) -> dict[SlotName, Tensor]:
@@ -278,11 +241,14 @@ class _Calibrator:
         addresses = {weight.data_ptr() for weight in self._weights(group.slots)}
         return len(addresses) == len(group.slots)
 
-    def _shared_input_amax(self, group: DecisionGroup) -> dict[SlotName, float]:
+    def _shared_input_amax(
+        self, group: DecisionGroup, percentile: float | None
+    ) -> dict[SlotName, float]:
         """Largest input magnitude over each input set, for all its members."""
         shared: dict[SlotName, float] = {}
         for names in group.input_sets:
-            amax = max(scaled_input_amax(self.statistics[name], None) for name in names)
+            entries = [self.statistics[name] for name in names]
+            amax = max(scaled_input_amax(entry, None, percentile) for entry in entries)
             shared.update(dict.fromkeys(names, amax))
         return shared
 
@@ -293,6 +259,8 @@ class _Calibrator:
             return None
         weights, statistics = self._weights(members), self.statistics[members[0]]
         options: Any = {"scale_dtype": self.scale_dtype, "container": self.container}
-        if fmt.algorithm(self.method) is CalibrationAlgorithm.SMOOTH:
-            return search_smoothing_scale(weights, statistics, fmt, **options)
+        algorithm = fmt.algorithm(self.method)
+        if algorithm.input_scaling is InputScaling.SMOOTH:
+            strength = algorithm.smooth_strength
+            return search_smoothing_scale(weights, statistics, fmt, strength=strength, **options)
         return search_input_scale(weights, statistics, fmt, importance=importance, **options)

@@ -19,12 +19,36 @@ import torch
 from torch import Tensor, nn
 
 from autoq.calibration.scales import sharing_sets
+from autoq.formats import Container, QuantFormat
 from autoq.layers.taps import MatrixCall, tapped
 from autoq.models import ModelMap, SlotKind, SlotName, WeightSlot
 
 EXACT_FOLD_TOLERANCE = 1e-5
 """Relative change of the output that a true fold may show: powers of two are exact, so all that is
 left is the order of operations inside a norm's kernel."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScalePlaces:
+    """Where an input scale can be written: into a norm, or beside the weight."""
+
+    folds: Mapping[SlotName, str]  # slot -> the norm that takes its scale
+    fused: frozenset[SlotName]  # slots that engines fuse with others
+    container: Container
+
+    @classmethod
+    def of(
+        cls, model_map: ModelMap, folds: Mapping[SlotName, str], container: Container
+    ) -> ScalePlaces:
+        sets = [names for group in model_map.groups for names in group.fusion_sets]
+        return cls(folds, frozenset(name for names in sets for name in names), container)
+
+    def take(self, name: SlotName, fmt: QuantFormat) -> bool:
+        """Whether there is a place for the slot's scale in the format."""
+        if name in self.folds:
+            return True
+        is_stored = fmt.stores_input_scale and self.container is not Container.COMPRESSED_TENSORS
+        return is_stored and (fmt.stores_fused_input_scale or name not in self.fused)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Rounding weights one column at a time, each column's error made up for by those that follow.
 
 Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
-Transformers" (2022), with columns in the order of falling input power and fixed scales.
+Transformers" (2022), with scales that are chosen before, so that columns may be rounded in any order
+(by default that of falling input power) and no order has to be stored.
 """
 
 from __future__ import annotations
@@ -11,9 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-DAMPING = 0.01
-"""Share of the mean input power that is added to every channel's, as in the paper: it keeps the
-second moment invertible, and the corrections small where the data say little."""
+from autoq.formats import FeedbackOptions
 
 _BLOCK_COLUMNS = 128
 """Columns that are corrected one by one; those behind them are corrected once for all of these."""
@@ -30,13 +29,19 @@ class ErrorFeedback:
     )  # float32 [K, K], upper triangular, in that order; None where there is none
 
     @classmethod
-    def of(cls, second_moment: Tensor) -> ErrorFeedback:
+    def of(cls, second_moment: Tensor, options: FeedbackOptions | None = None) -> ErrorFeedback:
         """
         Args:
             second_moment: float32 [K, K], mean of x xᵀ of the layers' inputs.
+            options: damping and order; the defaults if left out.
         """
-        order = torch.argsort(second_moment.diagonal(), descending=True, stable=True)
-        return cls(second_moment, order, _inverse_factor(second_moment[order][:, order]))
+        options = options or FeedbackOptions()
+        if options.by_power:
+            order = torch.argsort(second_moment.diagonal(), descending=True, stable=True)
+        else:
+            order = torch.arange(len(second_moment), device=second_moment.device)
+        factor = _inverse_factor(second_moment[order][:, order], options.damping)
+        return cls(second_moment, order, factor)
 
     def round(self, weight: Tensor, step: Tensor, levels: Tensor) -> Tensor:
         """Indices of levels whose values lose less of the outputs than the nearest ones do.
@@ -102,13 +107,18 @@ def _middles(levels: Tensor) -> Tensor:
     return (levels[1:] + levels[:-1]) / 2
 
 
-def _inverse_factor(second_moment: Tensor) -> Tensor | None:
-    """Upper triangular U with UᵀU the inverse of the damped moment; None where there is none."""
+def _inverse_factor(second_moment: Tensor, damping: float) -> Tensor | None:
+    """Upper triangular U with UᵀU the inverse of the damped moment; None where there is none.
+
+    Args:
+        damping: share of the mean input power that is added to every channel's; it keeps the moment
+            invertible, and the corrections small where the data say little.
+    """
     damped = second_moment.double()
     power = damped.diagonal().mean()
     if not power > 0:
         return None  # no input came
-    damped.diagonal().add_(DAMPING * power)
+    damped.diagonal().add_(damping * power)
     lower, failed = torch.linalg.cholesky_ex(damped)
     if int(failed):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -26,10 +27,29 @@ def sharing_sets(group: DecisionGroup) -> list[tuple[SlotName, ...]]:
     return [*group.fusion_sets, *((name,) for name in group.slots if name not in fused)]
 
 
-def scaled_input_amax(statistics: InputStatistics, scale: Tensor | None) -> float:
-    """Largest input magnitude after the input scale."""
+def scaled_input_amax(
+    statistics: InputStatistics, scale: Tensor | None, percentile: float | None = None
+) -> float:
+    """Largest input magnitude after the input scale.
+
+    Args:
+        percentile: the share of magnitudes in per cent that it covers, larger ones being clipped;
+            of scaled inputs it is that of the kept rows. None: all.
+    """
     amax = statistics.channel_amax if scale is None else statistics.channel_amax * scale
-    return float(amax.max())
+    largest = float(amax.max())
+    if percentile is None:
+        return largest
+    if scale is None:
+        return min(largest, statistics.magnitude_below(percentile))
+    return percentile_of(statistics.kept_rows.float().abs() * scale, percentile)
+
+
+def percentile_of(magnitudes: Tensor, percentile: float) -> float:
+    """The smallest of the values that at least `percentile` per cent of them do not exceed."""
+    values = magnitudes.flatten()
+    rank = math.ceil(percentile / 100 * len(values))
+    return float(values.kthvalue(max(rank, 1)).values)
 
 
 def mean_square(statistics: Sequence[InputStatistics]) -> Tensor:

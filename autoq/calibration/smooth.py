@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from autoq.calibration.awq import search_input_scale
+from autoq.calibration.awq import candidate, search_input_scale
 from autoq.calibration.statistics import InputStatistics
 from autoq.formats import QuantFormat
 from autoq.layers.quantize import Container
@@ -27,6 +27,7 @@ def search_smoothing_scale(
     *,
     scale_dtype: torch.dtype,
     container: Container,
+    strength: float | None = None,
 ) -> Tensor | None:
     """The smoothing scale with the smallest output error, or None if none beats plain rounding.
 
@@ -36,9 +37,12 @@ def search_smoothing_scale(
         fmt: the format, whose inputs are quantised, too.
         scale_dtype: the dtype in which the checkpoint stores scales that follow the model's.
         container: whose run time is meant.
+        strength: the alpha to take without a search, in [0, 1]; None searches.
     Returns:
         float32 [in_features] of powers of two, to multiply the input by.
     """
+    if strength is not None:
+        return candidate([weight.float() for weight in weights], statistics.channel_amax, strength)
     return search_input_scale(
         weights,
         statistics,

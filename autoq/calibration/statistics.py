@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,12 @@ _VALUES_AT_ONCE = 1 << 22
 
 _GOLDEN_RATIO = 0.6180339887498949
 
+_STEPS_PER_OCTAVE_BITS = 5
+_OCTAVES = 64
+_SMALLEST_OCTAVE = 127 - _OCTAVES // 2  # biased, as float32 has it
+"""Magnitudes are counted in bins of a 32nd of an octave, from 2^-32 on: a percentile is 3.1 per cent
+too large at most, and never too small."""
+
 
 @dataclass(slots=True)
 class InputStatistics:
@@ -34,12 +41,19 @@ class InputStatistics:
     channel_absolute_sum: Tensor  # float64 [in_features]
     channel_square_sum: Tensor  # float64 [in_features]
     row_storage: Tensor  # [rows that may be kept, in_features], in the inputs' dtype
+    magnitude_counts: Tensor | None = None  # int64 [bins]; None: not counted
     row_count: int = 0
     kept_count: int = 0
 
     @classmethod
     def empty(
-        cls, in_features: int, *, keep: int, dtype: torch.dtype, device: torch.device
+        cls,
+        in_features: int,
+        *,
+        keep: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        counts_magnitudes: bool = False,
     ) -> InputStatistics:
         """Nothing seen yet, and room for `keep` rows.
 
@@ -51,6 +65,11 @@ class InputStatistics:
             channel_absolute_sum=torch.zeros(in_features, dtype=torch.float64, device=device),
             channel_square_sum=torch.zeros(in_features, dtype=torch.float64, device=device),
             row_storage=torch.zeros(keep, in_features, dtype=dtype, device=device),
+            magnitude_counts=torch.zeros(
+                _OCTAVES << _STEPS_PER_OCTAVE_BITS, dtype=torch.int64, device=device
+            )
+            if counts_magnitudes
+            else None,
         )
 
     @property
@@ -62,6 +81,16 @@ class InputStatistics:
         """Mean magnitude of every input channel, float32 [in_features]."""
         return (self.channel_absolute_sum / max(self.row_count, 1)).float()
 
+    def magnitude_below(self, percentile: float) -> float:
+        """An end of a bin that `percentile` per cent of the magnitudes are below; they are counted."""
+        assert self.magnitude_counts is not None
+        rank = math.ceil(percentile / 100 * int(self.magnitude_counts.sum()))
+        reached = self.magnitude_counts.cumsum(0) >= max(rank, 1)
+        number = int(reached.int().argmax()) + 1
+        steps = 1 << _STEPS_PER_OCTAVE_BITS
+        octave, step = divmod(number, steps)
+        return math.ldexp(1 + step / steps, octave + _SMALLEST_OCTAVE - 127)
+
     def record(self, rows: Tensor, keep: int) -> None:
         """Add inputs [rows, in_features]; keep up to `keep` of them, one of every stretch."""
         if not rows.shape[0]:
@@ -72,12 +101,21 @@ class InputStatistics:
         for piece in torch.split(rows, max(1, _VALUES_AT_ONCE // rows.shape[1])):
             # Not a norm along the rows: torch takes 10 to 25 times as long for it on CPUs.
             self.channel_square_sum += piece.float().square().sum(dim=0)
+            if self.magnitude_counts is not None:
+                self.magnitude_counts += _counted(piece, len(self.magnitude_counts))
         self.row_count += rows.shape[0]
         keep = min(keep, self.row_storage.shape[0] - self.kept_count)
         if keep:
             taken = rows[spread(rows.shape[0], keep).to(rows.device)]
             self.row_storage[self.kept_count : self.kept_count + len(taken)] = taken
             self.kept_count += len(taken)
+
+
+def _counted(values: Tensor, bins: int) -> Tensor:
+    """How many magnitudes lie in each bin, int64 [bins]; those outside are in the first or last."""
+    exponents_and_steps = values.float().abs().view(torch.int32) >> (23 - _STEPS_PER_OCTAVE_BITS)
+    numbers = exponents_and_steps - (_SMALLEST_OCTAVE << _STEPS_PER_OCTAVE_BITS)
+    return torch.bincount(numbers.clamp(0, bins - 1).flatten(), minlength=bins)
 
 
 def spread(total: int, count: int) -> Tensor:
@@ -103,6 +141,7 @@ def collect_statistics(
     *,
     batch_count: int,
     keep_rows_of: Collection[SlotName] = (),
+    counts_magnitudes: bool = False,
     also: Callable[[SlotName, Tensor], None] = lambda _, __: None,
     after_batch: Callable[[], None] = lambda: None,
 ) -> dict[SlotName, InputStatistics]:
@@ -115,6 +154,7 @@ def collect_statistics(
         batch_count: how many batches will come; sets how many rows of each are kept.
         keep_rows_of: slots of which up to `KEPT_ROWS` input rows are kept for a search on real
             inputs; none of experts, which are many and never searched for.
+        counts_magnitudes: whether magnitudes are counted, for percentiles.
         also: is given every entry's slot and inputs, [rows, in_features], too.
         after_batch: called after every batch, for progress.
 
@@ -122,7 +162,7 @@ def collect_statistics(
         ModelError: an input holds NaN or Inf; names the layer.
     """
     rows_per_batch = -(-KEPT_ROWS // max(batch_count, 1))
-    collector = _Collector(model_map, rows_per_batch, keep_rows_of, also)
+    collector = _Collector(model_map, rows_per_batch, keep_rows_of, counts_magnitudes, also)
     with torch.no_grad(), tapped(model, model_map.slots.values(), collector):
         for batch in batches:
             run(batch)
@@ -140,6 +180,7 @@ class _Collector:
         model_map: ModelMap,
         keep: int,
         keep_of: Collection[SlotName],
+        counts_magnitudes: bool,
         also: Callable[[SlotName, Tensor], None],
     ) -> None:
         self._slots = model_map.slots
@@ -148,6 +189,7 @@ class _Collector:
         self._last_input: dict[SlotName, weakref.ref[Tensor]] = {}
         self._keep = keep
         self._keep_of = keep_of
+        self._counts_magnitudes = counts_magnitudes
         self._also = also
 
     def __call__(self, call: MatrixCall, inputs: Tensor) -> Tensor:
@@ -165,7 +207,11 @@ class _Collector:
             slot = self._slots[leader]
             keeps = leader in self._keep_of and slot.kind is not SlotKind.EXPERT
             self._statistics[leader] = InputStatistics.empty(
-                slot.in_features, keep=KEPT_ROWS if keeps else 0, dtype=dtype, device=device
+                slot.in_features,
+                keep=KEPT_ROWS if keeps else 0,
+                dtype=dtype,
+                device=device,
+                counts_magnitudes=self._counts_magnitudes,
             )
         return self._statistics[leader]
 

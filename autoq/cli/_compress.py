@@ -32,7 +32,11 @@ def compress(
         list[str] | None, typer.Option(metavar="GLOB", help="Leave these layers as they are.")
     ] = None,
     calibration: Annotated[
-        str, typer.Option(help="best: block scales by squared error; max: by largest magnitude.")
+        str,
+        typer.Option(
+            metavar="best|max|mse|rtn",
+            help="best, mse: block scales by squared error; max, rtn: by largest magnitude.",
+        ),
     ] = "best",
     overwrite: Overwrite = False,
     trust_remote_code: TrustRemoteCode = False,

@@ -165,7 +165,7 @@ def _print_studies(studies: list[dict[str, Any]]) -> None:
 @reports_failures
 def formats(as_json: Json = False) -> None:
     """List the number formats: bits, blocks, and where their exports load."""
-    from autoq.formats import FORMATS
+    from autoq.formats import ALGORITHMS, FORMATS
 
     entries = [
         {
@@ -181,9 +181,10 @@ def formats(as_json: Json = False) -> None:
         for entry in FORMATS.values()
     ]
     if as_json:
-        print_json({"formats": entries})
+        print_json({"formats": entries, "calibrations": dict(ALGORITHMS)})
         return
     _print_formats(entries)
+    _print_calibrations(ALGORITHMS)
 
 
 def _print_formats(entries: list[dict[str, Any]]) -> None:
@@ -204,3 +205,17 @@ def _print_formats(entries: list[dict[str, Any]]) -> None:
     ]
     columns = ("format", "bits", "ModelOpt counts", "block", "by default", "what it is")
     make_console().print(plain_table(*columns, rows=rows))
+
+
+def _print_calibrations(algorithms: Mapping[str, str]) -> None:
+    from autoq.cli._tables import make_console, plain_table
+
+    console = make_console()
+    console.print(plain_table("calibration", "what it does", rows=list(algorithms.items())))
+    console.print(
+        "`autoq search --calibration` takes them joined by '+', as in percentile:99.9+awq+gptq, and "
+        "each format does what it can; or best, scales or max, which are the formats' own.",
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+    )

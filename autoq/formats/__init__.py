@@ -1,12 +1,24 @@
 """The vocabulary of number formats: what exists, what it costs in bits, and where it loads."""
 
 from autoq.formats._builtin import FORMATS, portable_formats
+from autoq.formats._calibration import (
+    Calibration,
+    CalibrationAlgorithm,
+    CalibrationMethod,
+    CalibrationRecipe,
+    CalibrationSteps,
+    FeedbackOptions,
+    InputScaling,
+)
+from autoq.formats._calibration_names import (
+    ALGORITHMS,
+    known_calibrations,
+    parse_calibration,
+)
 from autoq.formats._container import Container
 from autoq.formats._format import (
     NONE,
     ActivationScheme,
-    CalibrationAlgorithm,
-    CalibrationMethod,
     FormatName,
     QuantFormat,
     StorageBits,
@@ -26,17 +38,23 @@ from autoq.formats._targets import (
 )
 
 __all__ = [
+    "ALGORITHMS",
     "ENGINES",
     "FORMATS",
     "HARDWARE",
     "NONE",
     "ActivationScheme",
+    "Calibration",
     "CalibrationAlgorithm",
     "CalibrationMethod",
+    "CalibrationRecipe",
+    "CalibrationSteps",
     "Container",
     "Engine",
+    "FeedbackOptions",
     "FormatName",
     "Hardware",
+    "InputScaling",
     "QuantFormat",
     "StorageBits",
     "Support",
@@ -47,7 +65,9 @@ __all__ = [
     "all_supports",
     "containers_for",
     "feasible_formats",
+    "known_calibrations",
     "offered_formats",
+    "parse_calibration",
     "parse_target",
     "portable_formats",
     "reasons",

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NewType
 
+from autoq.formats._calibration import (
+    Calibration,
+    CalibrationAlgorithm,
+    CalibrationMethod,
+    CalibrationRecipe,
+    CalibrationSteps,
+)
 from autoq.formats._container import Container
 
 FormatName = NewType("FormatName", str)
@@ -69,54 +76,8 @@ class ActivationScheme(StrEnum):
     """E2M1, a dynamic E4M3 scale per 16 values under a calibrated float32 scale."""
 
 
-class CalibrationAlgorithm(StrEnum):
-    """How a format's scales are found."""
-
-    NONE = "none"
-    """There are none."""
-    MAX = "max"
-    """From largest magnitudes."""
-    SMOOTH = "smooth"
-    """From largest magnitudes, after input scales that move outliers into the weight, as strong as
-    the output error wants them per layer (Xiao et al., "SmoothQuant", 2022)."""
-    AWQ_LITE = "awq_lite"
-    """From largest magnitudes, after input scales that are searched per layer by the output error
-    (Lin et al., "AWQ", 2023)."""
-    AWQ_MSE = "awq_mse"
-    """Input scales as AWQ_LITE; the weight's block scales are those that leave the least squared
-    error, weighted by the mean square of the input channel (AWQ's search for clipping, upwards as
-    well as downwards)."""
-    AWQ_GPTQ = "awq_gptq"
-    """Scales as AWQ_MSE; then weights are rounded column by column, and what a column's rounding
-    does to the outputs is made up for by the columns that follow (Frantar et al., "GPTQ", 2022)."""
-
-    @property
-    def searches_input_scales(self) -> bool:
-        """Whether inputs are scaled per channel."""
-        plain = (CalibrationAlgorithm.AWQ_LITE, CalibrationAlgorithm.SMOOTH)
-        return self in plain or self.weighs_errors
-
-    @property
-    def weighs_errors(self) -> bool:
-        """Whether block scales are chosen by the error that they leave."""
-        return self in (CalibrationAlgorithm.AWQ_MSE, CalibrationAlgorithm.AWQ_GPTQ)
-
-    @property
-    def feeds_errors_back(self) -> bool:
-        """Whether codes are other than the nearest ones, and have to be stored."""
-        return self is CalibrationAlgorithm.AWQ_GPTQ
-
-
-class CalibrationMethod(StrEnum):
-    """Which of a format's algorithms calibrates it."""
-
-    BEST = "best"
-    """`QuantFormat.calibration`: what gives the smallest loss."""
-    SCALES = "scales"
-    """As BEST, but every weight takes the nearest code: quicker, and no codes are stored."""
-    MAX = "max"
-    """`QuantFormat.plain_calibration`: scales from largest magnitudes, which other tools have, too;
-    to compare allocations under one and the same quantiser."""
+_CALIBRATED_ACTIVATIONS = (ActivationScheme.FP8_STATIC_TENSOR, ActivationScheme.NVFP4_DYNAMIC)
+"""Whose scale comes from calibration data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,13 +131,17 @@ class QuantFormat:
     container_activations: tuple[tuple[Container, ActivationScheme], ...] = ()
     """Containers whose run time quantises inputs in another way than `activation`."""
 
-    def algorithm(self, method: CalibrationMethod) -> CalibrationAlgorithm:
-        """How the format's scales are found under a method."""
-        if method is CalibrationMethod.MAX:
-            return self.plain_calibration
-        if method is CalibrationMethod.SCALES and self.calibration.feeds_errors_back:
-            return CalibrationAlgorithm.AWQ_MSE
-        return self.calibration
+    def algorithm(self, calibration: Calibration) -> CalibrationSteps:
+        """What is done to calibrate a layer in the format."""
+        if isinstance(calibration, CalibrationRecipe):
+            calibrates = self.activation in _CALIBRATED_ACTIVATIONS
+            return calibration.steps(self.calibration.steps, calibrates_inputs=calibrates)
+        if calibration is CalibrationMethod.MAX:
+            return self.plain_calibration.steps
+        steps = self.calibration.steps
+        if calibration is CalibrationMethod.SCALES and steps.feeds_errors_back:
+            return replace(steps, feedback=None)
+        return steps
 
     def activation_in(self, container: Container) -> ActivationScheme:
         """How inputs are quantised by the engines that load the container."""

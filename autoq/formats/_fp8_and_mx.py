@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from autoq.formats._calibration import CalibrationAlgorithm
 from autoq.formats._container import Container
 from autoq.formats._format import (
     ActivationScheme,
-    CalibrationAlgorithm,
     FormatName,
     QuantFormat,
     WeightElement,

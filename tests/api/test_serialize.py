@@ -74,6 +74,6 @@ def test_configurations_of_before_the_choice_mean_plain_calibration():
 
 
 def test_an_unknown_calibration_is_refused_with_the_known_ones():
-    stored = {**ScoringConfig().to_json(), "calibration": "awq"}
-    with pytest.raises(InputError, match="no calibration named 'awq'; known: best, scales, max"):
+    stored = {**ScoringConfig().to_json(), "calibration": "awqq"}
+    with pytest.raises(InputError, match="no calibration named 'awqq'; known: best, scales, max"):
         ScoringConfig.from_json(stored)

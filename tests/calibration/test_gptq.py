@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from autoq.calibration import calibrate
-from autoq.calibration.gptq import DAMPING, ErrorFeedback
+from autoq.calibration.gptq import ErrorFeedback
 from autoq.calibration.moments import (
     ROWS_PER_CHANNEL,
     MomentCollector,
@@ -15,7 +15,7 @@ from autoq.calibration.moments import (
     moment_owners,
     parts_in_memory,
 )
-from autoq.formats import FORMATS, CalibrationMethod
+from autoq.formats import FORMATS, CalibrationMethod, FeedbackOptions
 from autoq.layers import Container
 from autoq.layers.quantize import fake_quantize_weight
 from autoq.models import discover, forward_logits, slot_weight
@@ -73,7 +73,10 @@ def test_over_blocks_of_columns_it_is_the_column_by_column_method():
     inputs = correlated_inputs(2000, columns)
     moment = inputs.t() @ inputs / len(inputs)
     weight, step = 2 * normal(3, columns, seed=5), 0.5 + normal(3, columns, seed=6).square()
-    damped = moment.double() + DAMPING * moment.double().diagonal().mean() * torch.eye(columns)
+    damped = (
+        moment.double()
+        + FeedbackOptions().damping * moment.double().diagonal().mean() * torch.eye(columns)
+    )
     left, values = weight.double().clone(), torch.zeros(3, columns).double()
     order = torch.argsort(moment.diagonal(), descending=True).tolist()
     for position, column in enumerate(order):

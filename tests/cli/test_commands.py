@@ -495,3 +495,12 @@ def test_help_is_there_at_once_and_loads_nothing_heavy():
     assert done.returncode == 0, done.stderr
     assert "frontier" in done.stdout
     assert time.monotonic() - started < 30  # a hang, not a benchmark
+
+
+def test_formats_says_what_calibrations_can_be_named(run):
+    found = only_json(run("formats", "--json").stdout)["calibrations"]
+    printed = run("formats").stdout
+    for name in found:
+        assert name in printed
+    assert {"rtn", "mse", "awq_lite", "awq"} <= set(found)
+    assert "percentile:99.9+awq+gptq" in printed

@@ -41,9 +41,10 @@ def _fake_quantize_mxfp8(
 def _quantize_mxfp4(
     weight: Tensor, _: QuantFormat, calibration: LayerCalibration, __: torch.dtype
 ) -> Tensors:
-    block_scale = _mxfp4_block_scale(weight, calibration)
-    if calibration.codes is None or block_scale is None:
+    if calibration.codes is None:
+        block_scale = _mxfp4_block_scale(weight, calibration)
         return mxfp4.quantize(weight, _MXFP4_RULE, block_scale).tensors()
+    block_scale = _mxfp4_block_scale_of_codes(weight, calibration)
     return mxfp4.MXFP4Tensor(calibration.codes.to(weight.device), block_scale).tensors()
 
 
@@ -51,6 +52,12 @@ def _mxfp4_block_scale(weight: Tensor, calibration: LayerCalibration) -> Tensor 
     if calibration.importance is None:
         return None
     return mxfp4.choose_block_scale(weight, calibration.importance, _MXFP4_RULE)
+
+
+def _mxfp4_block_scale_of_codes(weight: Tensor, calibration: LayerCalibration) -> Tensor:
+    """The block scales under which codes are chosen and stored."""
+    chosen = _mxfp4_block_scale(weight, calibration)
+    return mxfp4.quantize(weight, _MXFP4_RULE).block_scale if chosen is None else chosen
 
 
 def _pack_mxfp4(tensors: Tensors, _: Container) -> mxfp4.MXFP4Tensor:
@@ -64,7 +71,7 @@ def _fake_quantize_mxfp4(
     scale_dtype: torch.dtype,
     container: Container,
 ) -> Tensor:
-    if calibration.importance is None:
+    if calibration.importance is None and calibration.codes is None:
         return mxfp4.fake_quantize(weight, _MXFP4_RULE)
     tensors = _quantize_mxfp4(weight, fmt, calibration, scale_dtype)
     return mxfp4.dequantize(_pack_mxfp4(tensors, container), weight.dtype)
@@ -73,8 +80,7 @@ def _fake_quantize_mxfp4(
 def _mxfp4_grid(
     weight: Tensor, _: QuantFormat, calibration: LayerCalibration, __: torch.dtype
 ) -> CodeGrid:
-    block_scale = _mxfp4_block_scale(weight, calibration)
-    assert block_scale is not None  # codes are found where errors are weighed
+    block_scale = _mxfp4_block_scale_of_codes(weight, calibration)
     step = torch.exp2(block_scale.float() - _EXPONENT_BIAS)
     return CodeGrid.of_e2m1(step.repeat_interleave(mxfp4.BLOCK, dim=1))
 

@@ -16,9 +16,10 @@ def _quantize_e2m1(
     weight: Tensor, _: QuantFormat, calibration: LayerCalibration, __: torch.dtype
 ) -> Tensors:
     scale = nvfp4.global_scale(calibration.weight_amax).to(weight.device)
-    block_scale = _e2m1_block_scale(weight, scale, calibration)
-    if calibration.codes is None or block_scale is None:
+    if calibration.codes is None:
+        block_scale = _e2m1_block_scale(weight, scale, calibration)
         return nvfp4.quantize(weight, scale, block_scale).tensors()
+    block_scale = _e2m1_block_scale_of_codes(weight, scale, calibration)
     codes = calibration.codes.to(weight.device)
     return nvfp4.NVFP4Tensor(codes=codes, block_scale=block_scale, global_scale=scale).tensors()
 
@@ -27,8 +28,7 @@ def _e2m1_grid(
     weight: Tensor, _: QuantFormat, calibration: LayerCalibration, __: torch.dtype
 ) -> CodeGrid:
     scale = nvfp4.global_scale(calibration.weight_amax).to(weight.device)
-    block_scale = _e2m1_block_scale(weight, scale, calibration)
-    assert block_scale is not None  # codes are found where errors are weighed
+    block_scale = _e2m1_block_scale_of_codes(weight, scale, calibration)
     return CodeGrid.of_e2m1((block_scale.float() * scale).repeat_interleave(nvfp4.BLOCK, dim=1))
 
 
@@ -38,6 +38,14 @@ def _e2m1_block_scale(
     if calibration.importance is None:
         return None
     return nvfp4.choose_block_scale(weight, scale, calibration.importance)
+
+
+def _e2m1_block_scale_of_codes(
+    weight: Tensor, scale: Tensor, calibration: LayerCalibration
+) -> Tensor:
+    """The block scales under which codes are chosen and stored."""
+    chosen = _e2m1_block_scale(weight, scale, calibration)
+    return nvfp4.quantize(weight, scale).block_scale if chosen is None else chosen
 
 
 def _pack_e2m1(tensors: Tensors, container: Container) -> nvfp4.NVFP4Tensor:
@@ -80,8 +88,8 @@ def _e2m1_scheme(
     calibration: LayerCalibration, container: Container
 ) -> tuple[Scheme, Tensor] | None:
     scale = nvfp4.global_scale(calibration.weight_amax)
-    chooses_scales = calibration.importance is not None
-    if chooses_scales or not torch.equal(_read_global_scale(scale, container), scale):
+    is_plain = calibration.importance is None and calibration.codes is None
+    if not is_plain or not torch.equal(_read_global_scale(scale, container), scale):
         return None
     return Scheme.NVFP4, scale
 
