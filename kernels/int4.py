@@ -61,6 +61,7 @@ __all__ = [
     "pack_gptq",
     "pack_rows",
     "quantize",
+    "quantize_plain",
     "unpack",
     "unpack_awq",
     "unpack_columns",
@@ -182,6 +183,18 @@ def quantize(
         weight.detach(), group_scale, group_size, storage_dtype, target=target
     )
     return INT4Tensor(codes=codes, group_scale=scale)
+
+
+def quantize_plain(weight: Tensor, group_scale: Tensor) -> Tensor:
+    """The codes of `quantize`, plain: int8 [N, K].
+
+    Raises:
+        InputError: a dtype or shape is not as `quantize` says.
+    """
+    group_size = checked_group_size(weight, group_scale, 0, torch.float32)
+    if kernel_target(weight.device, group_size) is None:
+        return _torch.plain_codes(weight, group_scale)
+    return unpack(quantize(weight, group_scale))
 
 
 def dequantize(packed: INT4Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from autoq.errors import ExportError
 from autoq.export._layouts import LAYOUTS, TensorRule
 from autoq.formats import Container, FormatName
-from autoq.layers import LayerCalibration, QuantizedWeight
+from autoq.layers import LayerCalibration, LowRank, QuantizedWeight
 from autoq.models import SlotKind
 
 
@@ -27,12 +27,14 @@ def checked_tensors(
     fmt: FormatName,
     shape: tuple[int, int],
     kind: SlotKind,
+    codes_known: bool = False,
 ) -> dict[str, Tensor]:
     """The module's tensors, looking as the container tabulates them; codes as of [out, in].
 
     Args:
         module: name for messages.
         shape: [out, in] of the matrix.
+        codes_known: no values are looked for among codes, only among scales.
     Raises:
         ExportError: one is missing, unknown, of another dtype or shape, or a scale is not
             positive and finite.
@@ -47,7 +49,8 @@ def checked_tensors(
             raise ExportError(f"{module} is {fmt}, which has no tensor {name}; it is damaged")
         transposed = kind is SlotKind.CONV1D and name == "weight" and tensor.ndim == 2
         checked[name] = tensor.T if transposed else tensor
-        _check(f"{module}.{name}", checked[name], rules[name], shape)
+        looks = rules[name].is_scale or not codes_known
+        _check(f"{module}.{name}", checked[name], rules[name], shape, looks_at_values=looks)
     if "weight_shape" in checked and tuple(checked["weight_shape"].tolist()) != shape:
         raise ExportError(
             f"{module}.weight_shape must be {list(shape)}, got {checked['weight_shape'].tolist()}"
@@ -79,17 +82,19 @@ def unpacked_calibration(
         weight_amax=weight_amax,
         input_amax=input_amax,
         pre_quant_scale=scale.float() if scale is not None and has_scale else None,
+        low_rank=LowRank.among(weight.tensors),
     )
 
 
-def _check(name: str, tensor: Tensor, rule: TensorRule, shape: tuple[int, int]) -> None:
+def _check(
+    name: str, tensor: Tensor, rule: TensorRule, shape: tuple[int, int], *, looks_at_values: bool
+) -> None:
     if tensor.dtype not in rule.dtypes:
         allowed = " or ".join(_dtype_name(dtype) for dtype in rule.dtypes)
         raise ExportError(f"{name} must be {allowed}, got {_dtype_name(tensor.dtype)}")
-    expected = rule.shape(*shape)
-    if tuple(tensor.shape) != expected:
-        raise ExportError(f"{name} must have shape {expected}, got {tuple(tensor.shape)}")
-    wanted = rule.wrong_values(tensor)
+    if not rule.takes_shape(tuple(tensor.shape), *shape):
+        raise ExportError(f"{name} must have shape {rule.shape(*shape)}, got {tuple(tensor.shape)}")
+    wanted = rule.wrong_values(tensor) if looks_at_values else None
     if wanted is not None:
         raise ExportError(f"{name} must {wanted}, and does not")
 

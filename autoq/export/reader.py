@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +28,7 @@ from autoq.export._unpacking import (
     unpacked_weight,
 )
 from autoq.formats import NONE, FormatName
-from autoq.layers import LayerCalibration, QuantizedWeight
+from autoq.layers import LayerCalibration, LowRank, QuantizedWeight
 from autoq.layers.quantize import Container, dequantize_weight
 from autoq.models import ModelMap, SlotName, WeightSlot
 from autoq.models.folder import INDEX_NAME, read_config, shard_paths
@@ -222,11 +222,21 @@ class SlotReader:
         if not all(_equal(entry.pre_quant_scale, smoothing) for entry in entries):
             raise ExportError(f"the parts of {name} must share one pre_quant_scale, and do not")
         calibration = LayerCalibration(
+            low_rank=_joined_branch(name, weights),
             weight_amax=max(entry.weight_amax for entry in entries),
             input_amax=max(entry.input_amax for entry in entries),
             pre_quant_scale=smoothing,
         )
         return list(weights), calibration
+
+    def check(self, name: SlotName) -> None:
+        """Refuse a slot whose tensors are not as the container tabulates them, codes unread.
+
+        Raises:
+            ExportError: names the tensor.
+        """
+        for part in self._names.parts(name):
+            self._checked(self._slots[name], part.module, part.rows, codes_known=True)
 
     def _parts(self, name: SlotName) -> list[tuple[QuantizedWeight, LayerCalibration]]:
         slot = self._slots[name]
@@ -237,18 +247,41 @@ class SlotReader:
     ) -> tuple[QuantizedWeight, LayerCalibration]:
         container = self._checkpoint.container
         assert container is not None
-        stored = self._checkpoint[module]
+        tensors, fmt = self._checked(slot, module, rows)
         shape = (rows, slot.in_features)
+        weight = unpacked_weight(tensors, container=container, fmt=fmt, shape=shape)
+        return weight, unpacked_calibration(tensors, weight, container)
+
+    def _checked(
+        self, slot: WeightSlot, module: str, rows: int, *, codes_known: bool = False
+    ) -> tuple[dict[str, Tensor], FormatName]:
+        container = self._checkpoint.container
+        assert container is not None
+        stored = self._checkpoint[module]
         tensors = checked_tensors(
             module,
             stored.tensors,
             container=container,
             fmt=stored.format,
-            shape=shape,
+            shape=(rows, slot.in_features),
             kind=slot.kind,
+            codes_known=codes_known,
         )
-        weight = unpacked_weight(tensors, container=container, fmt=stored.format, shape=shape)
-        return weight, unpacked_calibration(tensors, weight, container)
+        return tensors, stored.format
+
+
+def _joined_branch(name: SlotName, parts: Sequence[QuantizedWeight]) -> LowRank | None:
+    """The branch of low rank of parts that follow each other by row."""
+    found = [branch for part in parts if (branch := LowRank.among(part.tensors)) is not None]
+    if not found:
+        return None
+    down = found[0].down
+    if len(found) < len(parts) or not all(torch.equal(branch.down, down) for branch in found):
+        raise ExportError(
+            f"the parts of {name} must share the first factor of their branches of low rank, and do "
+            "not; export it again with autoq"
+        )
+    return LowRank(down, torch.cat([branch.up for branch in found]))
 
 
 def _equal(one: Tensor | None, other: Tensor | None) -> bool:

@@ -19,7 +19,7 @@ from autoq.calibration.scales import scaled_weight_amax, sharing_sets
 from autoq.errors import ExportError, ModelError
 from autoq.export._names import CheckpointNames
 from autoq.export._plan import ExportPlan, checkpoint_names
-from autoq.formats import FORMATS, NONE, CalibrationMethod, FormatName, QuantFormat
+from autoq.formats import FORMATS, NONE, Calibration, FormatName, QuantFormat
 from autoq.layers import LayerCalibration
 from autoq.models import ModelMap, SlotKind, SlotName, WeightSlot
 from autoq.models.folder import shard_paths
@@ -69,7 +69,7 @@ class SourceTensors:
         return name in self._files
 
     def tensor(self, name: str) -> Tensor:
-        """A copy of one tensor.
+        """One tensor, as a view of its mapped file, which is unmapped with it.
 
         Raises:
             ExportError: the folder has none of that name, or its file cannot be read.
@@ -82,7 +82,7 @@ class SourceTensors:
         try:
             with safe_open(self._files[name], framework="pt") as file:
                 stored: Tensor = file.get_tensor(name)
-                return stored.clone()
+                return stored
         except (SafetensorError, OSError) as error:
             raise ExportError(f"{self._files[name]} cannot be read: {error}") from error
 
@@ -199,7 +199,7 @@ class WeightOnlyCalibration(Mapping[tuple[SlotName, FormatName], LayerCalibratio
         model_map: ModelMap,
         slot_formats: Mapping[SlotName, FormatName],
         *,
-        method: CalibrationMethod,
+        method: Calibration,
         scale_dtype: torch.dtype,
     ) -> None:
         """

@@ -21,8 +21,8 @@ from autoq.layers._codecs import (
     WeightCodec,
     int4_group_scale,
 )
-from autoq.layers._low_rank import no_branch
 from autoq.layers._types import Container, LayerCalibration, QuantizedWeight
+from autoq.layers.low_rank import no_branch
 
 __all__ = [
     "CodeGrid",

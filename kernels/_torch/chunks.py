@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -78,16 +78,37 @@ def _map(rows: Tensor, out: Tensor, body: Body, done: int) -> Tensor:
     return out
 
 
+def float32_pieces(rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Cache-sized pieces of a matrix as float32: which rows, and their values.
+
+    They all lie in the same memory, which may be overwritten.
+    """
+    step = rows_per_piece(rows)
+    size = min(step, len(rows)), rows.shape[1]
+    values = torch.empty(size, dtype=torch.float32, device=rows.device)
+    for start in range(0, len(rows), step):
+        piece = slice(start, min(start + step, len(rows)))
+        yield piece, values[: piece.stop - start].copy_(rows[piece])
+
+
 def row_amax(rows: Tensor) -> Tensor:
     """The largest magnitude of each row of a matrix, in its dtype; NaN where there is one.
 
     Magnitudes go to one piece of memory: freed and taken again for every piece, it would be given
-    back to the system and cleared each time.
+    back to the system and cleared each time. Those of 16-bit floats are compared as integers, which
+    order them alike, NaN last, in half the time.
     """
     step = rows_per_piece(rows)
     scratch = torch.empty(min(step, len(rows)), rows.shape[1], dtype=rows.dtype, device=rows.device)
     pieces = torch.split(rows, step)
-    return torch.cat([torch.abs(piece, out=scratch[: len(piece)]).amax(-1) for piece in pieces])
+    if rows.dtype.itemsize != 2:
+        return torch.cat([torch.abs(piece, out=scratch[: len(piece)]).amax(-1) for piece in pieces])
+    largest = []
+    for piece in pieces:
+        bits = scratch[: len(piece)].view(torch.int16)
+        torch.bitwise_and(piece.view(torch.int16), 0x7FFF, out=bits)
+        largest.append(bits.amax(-1))
+    return torch.cat(largest).view(rows.dtype)
 
 
 def rows_per_piece(rows: Tensor) -> int:

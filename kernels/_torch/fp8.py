@@ -10,6 +10,7 @@ from autoq.kernels._scaling import BLOCK, Scaling
 from autoq.kernels._torch import fused
 from autoq.kernels._torch.chunks import (
     exponent_part_,
+    float32_pieces,
     map_rows,
     row_amax,
     scale_from_amax,
@@ -50,9 +51,15 @@ def scales(x: Tensor, scaling: Scaling) -> Tensor:
 
 def quantize(x: Tensor, scale: Tensor, scaling: Scaling) -> Tensor:
     """Codes, float8_e4m3fn."""
-    values = _rows(x.float(), scaling) / _row_scales(scale, x.shape, scaling)
-    codes = values.clamp_(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
-    return _unpadded(codes, x.shape)
+    if not x.numel():
+        return torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
+    blocks = _rows(x, scaling)
+    rows = blocks.reshape(-1, blocks.shape[-1])
+    steps = _row_scales(scale, x.shape, scaling).expand(*blocks.shape[:-1], 1).reshape(-1, 1)
+    codes = torch.empty(rows.shape, dtype=torch.float8_e4m3fn, device=x.device)
+    for piece, values in float32_pieces(rows):
+        codes[piece] = values.div_(steps[piece]).clamp_(-LARGEST, LARGEST)
+    return _unpadded(codes.view(blocks.shape), x.shape)
 
 
 def dequantize(codes: Tensor, scale: Tensor, scaling: Scaling, dtype: torch.dtype) -> Tensor:

@@ -8,7 +8,13 @@ from torch.nn import functional
 
 from autoq.kernels._checks import EMPTY_GROUP_SCALE
 from autoq.kernels._torch import fused
-from autoq.kernels._torch.chunks import map_rows, rows_per_piece, scale_from_amax
+from autoq.kernels._torch.chunks import (
+    float32_pieces,
+    map_rows,
+    row_amax,
+    rows_per_piece,
+    scale_from_amax,
+)
 from autoq.kernels._torch.programs import Offer
 
 LARGEST = 7.0
@@ -18,8 +24,8 @@ _AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 
 def group_scale(weight: Tensor, group_size: int, storage_dtype: torch.dtype) -> Tensor:
     """Scales rounded to `storage_dtype`, float32 [N, K/g]."""
-    groups = weight.detach().reshape(len(weight), weight.shape[1] // group_size, group_size)
-    amax = groups.abs().amax(-1).float()
+    groups = weight.shape[1] // group_size
+    amax = row_amax(_groups(weight.detach(), groups).flatten(0, 1)).float().view(-1, groups)
     scale = scale_from_amax(amax, LARGEST).clamp_(max=torch.finfo(storage_dtype).max)
     stored = scale.to(storage_dtype).float()
     return torch.where((amax == 0) | (stored == 0), EMPTY_GROUP_SCALE, stored)
@@ -27,10 +33,19 @@ def group_scale(weight: Tensor, group_size: int, storage_dtype: torch.dtype) -> 
 
 def quantize(weight: Tensor, group_scale: Tensor) -> Tensor:
     """Codes by halves, uint8 [N, K/2]."""
-    groups = _groups(weight.detach().float(), group_scale.shape[1])
-    quotient = groups / group_scale[..., None]
-    codes = quotient.round_().clamp_(LOWEST_CODE, HIGHEST_CODE).to(torch.int8)
-    return pack(codes.flatten(-2), group_scale.shape[1])
+    return pack(plain_codes(weight, group_scale), group_scale.shape[1])
+
+
+def plain_codes(weight: Tensor, group_scale: Tensor) -> Tensor:
+    """Codes int8 [N, K]."""
+    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    if not codes.numel():
+        return codes
+    rows = _groups(weight.detach(), group_scale.shape[1]).flatten(0, 1)
+    scales, out = group_scale.reshape(-1, 1), codes.view(rows.shape)
+    for piece, values in float32_pieces(rows):
+        out[piece] = values.div_(scales[piece]).round_().clamp_(LOWEST_CODE, HIGHEST_CODE)
+    return codes
 
 
 def pack(codes: Tensor, groups: int) -> Tensor:
@@ -111,11 +126,10 @@ def unpack_rows(packed: Tensor) -> Tensor:
 
 def pack_columns(codes: Tensor) -> Tensor:
     """int32 [N, K/8]."""
-    offset = (codes.int() + 8).reshape(len(codes), codes.shape[1] // 8, 8)
-    words = offset[..., 0].clone()
-    for position in range(1, 8):
-        words.bitwise_or_(offset[..., position] << 4 * position)
-    return words
+    if not codes.numel():
+        return torch.empty(len(codes), codes.shape[1] // 8, dtype=torch.int32, device=codes.device)
+    pairs = (codes + 8).contiguous().view(torch.int16)  # the even column is the low byte
+    return (pairs | pairs >> 4).to(torch.uint8).view(torch.int32)
 
 
 def unpack_columns(packed: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from autoq.kernels._torch import e2m1, fused
-from autoq.kernels._torch.chunks import exponent_part_, map_rows
+from autoq.kernels._torch.chunks import exponent_part_, float32_pieces, map_rows
 from autoq.kernels._torch.fp8 import round_e4m3_
 from autoq.kernels._torch.programs import Offer
 
@@ -26,29 +26,33 @@ def amax(x: Tensor) -> Tensor:
 
 def quantize(x: Tensor, global_scale: Tensor) -> tuple[Tensor, Tensor]:
     """Packed codes and block scales."""
-    blocks = x.float().reshape(-1, BLOCK)
-    scale = block_scale(blocks, global_scale)
-    values = blocks / (scale * global_scale)
-    packed = e2m1.pack(e2m1.encode(values))
     *leading, columns = x.shape
-    return (
-        packed.reshape(*leading, columns // 2),
-        scale.to(torch.float8_e4m3fn).reshape(*leading, columns // BLOCK),
-    )
+    scales = torch.empty(*leading, columns // BLOCK, dtype=torch.float8_e4m3fn, device=x.device)
+    codes = torch.empty(*leading, columns // 2, dtype=torch.uint8, device=x.device)
+    stored, packed = scales.view(-1, 1), codes.view(-1, BLOCK // 2)
+    for piece, blocks in float32_pieces(x.reshape(-1, BLOCK)):
+        scale = block_scale(blocks, global_scale)
+        stored[piece] = scale.to(torch.float8_e4m3fn)
+        packed[piece] = e2m1.pack(e2m1.encode(blocks.div_(scale * global_scale)))
+    return codes, scales
 
 
 def block_scale(blocks: Tensor, global_scale: Tensor) -> Tensor:
     """Scales of float32 blocks [..., 16] by their largest magnitudes, float32 numbers [..., 1]."""
-    amax = blocks.abs().amax(-1, keepdim=True)
+    amax = _block_amax(blocks.abs().view(-1, BLOCK)).view(*blocks.shape[:-1], 1)
     scale = _block_scale(amax, global_scale)
     return scale.masked_fill_(amax / (_LARGEST_ELEMENT * global_scale) == 0, 1.0)
 
 
 def codes_under(x: Tensor, global_scale: Tensor, block_scale: Tensor) -> Tensor:
     """Packed codes under given block scales."""
-    step = block_scale.float() * global_scale
-    values = x.float().reshape(*step.shape, BLOCK) / step[..., None]
-    return e2m1.pack(e2m1.encode(values)).flatten(-2)
+    *leading, columns = x.shape
+    codes = torch.empty(*leading, columns // 2, dtype=torch.uint8, device=x.device)
+    scales, packed = block_scale.reshape(-1, 1), codes.view(-1, BLOCK // 2)
+    for piece, blocks in float32_pieces(x.reshape(-1, BLOCK)):
+        step = scales[piece].float() * global_scale
+        packed[piece] = e2m1.pack(e2m1.encode(blocks.div_(step)))
+    return codes
 
 
 def fake_quantize_under(x: Tensor, global_scale: Tensor, block_scale: Tensor) -> Tensor:
@@ -122,7 +126,7 @@ def matmul(
 
 def _block_amax(magnitudes: Tensor) -> Tensor:
     """Row maxima [rows, 1] of a contiguous [rows, 16] tensor."""
-    if magnitudes.device.type != "cpu":
+    if magnitudes.device.type != "cpu" or not magnitudes.numel():
         return magnitudes.amax(-1, keepdim=True)
     # The pooling kernel is twice as fast as amax on rows this short.
     return functional.max_pool1d(magnitudes.view(1, 1, -1), BLOCK).view(-1, 1)

@@ -16,7 +16,7 @@ def _quantize_int4(
 ) -> Tensors:
     group_scale = int4_group_scale(weight, fmt, scale_dtype, calibration.importance)
     if calibration.codes is None:
-        codes = int4.unpack(int4.quantize(weight, group_scale))
+        codes = int4.quantize_plain(weight, group_scale)
     else:
         codes = _signed_nibbles(calibration.codes.to(weight.device))
     return {"codes": codes, "group_scale": group_scale}
