@@ -27,6 +27,7 @@ _METADATA = {"format": "pt"}
 
 
 _WORD_BYTES = 8
+_HALF_WORD_BITS = np.uint64(32)
 _WORDS_AT_ONCE = 1 << 14
 
 
@@ -34,8 +35,9 @@ def tensor_digest(tensor: Tensor) -> str:
     """A digest of a tensor's dtype, shape and bytes, against accidents and not against forgers.
 
     The bytes are summed up as 64-bit words, each times an odd number of its own, in stretches of
-    128 KiB; BLAKE2b takes the sums. Ten times as fast as BLAKE2b of everything. A word that changed
-    always changes its stretch's sum; other accidents are missed once in about 2**63.
+    128 KiB, and so are the words' upper halves, whose bits would else reach few of the sum's;
+    BLAKE2b takes the sums. Several times as fast as BLAKE2b of everything. A word that changed
+    always changes its stretch's sum; other accidents are missed once in about 2**32.
     Source: multilinear hashing, Lemire and Kaser, "Strongly universal string hashing is fast" (2014).
     """
     digest = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=16)
@@ -51,9 +53,12 @@ def _stretch_sums(content: NDArray[np.uint8]) -> NDArray[np.uint64]:
     if content.ctypes.data % _WORD_BYTES:
         content = content.copy()
     words, keys = content.view(np.uint64), _odd_numbers()
-    starts = range(0, len(words), _WORDS_AT_ONCE)
-    stretches = (words[start : start + _WORDS_AT_ONCE] for start in starts)
-    return np.array([stretch @ keys[: len(stretch)] for stretch in stretches], dtype=np.uint64)
+    sums = []
+    for start in range(0, len(words), _WORDS_AT_ONCE):
+        stretch = words[start : start + _WORDS_AT_ONCE]
+        own = keys[: len(stretch)]
+        sums += [stretch @ own, (stretch >> _HALF_WORD_BITS) @ own]
+    return np.array(sums, dtype=np.uint64)
 
 
 @cache

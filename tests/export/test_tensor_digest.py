@@ -24,6 +24,19 @@ def test_every_kind_of_place_counts(length: int) -> None:
     assert len(found) == 1 + 8 * len({place for place in places if 0 <= place < length})
 
 
+@pytest.mark.parametrize("bit", range(8))
+def test_the_same_bit_in_two_places_counts(bit: int) -> None:
+    """Flips that would cancel in a plain sum, those of the words' highest bits first of all."""
+    tensor = torch.zeros(STRETCH_BYTES, dtype=torch.uint8)
+    found = {tensor_digest(tensor)}
+    for first, second in [(7, 15), (7, 8007), (3, 11), (0, 8), (1, 6)]:
+        changed = tensor.clone()
+        changed[first] ^= 1 << bit
+        changed[second] ^= 1 << bit
+        found.add(tensor_digest(changed))
+    assert len(found) == 6
+
+
 def test_order_shape_dtype_and_length_count() -> None:
     ones = torch.arange(1024, dtype=torch.int64)
     others = [
