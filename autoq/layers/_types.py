@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from autoq.formats import Container, FormatName
-from autoq.layers._low_rank import LowRank
+from autoq.layers.low_rank import LowRank
 
 __all__ = ["Container", "LayerCalibration", "LowRank", "QuantizedWeight"]
 

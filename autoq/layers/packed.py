@@ -19,8 +19,8 @@ from autoq.errors import ModelError
 from autoq.formats import FORMATS, WeightScaling
 from autoq.kernels._packed import PackedTensor
 from autoq.layers._codecs import DEQUANTIZERS, LINEARS
-from autoq.layers._low_rank import DOWN, UP, LowRank
 from autoq.layers._types import Container, LayerCalibration, QuantizedWeight
+from autoq.layers.low_rank import DOWN, UP, LowRank
 from autoq.layers.quantize import fake_quantize_input, input_scale, packed_weight
 
 _EAGER = "if these are a mixture's experts, call model.set_experts_implementation('eager')"

@@ -7,7 +7,9 @@ quantised codes, which stand for what the branch leaves of the weight.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -66,6 +68,11 @@ class LowRank:
         with torch.no_grad():
             inner = functional.linear(x.detach(), self.down.to(x.device, x.dtype))
             return functional.linear(inner, self.up.to(x.device, x.dtype))
+
+    @classmethod
+    def among(cls, tensors: Mapping[str, Tensor]) -> Self | None:
+        """The branch of a quantised weight's tensors; None where it has none."""
+        return cls(tensors[DOWN], tensors[UP]) if DOWN in tensors else None
 
     def tensors(self) -> dict[str, Tensor]:
         """The factors by name."""
