@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 ROW_FRACTION = 1.0
-"""Share of the tokens whose projections are computed; see docs/architecture.md for its effect."""
+"""Share of the tokens that are looked at, by lot; `_token_sampling` then takes those that matter."""
 
 KEPT_ACTIVATION_BYTES = 64 << 20
 """Memory in which activations wait for backward; blocks beyond it are computed again there."""
