@@ -151,6 +151,8 @@ def _result(optuna_study: optuna.Study) -> Mapping[str, Any]:
 def _result_text(result: Mapping[str, Any]) -> str:
     if "accepted" not in result:
         return ""
+    if result.get("kept_earlier"):
+        return f"What an earlier refinement found is kept: {result['reason']}."
     if not result["accepted"]:
         return f"The start is kept: {result['reason']}."
     found = result["held_out"]

@@ -14,7 +14,8 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from autoq.api._refine_data import RefineData, refine_data
-from autoq.api._refine_fresh import FreshMeasurements, OnFresh, choose, fresh_aim, is_worse
+from autoq.api._refine_decide import decide
+from autoq.api._refine_fresh import FreshMeasurements, OnFresh, fresh_aim
 from autoq.api._refine_trials import (
     broken_by_the_start,
     check_start,
@@ -53,10 +54,6 @@ _MOST_KEPT = 2
 """Trials that are measured on fresh tokens where the start breaks a constraint."""
 
 
-EARLIER = -1
-"""Number of a finalist that no trial of this refinement found."""
-
-
 @dataclass(frozen=True, slots=True)
 class Confirmed:
     """The plan to take from now on, and why."""
@@ -93,37 +90,34 @@ def confirm(
     known = json.loads(trials.user_attrs.get(RESULT, "{}"))
     if known.get("done_for") == done_for:
         return Confirmed(study.store.plan(known["plan_id"]), known)
-    earlier = confirmations_of(trials)
-    if earlier.count:
-        data = refine_data(study, options, earlier)
+    before = confirmations_of(trials)
+    if before.count:
+        data = refine_data(study, options, before)
     aim = fresh_aim(options.aim)
-    remarks = [*filter(None, [data.remark]), *aim.remarks(again=earlier.count > 0)]
-    for remark in remarks:
-        progress.note(remark)
+    remarks = [*filter(None, [data.remark]), *aim.remarks(again=before.count > 0)]
     broken = broken_by_the_start(trials)
-    finalists = _finalists(study, start, refinement, finished, broken, options)
+    finalists = _finalists(refinement, finished, broken)
     floor = float(trials.user_attrs["noise_floor"])
     fresh = FreshMeasurements(study, options.cache_bytes, progress)
-    measured = fresh.of(finalists, data.fresh, aim.aim, "confirming") if aim.can_confirm else []
-    chosen, verdict = (
-        choose(finalists, measured, floor, broken) if measured else (None, aim.verdict)
-    )
-    if chosen is not None and not broken:
-        objective = replace(aim.aim, constraints=())
-        held_out = fresh.of([finalists[0], chosen], data.report, objective, "checking")
-        if is_worse(held_out[1].losses, held_out[0].losses, floor):
-            chosen = None
-            verdict = replace(
-                verdict,
-                better=False,
-                reason="the best trial won on fresh tokens and lost on the held-out ones",
-            )
-    plan = start if chosen is None else _stored(study, start, chosen.assignment, trials.study_name)
+    for remark in remarks:
+        progress.note(remark)
+    decided = decide(study, start, finalists, aim, data, options.aim, fresh, floor, broken)
+    for remark in decided.remarks:
+        progress.note(remark)
+    remarks += decided.remarks
+    chosen, measured, verdict = decided.chosen, decided.measured, decided.verdict
+    if chosen is not None:
+        plan = _stored(study, start, chosen.assignment, trials.study_name)
+    else:
+        plan = decided.kept or start
     if measured:  # without, nothing was learnt that could undo an earlier refinement
         study.set_refined(start, plan)
-    reported = _reported(study, [start] if plan is start else [start, plan], data.report, progress)
+    reported = _reported(
+        study, [start] if plan.id == start.id else [start, plan], data.report, progress
+    )
     found = {
-        "accepted": plan is not start,
+        "accepted": chosen is not None,
+        "kept_earlier": decided.kept is not None,
         "reason": verdict.reason,
         "difference": verdict.difference,
         "low": verdict.low,
@@ -131,7 +125,7 @@ def confirm(
         "objective": options.objective,
         "noise_floor": floor,
         "finalists": [
-            _row(trial, found) for trial, found in zip_longest(finalists, measured) if trial
+            _row(trial, found) for trial, found in zip_longest(decided.finalists, measured) if trial
         ],
         "selection": about_tokens(data.selection),
         "fresh": about_tokens(data.fresh),
@@ -141,7 +135,7 @@ def confirm(
         },
         "held_out": {**about_tokens(data.report), **reported},
         "remark": "; ".join(remarks) or None,
-        "confirmations": earlier.count + 1,
+        "confirmations": before.count + 1,
         "trials": len(finished),
         "plan_id": plan.id,
         "done_for": done_for,
@@ -152,14 +146,7 @@ def confirm(
     return Confirmed(plan, found)
 
 
-def _finalists(
-    study: Study,
-    start: PlanRecord,
-    refinement: Refinement,
-    finished: Sequence[Trial],
-    broken: str,
-    options: RefineOptions,
-) -> list[Trial]:
+def _finalists(refinement: Refinement, finished: Sequence[Trial], broken: str) -> list[Trial]:
     """The start and what may replace it; where the start breaks a constraint, any that keeps it.
 
     Raises:
@@ -171,9 +158,6 @@ def _finalists(
             "a refinement begins by measuring the plan as it is, and no trial did that; run it "
             "again with more trials"
         )
-    before = study.refined(start)
-    if before.id != start.id and not options.constraints:
-        return _with_refined(found, before)
     return found
 
 
@@ -181,17 +165,6 @@ def _that_keep(finished: Sequence[Trial]) -> list[Trial]:
     start = next(trial for trial in finished if trial.source is Source.START)
     kept = [trial for trial in finished if trial.complete and trial.losses and trial is not start]
     return [start, *sorted(kept, key=lambda trial: (trial.loss, trial.number))[:_MOST_KEPT]]
-
-
-def _with_refined(finalists: list[Trial], refined: PlanRecord) -> list[Trial]:
-    """What an earlier refinement of the same plan found is measured again beside the others."""
-    assignment = refined.to_plan().assignment
-    if any(dict(trial.assignment) == dict(assignment) for trial in finalists):
-        return finalists
-    earlier = Trial(
-        number=EARLIER, source=Source.SWAP, assignment=assignment, losses=(), complete=True
-    )
-    return [*finalists, earlier]
 
 
 def _stored(study: Study, start: PlanRecord, assignment: Assignment, refinement: str) -> PlanRecord:

@@ -116,13 +116,13 @@ class RefineResult:
     trials_study: str  # name of the Optuna study in the same store
     trials: int  # that were measured, or stopped early
     start: PlanRecord
-    plan: PlanRecord  # the refined plan, or the start where nothing better was found
+    plan: PlanRecord  # that is taken from now on: a refined plan, an earlier one, or the start
     verdict: Mapping[str, Any]  # of the fresh tokens, plain data
 
     @property
     def improved(self) -> bool:
-        """Whether the plan is another than the start."""
-        return self.plan.id != self.start.id
+        """Whether these trials found the plan; otherwise what was there before is kept."""
+        return bool(self.verdict.get("accepted"))
 
     def as_plain(self) -> dict[str, Any]:
         """Plain data for JSON."""

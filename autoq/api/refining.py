@@ -78,7 +78,8 @@ def refine_study(
     half, beside what an earlier refinement of the plan made of it; the best of those replaces the
     start only if it is significantly better there and breaks no constraint more than the start
     does, and is then measured on held-out tokens like every plan. One that is significantly worse
-    than the start on those is refused after all. Tasks with too few examples to hold any out
+    than the start on those is refused after all. Where none is accepted, what an earlier refinement
+    found stays, unless it is significantly worse than the start or breaks a constraint more. Tasks with too few examples to hold any out
     confirm nothing, and that is said. Another run with more trials confirms on tokens that none
     before has used, as long as the data has some, and says when it has not.
 

@@ -154,10 +154,10 @@ def _lines(result: dict[str, Any]) -> list[str]:
     held_out = result["held_out"]
     lines = [f"{result['study']}: {result['trials']} trials round {result['start']['label']}"]
     start = _interval(held_out["start"])
-    if result["improved"]:
+    if "change" in held_out:
         change = held_out["change"]
         lines += [
-            f"refined: {result['plan']['label']} is {held_out['refined_is']} on held-out text",
+            _outcome(result, held_out["refined_is"]),
             f"  KL divergence of the start: {start}",
             f"  KL divergence, refined:     {_interval(held_out['refined'])}",
             f"  difference: {_interval(change)}, {_share(change, held_out['start'])}",
@@ -170,6 +170,13 @@ def _lines(result: dict[str, Any]) -> list[str]:
     if result.get("remark"):
         lines.append(f"  note: {result['remark']}")
     return lines
+
+
+def _outcome(result: dict[str, Any], verdict: str) -> str:
+    label = result["plan"]["label"]
+    if result["improved"]:
+        return f"refined: {label} is {verdict} on held-out text"
+    return f"kept {label}, which an earlier refinement found: {result['reason']}"
 
 
 def _front_lines(result: dict[str, Any]) -> list[str]:

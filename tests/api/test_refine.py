@@ -73,7 +73,7 @@ def test_more_trials_go_on_where_fewer_ended(study):
 
 
 def test_a_better_plan_is_taken_from_then_on_and_the_start_stays_beside_it(study, monkeypatch):
-    from autoq.api import _refine_confirm, _refine_fresh
+    from autoq.api import _refine_decide, _refine_fresh
     from autoq.search.refine import Verdict
 
     start = study.unrefined_plan()
@@ -83,7 +83,7 @@ def test_a_better_plan_is_taken_from_then_on_and_the_start_stays_beside_it(study
 
     monkeypatch.setattr(_refine_fresh, "accepted", generous)
     the_second_is_a_finalist(monkeypatch)
-    monkeypatch.setattr(_refine_confirm, "is_worse", lambda *_: False)
+    monkeypatch.setattr(_refine_decide, "is_worse", lambda *_: False)
     result = study.refine(trials=2, **SMALL)
     assert result.improved
     assert result.plan.label == "6 bits, refined"
