@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from autoq.calibration import workers
 from autoq.calibration.awq import search_input_scale
 from autoq.calibration.feedback import FeedbackOfSlots
 from autoq.calibration.folding import ScalePlaces, find_folds
@@ -68,6 +69,9 @@ def calibrate(
     Where errors are fed back there are more passes if the second moments of all inputs do not fit
     in a quarter of the memory that is free on the model's device; `moment_bytes` overrules that.
 
+    Where torch.distributed is initialised all ranks call this with the same model and formats, each
+    with batches of its own, and all get the scales of all data.
+
     Args:
         formats: names of the formats; "none" needs no calibration and is skipped.
         run: runs the model on one batch.
@@ -80,7 +84,10 @@ def calibrate(
         after_group: called when a group is calibrated in one format, for progress.
     Raises:
         ModelError: an input holds NaN or Inf on calibration data; names the layer.
+        DataError: a rank has no batches.
     """
+    device = next(model.parameters()).device
+    batch_count = workers.count_batches(len(batches), device)
     quantised = [FORMATS[name] for name in formats if name != NONE]
     steps = [fmt.algorithm(method) for fmt in quantised]
     scaling = [fmt for fmt in quantised if fmt.algorithm(method).searches_input_scales]
@@ -90,15 +97,15 @@ def calibrate(
     feeds_back = any(step.feeds_errors_back for step in steps)
     if feeds_back:
         if moment_bytes is None:
-            moment_bytes = moment_memory(next(model.parameters()).device)
+            moment_bytes = workers.least(moment_memory(device), device)
         parts = list(parts_in_memory(model_map, model_map.groups, moment_bytes))
-    collector = MomentCollector(parts[0] if feeds_back else [], len(batches))
+    collector = MomentCollector(parts[0] if feeds_back else [], batch_count)
     statistics = collect_statistics(
         model,
         model_map,
         batches,
         run,
-        batch_count=len(batches),
+        batch_count=batch_count,
         keep_rows_of={
             name for name in model_map.slots if any(places.take(name, fmt) for fmt in scaling)
         },
@@ -106,13 +113,14 @@ def calibrate(
         also=collector.record,
         after_batch=after_batch,
     )
+    collector.share(model_map, device)
     calibrator = _Calibrator(model, model_map, statistics, places, container, scale_dtype, method)
     table: dict[tuple[SlotName, FormatName], LayerCalibration] = {}
     moments = collector.moments
     for index, part in enumerate(parts):
         if index:
             moments.clear()
-            moments = collect_moments(model, model_map, part, batches, run)
+            moments = collect_moments(model, model_map, part, batches, run, batch_count=batch_count)
         with torch.no_grad():
             for group in part:  # so that what feedback needs of an input is not kept for all
                 feedback = FeedbackOfSlots(moments, moment_owners([group]))

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autoq.calibration import workers
 from autoq.calibration.scales import sharing_sets
 from autoq.formats import Container, QuantFormat
 from autoq.layers.taps import MatrixCall, tapped
@@ -64,13 +65,18 @@ def find_folds(
 
     Args:
         run: runs the model on some small input and returns its output; called a few times.
+    Returns:
+        Of several workers, the same on all: what all of them found.
     """
     candidates = _candidates(model, model_map, run)
     with torch.no_grad():
         expected = run()
         if not _survives(model, candidates, run, expected):
             candidates = [c for c in candidates if _survives(model, [c], run, expected)]
-    return {slot.name: c.norm for c in candidates for slot in c.slots}
+    found = {slot.name: c.norm for c in candidates for slot in c.slots}
+    device = next(model.parameters()).device
+    agreed = workers.all_hold([name in found for name in model_map.slots], device)
+    return {name: found[name] for name, holds in zip(model_map.slots, agreed, strict=True) if holds}
 
 
 def _candidates(

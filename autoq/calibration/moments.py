@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from autoq.calibration import workers
 from autoq.calibration.scales import sharing_sets
 from autoq.calibration.statistics import spread
 from autoq.layers.taps import MatrixCall, tapped
@@ -56,6 +57,10 @@ class MomentCollector:
     """Adds the inputs of some groups up, each distinct one once."""
 
     def __init__(self, groups: Iterable[DecisionGroup], batch_count: int) -> None:
+        """
+        Args:
+            batch_count: how many batches will come to all workers together.
+        """
         self._batch_count = batch_count
         self._owners = moment_owners(groups)
         self.moments: dict[SlotName, SecondMoment] = {}
@@ -81,6 +86,21 @@ class MomentCollector:
         moment.total.addmm_(values.t(), values)
         moment.rows += rows.shape[0]
 
+    def share(self, model_map: ModelMap, device: torch.device) -> None:
+        """Make of the workers' moments those of all data; each calls it.
+
+        Some inputs, such as experts', may have come to other workers alone.
+        """
+        if not workers.are_several():
+            return
+        for name in sorted(set(self._owners.values())):
+            width = model_map.slots[name].in_features
+            moment = self.moments.get(name, SecondMoment(torch.zeros(width, width, device=device)))
+            workers.make_sum(moment.total)
+            moment.rows = workers.total(moment.rows, device)
+            if moment.rows:
+                self.moments[name] = moment
+
 
 def moment_owners(groups: Iterable[DecisionGroup]) -> dict[SlotName, SlotName]:
     """First slot of each set that shares its scales -> the slot that names its input's moment.
@@ -102,9 +122,15 @@ def collect_moments(
     groups: Sequence[DecisionGroup],
     batches: Sequence[Batch],
     run: Callable[[Batch], Any],
+    *,
+    batch_count: int,
 ) -> dict[SlotName, SecondMoment]:
-    """Run the model over `batches` and gather the second moments of the groups' inputs."""
-    collector = MomentCollector(groups, len(batches))
+    """Run the model over `batches` and gather the second moments of the groups' inputs.
+
+    Args:
+        batch_count: how many batches come to all workers together.
+    """
+    collector = MomentCollector(groups, batch_count)
 
     def handler(call: MatrixCall, inputs: Tensor) -> Tensor:
         collector.record(call.slot.name, inputs.flatten(0, -2))
@@ -114,6 +140,7 @@ def collect_moments(
     with torch.no_grad(), tapped(model, wanted, handler):
         for batch in batches:
             run(batch)
+    collector.share(model_map, next(model.parameters()).device)
     return collector.moments
 
 

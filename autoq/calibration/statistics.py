@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from autoq.calibration import workers
 from autoq.errors import ModelError
 from autoq.kernels.scoring import input_statistics
 from autoq.layers.taps import MatrixCall, tapped
@@ -110,6 +111,18 @@ class InputStatistics:
             self.row_storage[self.kept_count : self.kept_count + len(taken)] = taken
             self.kept_count += len(taken)
 
+    def share(self) -> None:
+        """Make of the workers' sums, counts and rows those of all data; each calls it."""
+        workers.make_sum(self.channel_absolute_sum)
+        workers.make_sum(self.channel_square_sum)
+        if self.magnitude_counts is not None:
+            workers.make_sum(self.magnitude_counts)
+        self.row_count = workers.total(self.row_count, self.channel_amax.device)
+        if len(self.row_storage):
+            rows = workers.joined_rows(self.row_storage, self.kept_count)[:KEPT_ROWS]
+            self.kept_count = len(rows)
+            self.row_storage[: len(rows)] = rows
+
 
 def _counted(values: Tensor, bins: int) -> Tensor:
     """How many magnitudes lie in each bin, int64 [bins]; those outside are in the first or last."""
@@ -151,7 +164,8 @@ def collect_statistics(
 
     Args:
         run: runs the model on one batch; its result is ignored.
-        batch_count: how many batches will come; sets how many rows of each are kept.
+        batch_count: how many batches will come to all workers together; sets how many rows of each
+            are kept.
         keep_rows_of: slots of which up to `KEPT_ROWS` input rows are kept for a search on real
             inputs; none of experts, which are many and never searched for.
         counts_magnitudes: whether magnitudes are counted, for percentiles.
@@ -166,10 +180,13 @@ def collect_statistics(
     with torch.no_grad(), tapped(model, model_map.slots.values(), collector):
         for batch in batches:
             run(batch)
-            collector.check_finite()
+            if not workers.are_several():  # who would wait for one that stops here
+                collector.check_finite()
             after_batch()
     parameter = next(model.parameters())
-    return collector.statistics_by_slot(parameter.dtype, parameter.device)
+    statistics = collector.statistics_by_slot(parameter.dtype, parameter.device)
+    collector.share()
+    return statistics
 
 
 class _Collector:
@@ -214,6 +231,17 @@ class _Collector:
                 counts_magnitudes=self._counts_magnitudes,
             )
         return self._statistics[leader]
+
+    def share(self) -> None:
+        """Make of the workers' statistics those of all data, or refuse on all what one refuses."""
+        if not workers.are_several():
+            return
+        entries = [self._statistics[leader] for leader in sorted(self._statistics)]
+        for entry in entries:
+            workers.make_largest(entry.channel_amax)
+        self.check_finite()
+        for entry in entries:
+            entry.share()
 
     def check_finite(self) -> None:
         for leader, statistics in self._statistics.items():

@@ -139,7 +139,12 @@ def test_moments_are_sums_over_inputs_and_fused_layers_share_one():
     model = make_tiny_model("llama", dtype=torch.float32)
     model_map, batches = discover(model), llama_batches()
     found = collect_moments(
-        model, model_map, model_map.groups, batches, partial(forward_logits, model)
+        model,
+        model_map,
+        model_map.groups,
+        batches,
+        partial(forward_logits, model),
+        batch_count=len(batches),
     )
     names = ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"]
     expected = moments_by_hooks(model, names, batches)
@@ -154,7 +159,12 @@ def test_experts_that_read_one_tensor_pool_their_rows():
     model = make_tiny_model("qwen3_moe", dtype=torch.float32)
     model_map, batches = discover(model), llama_batches()
     found = collect_moments(
-        model, model_map, model_map.groups, batches, partial(forward_logits, model)
+        model,
+        model_map,
+        model_map.groups,
+        batches,
+        partial(forward_logits, model),
+        batch_count=len(batches),
     )
     owners = moment_owners(model_map.groups)
     pooled = [group.input_sets[0] for group in model_map.groups if group.input_sets]
