@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import torch
 from torch import Tensor
 
+from autoq.api.kv_cache import cache_simulation
 from autoq.api.measured import KL_DIVERGENCE, OTHER_DATA, PER_SEQUENCE, noise_floor_on
 from autoq.api.task import load_data, output_bytes, output_properties, token_batches
 from autoq.data import TokenData
@@ -184,6 +185,7 @@ class PlanMeasurer(ModelBorrower):
         else:
             assignment = plan.to_plan().assignment
             self._simulated.apply(slot_formats_of(self._study.model_map, assignment))
+            self._simulated.set_kv_cache(cache_simulation(self._study, plan))
 
     def _to_original(self) -> None:
         if self._simulated is not None:

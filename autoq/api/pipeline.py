@@ -19,6 +19,14 @@ from autoq.api.budgets import Budgets, budgets_or_default, gpu_of
 from autoq.api.config import ScoringConfig, parse_calibration
 from autoq.api.costing import SIZES, check_reachable, constrained_costs, latency_note
 from autoq.api.exporting import export_plan
+from autoq.api.kv_cache import (
+    CacheWish,
+    cache_wish,
+    check_cache,
+    plan_of_weights,
+    run_cache_scores,
+    with_cache,
+)
 from autoq.api.measuring import held_out_tokens
 from autoq.api.opening import DEFAULT_STORE
 from autoq.api.quality import check_measurable, smallest_that_keeps
@@ -71,6 +79,9 @@ def search(
     latency_table: str | Path | None = None,
     latency_tokens: int = 1,
     formats: Sequence[str] | None = None,
+    kv_formats: Sequence[str] | None = None,
+    kv_bits: float | None = None,
+    kv_scope: str | None = None,
     rules: Sequence[str] = (),
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -122,6 +133,11 @@ def search(
         latency_tokens: tokens of one step: one per sequence in decoding, all in prefill.
         formats: names; None is the portable set that every engine loads, or what `target` runs of
             the formats that are offered unasked.
+        kv_formats: names of `autoq.formats.kv_cache.KV_CACHE_FORMATS` to choose the key/value cache's
+            from; None leaves the cache alone.
+        kv_bits: budget: mean bits per cached element, block scales counted; None is 8.
+        kv_scope: "model", which None is, for one format that all layers share, as checkpoints state
+            it, or "layer" for one each, which is measured and cannot be exported.
         rules: "pattern=format[,format]", binding the groups that match.
         include: globs of layers to search although they are left out by default.
         exclude: globs of layers to leave alone.
@@ -194,6 +210,15 @@ def search(
         seed=seed,
         trust_remote_code=trust_remote_code,
     )
+    is_stated = place is not None or container is not None or export is not None
+    wish = cache_wish(
+        kv_formats,
+        kv_bits,
+        kv_scope,
+        target=place,
+        container=config.container if is_stated else None,
+        max_kl=max_kl,
+    )
     if place is None:
         note_narrow_formats(config, progress, named=container is not None)
     if export is not None:
@@ -219,7 +244,9 @@ def search(
     check_finite(loaded.model, model_map.slots.values())
     opened = StudyStore.open(store) if isinstance(store, str) else store
     discovered = discovery_payload(loaded, model_map, unusable)
-    study, task = _open_study(opened, config, loaded, discovered, name)
+    study, task, data = _open_study(opened, config, loaded, discovered, name)
+    if wish is not None:
+        check_cache(loaded, data, study, wish)
     held_out = held_out_tokens(study, sequences=held_out_sequences) if measure else None
     if name is not None and study.name != name:
         progress.note(f"the same search is in the store as {study.name}; continuing that study")
@@ -238,14 +265,23 @@ def search(
             run_sensitivity(
                 study, loaded, task, progress, None if budgets.max_kl is not None else solver
             )
-        choose = partial(_choose, study, budgets, rules, held_out, progress)
+        if wish is not None:
+            run_cache_scores(study, loaded, data, progress)
+        choose = partial(_choose, study, budgets, rules, held_out, progress, wish)
         plan = run_solve(study, choose, rules, target=place)
         if held_out is not None:
             run_measure(study, plan, held_out, compare_uniform, progress)
         if refining is not None:
             refine_study(
-                study, plan, refining, workers=workers, holds_lease=True, progress=progress
+                study,
+                plan_of_weights(study, plan),
+                refining,
+                workers=workers,
+                holds_lease=True,
+                progress=progress,
             )
+            if wish is not None and held_out is not None:
+                run_measure(study, study.refined(plan), held_out, False, progress)
         if export is not None:
             export_plan(
                 study,
@@ -286,8 +322,11 @@ def _choose(
     rules: Sequence[str],
     held_out: TokenData | None,
     progress: Progress,
+    wish: CacheWish | None,
 ) -> PlanRecord:
     """The plan for the budgets; a limit on quality is on the measured one where it can be."""
+    if wish is not None:
+        return with_cache(study, study.solve_for(budgets, rules), wish)
     if budgets.max_kl is None or held_out is None:
         return study.solve_for(budgets, rules)
     return smallest_that_keeps(study, budgets, rules, held_out, progress)
@@ -299,7 +338,7 @@ def _open_study(
     loaded: LoadedModel,
     discovered: Mapping[str, Any],
     name: str | None,
-) -> tuple[Study, ScoringTask]:
+) -> tuple[Study, ScoringTask, TokenData]:
     data = load_data(
         loaded,
         config.calibration_data,
@@ -329,7 +368,7 @@ def _open_study(
         seed=config.seed,
     )
     study = Study(store, record, loaded, trust_remote_code=config.trust_remote_code)
-    return study, scoring_task(loaded, data, config)
+    return study, scoring_task(loaded, data, config), data
 
 
 def _absolute_if_file(source: str | None) -> str | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoq.api.budgets import Budgets, required_budgets
 from autoq.api.config import parse_container
+from autoq.api.kv_cache import cache_simulation, plan_of_weights, wish_of, with_cache
 from autoq.api.measured import VALIDATION
 from autoq.api.renewal import RenewingProgress
 from autoq.api.study_data import NO_BUDGETS, SOLVE, StudyData
@@ -134,6 +135,7 @@ class Study(StudyData):
     def plan(self, effective_bits: float | None = None, **limits: Any) -> PlanRecord:
         """The plan for budgets under the study's rules, or the one that was asked for last.
 
+        Where that one chose the key/value cache's formats, so does the plan, by the same wish.
         Where it was refined, it is the refined plan. The arguments are those of `solve`.
 
         Raises:
@@ -144,12 +146,25 @@ class Study(StudyData):
     def unrefined_plan(self, effective_bits: float | None = None, **limits: Any) -> PlanRecord:
         """As `plan`, of least predicted loss, whatever refinement has found."""
         budgets = Budgets(effective_bits=effective_bits, **limits)
-        if budgets.stated:
-            return self.solve_for(budgets, self.rules)
-        return self._store.plan(self._finished(SOLVE)["plan_id"])
+        last = self._store.stage(self.id, SOLVE)
+        if not budgets.stated or last is None or "plan_id" not in last.payload:
+            if budgets.stated:
+                return self.solve_for(budgets, self.rules)
+            return self._store.plan(self._finished(SOLVE)["plan_id"])
+        wish = wish_of(self._store.plan(last.payload["plan_id"]))
+        plan = self.solve_for(budgets, self.rules)
+        return plan if wish is None else with_cache(self, plan, wish)
 
     def refined(self, plan: PlanRecord) -> PlanRecord:
-        """What the last refinement made of a plan; the plan itself where none did better."""
+        """What the last refinement made of a plan; the plan itself where none did better.
+
+        Refinement is of weights: a plan's choice of the key/value cache stands on top of it.
+        """
+        wish = wish_of(plan)
+        if wish is not None:
+            weights = plan_of_weights(self, plan)
+            better = self.refined(weights)
+            return plan if better.id == weights.id else with_cache(self, better, wish)
         stage = self._store.stage(self.id, _refined_stage(plan))
         if stage is None or "plan_id" not in stage.payload:
             return plan
@@ -168,9 +183,11 @@ class Study(StudyData):
     # Measuring
 
     def simulate(self, plan: PlanRecord, *, keep_originals: bool = True) -> SimulatedModel:
-        """Put the plan's formats into the loaded model, in place."""
+        """Put the plan's formats into the loaded model, its cache's included, in place."""
         formats = slot_formats_of(self.model_map, plan.to_plan().assignment)
-        return self.simulate_formats(formats, keep_originals=keep_originals)
+        simulated = self.simulate_formats(formats, keep_originals=keep_originals)
+        simulated.set_kv_cache(cache_simulation(self, plan))
+        return simulated
 
     def simulate_formats(
         self,
@@ -274,7 +291,7 @@ class Study(StudyData):
         plan = self.unrefined_plan(effective_bits, max_gb=max_gb, max_active_bits=max_active_bits)
         return refine_study(
             self,
-            plan,
+            plan_of_weights(self, plan),
             chosen,
             workers=workers,
             annotate=annotate,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from autoq.api.kv_cache import cache_summary
 from autoq.api.measured import REFINED_FROM, measured_summary
 from autoq.api.validation import validation_summary
 from autoq.formats import NONE, FormatName
@@ -32,6 +33,7 @@ def summarise(study: Study, plan: PlanRecord) -> dict[str, Any]:
         "refined_from": refined_from(study, plan),
         "assignment": _assignment_by_module(study, plan),
         "groups": group_rows(study, plan.assignment),
+        "kv_cache": cache_summary(study, plan),
         "excluded": [
             {"name": entry.name, "reason": entry.reason, "weights": entry.weights}
             for entry in study.model_map.excluded

@@ -62,6 +62,26 @@ def search(
             "left out. `autoq formats` lists them."
         ),
     ] = None,
+    kv_formats: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORMAT,...",
+            help="Formats of the key/value cache to choose from: fp8, int8, nvfp4, none; the cache is "
+            "left alone if left out.",
+        ),
+    ] = None,
+    kv_bits: Annotated[
+        float | None,
+        typer.Option(help="Budget of the cache: mean bits per cached element; 8 if left out."),
+    ] = None,
+    kv_scope: Annotated[
+        str | None,
+        typer.Option(
+            metavar="model|layer",
+            help="One format of the cache for all layers, as checkpoints state it, or one each, to "
+            "measure only; model if left out.",
+        ),
+    ] = None,
     calib: Annotated[
         str | None,
         typer.Option(
@@ -204,6 +224,9 @@ def search(
             latency_table=None if latency_table is None else str(latency_table),
             latency_tokens=latency_batch,
             formats=_names(formats),
+            kv_formats=_names(kv_formats),
+            kv_bits=kv_bits,
+            kv_scope=kv_scope,
             rules=tuple(rule or ()),
             include=tuple(include or ()),
             exclude=tuple(exclude or ()),

@@ -22,6 +22,7 @@ from autoq.report._validation import (
     quality_cells,
     validation_text,
 )
+from autoq.report.kv_cache import cache_text
 from autoq.report.numbers import (
     MISSING,
     bits_text,
@@ -70,6 +71,9 @@ def print_summary(console: Console, data: ReportData) -> None:
     if len(data.measurements) > 1:
         console.print(_measurement_table(data.measurements))
     console.print(_group_table(data.groups))
+    if data.kv_cache is not None and len(data.kv_cache.formats) > 1:
+        rows = list(data.kv_cache.layers.items())
+        console.print(plain_table("cached by", "format", rows=rows))
 
 
 def _summary_panel(data: ReportData) -> Panel:
@@ -99,6 +103,8 @@ def _summary_lines(data: ReportData) -> list[tuple[str, str]]:
         lines.insert(-1, ("predicted, calibrated", _with_interval(data.predicted_calibrated)))
     if data.target is not None:
         lines.insert(2, ("target", data.target))
+    if data.kv_cache is not None:
+        lines.insert(-2, ("KV cache", cache_text(data.kv_cache)))
     if data.refined_from is not None:
         lines.insert(2, ("refined", f"from {data.refined_from}, by measured trials"))
     for name, value in data.measured.items():

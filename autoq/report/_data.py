@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -85,6 +86,17 @@ class LeastRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CacheRow:
+    """What was decided for the key/value cache."""
+
+    formats: Mapping[str, int]  # format -> how many layers keep their cache in it
+    bits: float | None  # mean per cached element
+    bytes_per_token: float | None  # of all layers
+    predicted_loss: float | None
+    layers: Mapping[str, str]  # layer -> format
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReportData:
     """Everything on the page."""
 
@@ -115,6 +127,7 @@ class ReportData:
     measurements: tuple[MeasurementRow, ...]
     noise_floor: Metric | None
     validation: ValidationData | None
+    kv_cache: CacheRow | None  # None where its format was not chosen
     predicted_calibrated: Metric | None  # what the validation makes of the predicted loss
     timings_seconds: tuple[tuple[str, float], ...]
     peak_memory_bytes: int | None
@@ -188,6 +201,7 @@ def report_data(summary: Mapping[str, Any], frontier: Sequence[Plan]) -> ReportD
         measurements=tuple(_measurement_row(row) for row in summary.get("measurements") or ()),
         noise_floor=metric_of("noise_floor", summary.get("noise_floor")),
         validation=validation_data(summary.get("validation")),
+        kv_cache=_cache_row(summary.get("kv_cache")),
         predicted_calibrated=metric_of("predicted", summary.get("predicted_calibrated")),
         timings_seconds=tuple(_numbers(summary.get("timings_s")).items()),
         peak_memory_bytes=summary.get("peak_rss_bytes"),
@@ -201,6 +215,19 @@ def _latency_row(latency: Mapping[str, Any] | None) -> LatencyRow | None:
     if latency is None:
         return None
     return LatencyRow(hardware=str(latency["hardware"]), tokens=int(latency["tokens"]))
+
+
+def _cache_row(cache: Mapping[str, Any] | None) -> CacheRow | None:
+    if cache is None:
+        return None
+    layers = {str(layer["name"]): str(layer["format"]) for layer in cache["layers"]}
+    return CacheRow(
+        formats=dict(Counter(layers.values())),
+        bits=finite(cache.get("bits")),
+        bytes_per_token=finite(cache.get("bytes_per_token")),
+        predicted_loss=finite(cache.get("predicted_loss")),
+        layers=layers,
+    )
 
 
 def _least_row(least: Mapping[str, Any] | None) -> LeastRow | None:

@@ -34,6 +34,7 @@ def test_search_passes_every_option_on(api, run):
     result = run(
         *SEARCH,
         *("--formats", "nvfp4, fp8", "--calib", "text.jsonl", "--store", "sqlite:///other.db"),
+        *("--kv-formats", "fp8, nvfp4", "--kv-bits", "7.5", "--kv-scope", "layer"),
         *("--export", "out", "--container", "compressed-tensors", "--name", "mine"),
         *("--target", "vllm:h200"),
         *("--rule", "a=none", "--rule", "b=fp8", "--include", "lm_head", "--exclude", "x*"),
@@ -62,6 +63,9 @@ def test_search_passes_every_option_on(api, run):
         "latency_table": "times.json",
         "latency_tokens": 8,
         "formats": ["nvfp4", "fp8"],
+        "kv_formats": ["fp8", "nvfp4"],
+        "kv_bits": 7.5,
+        "kv_scope": "layer",
         "rules": ("a=none", "b=fp8"),
         "include": ("lm_head",),
         "exclude": ("x*",),
