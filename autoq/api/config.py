@@ -121,6 +121,6 @@ def parse_container(name: str) -> Container:
     except ValueError:
         known = ", ".join(container.value for container in Container)
         raise InputError(
-            f"no container named {name!r}; known: {known}; `autoq export` alone also writes onnx and "
-            "tensorrt-llm, of studies searched for one of these"
+            f"no container named {name!r}; known: {known}; `autoq export` alone also writes onnx, "
+            "tensorrt-llm and transformers-fp8, of studies searched for one of these"
         ) from None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import nn
 
+from autoq.api.exporting_transformers_fp8 import compared_weights
 from autoq.api.task import PROBE_TOKENS
 from autoq.calibration import without_unfolded_scales
 from autoq.export import (
@@ -23,6 +24,7 @@ from autoq.export import (
     verify_logits,
     warnings_for,
 )
+from autoq.export._types import Spelling
 from autoq.formats import NONE, FormatName, parse_target, reasons
 from autoq.layers import Container, LayerCalibration
 from autoq.layers.simulate import slot_formats_of
@@ -68,6 +70,7 @@ def export_plan(
     overwrite: bool,
     check_logits: bool,
     progress: Progress,
+    spelling: Spelling = Spelling.OWN,
 ) -> dict[str, Any]:
     """Write, verify and record the checkpoint of `plan`; the study's lease must be held.
 
@@ -77,7 +80,9 @@ def export_plan(
     """
     try:
         with study.repeated_stage(EXPORT):
-            return _export(study, plan, destination, container, overwrite, check_logits, progress)
+            return _export(
+                study, plan, destination, container, overwrite, check_logits, progress, spelling
+            )
     finally:
         # The plan stands whether or not a checkpoint of it could be written.
         study.store.set_status(study.id, WorkStatus.DONE)
@@ -91,6 +96,7 @@ def _export(
     overwrite: bool,
     check_logits: bool,
     progress: Progress,
+    spelling: Spelling,
 ) -> dict[str, Any]:
     started = time.perf_counter()
     loaded = study.loaded()
@@ -101,16 +107,22 @@ def _export(
     ):
         progress.note(line)
     calibration = _storable_calibration(study, slot_formats, container, progress)
+    name = container.value if spelling is Spelling.OWN else spelling.value
     export_id = study.store.begin_export(
-        study.id, plan_id=plan.id, container=container.value, path=str(destination.resolve())
+        study.id, plan_id=plan.id, container=name, path=str(destination.resolve())
     )
     verification: dict[str, Any] = {}
 
     def verify(folder: Path) -> None:
         verification.update(
-            _plain(_verify(study, folder, slot_formats, calibration, container, progress))
+            _plain(
+                _verify(study, folder, slot_formats, calibration, container, progress, spelling),
+                name,
+            )
         )
-        if check_logits and _loads_in_transformers(loaded.model, container, progress):
+        if check_logits and spelling is Spelling.TRANSFORMERS_FP8:
+            verification.update(compared_weights(folder, progress))
+        elif check_logits and _loads_in_transformers(loaded.model, container, progress):
             verification["transformers_logits"] = _compare_logits(study, folder, progress)
 
     try:
@@ -124,6 +136,7 @@ def _export(
             overwrite,
             verify,
             progress,
+            spelling,
         )
     except BaseException as error:
         study.store.fail_export(export_id, reason=f"{type(error).__name__}: {error}")
@@ -137,7 +150,7 @@ def _export(
         "study": study.name,
         "plan": plan.label,
         "path": str(result.path),
-        "container": container.value,
+        "container": name,
         "effective_bits": plan.effective_bits,
         "stored_bytes": result.stored_bytes,
         "files": [
@@ -197,6 +210,7 @@ def _write(
     overwrite: bool,
     verify: Callable[[Path], None],
     progress: Progress,
+    spelling: Spelling,
 ) -> ExportResult:
     loaded = study.loaded()
     with progress.task("exporting", 0) as advance:
@@ -218,6 +232,7 @@ def _write(
                 "model_fingerprint": study.record.model_fingerprint,
             },
             verify=verify,
+            spelling=spelling,
         )
 
 
@@ -228,6 +243,7 @@ def _verify(
     calibration: Calibrations,
     container: Container,
     progress: Progress,
+    spelling: Spelling,
 ) -> VerificationReport:
     with progress.task("reading back", 1) as advance:
         report = verify_checkpoint(
@@ -238,6 +254,7 @@ def _verify(
             calibration,
             container,
             study.storage_dtype,
+            spelling,
         )
         advance()
         return report
@@ -273,5 +290,5 @@ def _compare_logits(study: Study, folder: Path, progress: Progress) -> dict[str,
     return {"relative_difference": difference}
 
 
-def _plain(report: VerificationReport) -> dict[str, Any]:
-    return {**asdict(report), "container": report.container.value}
+def _plain(report: VerificationReport, name: str) -> dict[str, Any]:
+    return {**asdict(report), "container": name}

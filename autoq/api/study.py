@@ -322,11 +322,14 @@ class Study(StudyData):
             max_active_bits: the same in bits per weight that a token touches.
             container: "modelopt" or "compressed-tensors"; None is the one searched for. "onnx" is
                 a graph with Q/DQ nodes, of what the model computes in the container searched for;
-                "tensorrt-llm" is the checkpoint that TensorRT-LLM's engine builder takes.
+                "tensorrt-llm" is the checkpoint that TensorRT-LLM's engine builder takes;
+                "transformers-fp8" is a compressed-tensors one of fp8_block alone in the words of
+                transformers' own method fp8.
             tp_size: ranks that share every layer, of the container "tensorrt-llm" only.
             pp_size: stages of layers, of the container "tensorrt-llm" only.
             check_logits: load a compressed-tensors checkpoint with transformers, too, and compare
-                its logits with the simulation's; takes the memory of two more models.
+                its logits with the simulation's, or a transformers-fp8 one and its weights; takes
+                the memory of two more models.
         Raises:
             ExportError: the container cannot express the plan, or the folder cannot be written.
             VerificationError: what was written does not read back bit for bit.
@@ -339,11 +342,17 @@ class Study(StudyData):
             export_tensorrt_llm_plan,
             refuse_parallel,
         )
+        from autoq.api.exporting_transformers_fp8 import spelled
+        from autoq.export._types import Spelling
 
         refuse_parallel(container, tp_size, pp_size)
+        own = spelled(container)
         if container == ONNX:
             refuse_missing_packages()
-        if container in (ONNX, TENSORRT_LLM):
+        spelling = Spelling.OWN
+        if own is not None:
+            chosen, spelling = own
+        elif container in (ONNX, TENSORRT_LLM):
             chosen = self.config.container
         else:
             chosen = parse_container(container) if container else self.config.container
@@ -373,6 +382,7 @@ class Study(StudyData):
                 overwrite=overwrite,
                 check_logits=check_logits,
                 progress=renewing,
+                spelling=spelling,
             )
 
     # Looking

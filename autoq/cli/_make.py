@@ -42,8 +42,9 @@ def export(
     container: Annotated[
         str | None,
         typer.Option(
-            help="modelopt, compressed-tensors, onnx for a graph with Q/DQ nodes, or tensorrt-llm "
-            "for its engine builder; what the study was searched for if left out."
+            help="modelopt, compressed-tensors, transformers-fp8 for plans of fp8_block alone, onnx for "
+            "a graph with Q/DQ nodes, or tensorrt-llm for its engine builder; what the study was "
+            "searched for if left out."
         ),
     ] = None,
     tp: Annotated[

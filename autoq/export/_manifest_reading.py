@@ -9,7 +9,9 @@ from typing import Any
 from autoq.errors import ExportError
 from autoq.export._aliases import experts_parent
 from autoq.export._compressed_tensors_manifest import COMPRESSED, COMPRESSED_TENSORS_SCHEMES
+from autoq.export._fp8_manifest import BLOCK_FORMAT, METHOD, left_out_modules
 from autoq.export._modelopt_manifest import MIXED, MODELOPT_ENTRIES
+from autoq.export._types import Spelling
 from autoq.formats import FormatName
 from autoq.layers.quantize import Container
 
@@ -28,16 +30,36 @@ def container_of(manifest: Mapping[str, Any]) -> Container:
     """Which container a quantization_config belongs to.
 
     Raises:
-        ExportError: another method than the two that autoq writes.
+        ExportError: another method than those that autoq writes.
     """
     method = manifest.get("quant_method")
+    if spelling_of(manifest) is Spelling.TRANSFORMERS_FP8:
+        return Container.COMPRESSED_TENSORS
     for container in Container:
         if method == container.value:
             return container
     raise ExportError(
-        f"a checkpoint must be modelopt or compressed-tensors to be read, got {method!r}; "
-        "export it again with autoq"
+        f"a checkpoint must be modelopt, compressed-tensors or transformers' fp8 to be read, got "
+        f"{method!r}; export it again with autoq"
     )
+
+
+def spelling_of(manifest: Mapping[str, Any]) -> Spelling:
+    """In which words a checkpoint with this quantization_config is written."""
+    is_fp8 = manifest.get("quant_method") == METHOD
+    return Spelling.TRANSFORMERS_FP8 if is_fp8 else Spelling.OWN
+
+
+def fp8_formats(manifest: Mapping[str, Any]) -> FormatOf:
+    """Formats by the manifest of transformers' own fp8."""
+    left_out = set(left_out_modules(manifest))
+
+    def listed(module: str) -> FormatName:
+        if module in left_out:
+            raise ExportError(f"{module} has scales, and the manifest leaves it out")
+        return BLOCK_FORMAT
+
+    return listed
 
 
 def modelopt_formats(manifest: Mapping[str, Any]) -> FormatOf:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from autoq.errors import ModelError
 from autoq.export._folding import Calibrations, fold, folded_scales, stored_scale
+from autoq.export._fp8_manifest import stored_name
 from autoq.export._names import CheckpointNames, checkpoint_tensors, unquantized_groups
 from autoq.export._packing import packed_tensors
+from autoq.export._types import Spelling
 from autoq.formats import FORMATS, NONE, FormatName
 from autoq.layers import LayerCalibration, QuantizedWeight
 from autoq.layers.quantize import Container, quantize_weight
@@ -31,6 +33,7 @@ class ExportPlan:
     calibration: Calibrations
     container: Container
     scale_dtype: torch.dtype
+    spelling: Spelling = field(default=Spelling.OWN, kw_only=True)
 
     @cached_property
     def names(self) -> CheckpointNames:
@@ -85,7 +88,8 @@ class ExportPlan:
                 pre_quant_scale=self.written_pre_quant_scale(slot, entry),
             )
             for suffix, tensor in tensors.items():
-                yield f"{part.module}.{suffix}", tensor
+                is_own = self.spelling is Spelling.OWN
+                yield f"{part.module}.{suffix if is_own else stored_name(suffix)}", tensor
 
     def unquantized_groups(self) -> Iterator[Mapping[str, Tensor]]:
         """Model name -> tensor for everything that is stored as it is, a layer at a time."""

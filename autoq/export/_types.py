@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,14 @@ from autoq.formats import FormatName
 from autoq.layers import LayerCalibration
 from autoq.layers.quantize import Container
 from autoq.models import ModelMap, SlotName
+
+
+class Spelling(StrEnum):
+    """In which words a container's tensors are written down."""
+
+    OWN = "own"
+    TRANSFORMERS_FP8 = "transformers-fp8"
+    """compressed-tensors' blocks of FP8 under transformers' own method `fp8`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

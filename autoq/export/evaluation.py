@@ -99,7 +99,7 @@ def transformers_logits(
             f"transformers reads compressed-tensors checkpoints only, and {path} is modelopt; "
             "export it with --container compressed-tensors"
         )
-    model = _transformers_model(checkpoint, dtype)
+    model = transformers_model(checkpoint, dtype)
     with torch.no_grad():
         return forward_logits(model, input_ids)
 
@@ -196,7 +196,12 @@ def _contents(
     )
 
 
-def _transformers_model(checkpoint: QuantizedCheckpoint, dtype: torch.dtype) -> nn.Module:
+def transformers_model(checkpoint: QuantizedCheckpoint, dtype: torch.dtype) -> nn.Module:
+    """The model that transformers loads, with nothing missing, unexpected or of another shape.
+
+    Raises:
+        VerificationError: it cannot, or something is.
+    """
     try:
         with quiet_transformers():
             model, report = model_class(checkpoint).from_pretrained(

@@ -14,12 +14,13 @@ from autoq.errors import ExportError
 from autoq.export._compressed_tensors_manifest import compressed_tensors_manifest
 from autoq.export._folder import check_destination, copy_companions, exported_files, written_folder
 from autoq.export._folding import Calibrations
+from autoq.export._fp8_manifest import fp8_manifest
 from autoq.export._modelopt_manifest import modelopt_manifest
 from autoq.export._plan import ExportPlan
 from autoq.export._shards import ShardWriter
 from autoq.export._source import model_config, storage_dtypes
-from autoq.export._types import ExportResult
-from autoq.export.rules import refusals
+from autoq.export._types import ExportResult, Spelling
+from autoq.export.rules import refusals, transformers_fp8_refusals
 from autoq.formats import FormatName
 from autoq.layers.quantize import Container
 from autoq.models import ModelMap, SlotName
@@ -44,6 +45,7 @@ def export_checkpoint(
     progress: Progress | None = None,
     provenance: Mapping[str, Any] | None = None,
     verify: Callable[[Path], None] | None = None,
+    spelling: Spelling = Spelling.OWN,
 ) -> ExportResult:
     """Write the model as the plan says; the destination appears complete or not at all.
 
@@ -62,12 +64,15 @@ def export_checkpoint(
         provenance: what to say of the checkpoint's origin in its manifest; JSON values.
         verify: called with the folder when it is complete, before it takes the destination's name;
             if it raises, the folder is removed and the destination stays as it was.
+        spelling: in which words compressed-tensors' FP8 blocks are written; no other plan has two.
     Raises:
         ExportError: the container cannot express the plan, the destination is in use, or it
             cannot be written.
         ModelError: a weight holds NaN or infinity.
     """
-    plan = ExportPlan(model, model_map, slot_formats, calibration, container, scale_dtype)
+    plan = ExportPlan(
+        model, model_map, slot_formats, calibration, container, scale_dtype, spelling=spelling
+    )
     return write_checkpoint(
         plan,
         source=source,
@@ -125,6 +130,8 @@ def refuse_inexpressible(plan: ExportPlan) -> None:
     lines = refusals(
         plan.model, plan.model_map, plan.slot_formats, plan.calibration, plan.container
     )
+    if plan.spelling is Spelling.TRANSFORMERS_FP8:
+        lines += transformers_fp8_refusals(plan.model_map, plan.slot_formats, plan.container)
     if lines:
         more = f" (and {len(lines) - 1} more like it)" if len(lines) > 1 else ""
         raise ExportError(f"{lines[0]}{more}")
@@ -173,7 +180,9 @@ def _write_configuration(
     manifest: Mapping[str, Any] = {}
     exported_by = {"name": "autoq", **provenance}
     if plan.quantized_slots:
-        if plan.container is Container.MODELOPT:
+        if plan.spelling is Spelling.TRANSFORMERS_FP8:
+            manifest = fp8_manifest(plan.module_formats, exported_by)
+        elif plan.container is Container.MODELOPT:
             both = modelopt_manifest(plan.module_formats, exported_by)
             manifest = both.flat
             _write_json(folder / NESTED_MANIFEST, both.nested)

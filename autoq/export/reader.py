@@ -13,14 +13,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from autoq.errors import ExportError, ModelError
+from autoq.export._fp8_manifest import stored_name
 from autoq.export._manifest_reading import (
     FormatOf,
     compressed_tensors_formats,
     container_of,
+    fp8_formats,
     modelopt_formats,
+    spelling_of,
 )
 from autoq.export._names import CheckpointNames
-from autoq.export._types import QuantizedModule
+from autoq.export._types import QuantizedModule, Spelling
 from autoq.export._unpacking import (
     checked_tensors,
     expected_tensors,
@@ -33,7 +36,7 @@ from autoq.layers.quantize import Container, dequantize_weight
 from autoq.models import ModelMap, SlotName, WeightSlot
 from autoq.models.folder import INDEX_NAME, read_config, shard_paths
 
-_SCALE_SUFFIX = ".weight_scale"
+_SCALE = "weight_scale"
 _CODES = ("weight", "weight_packed")
 _CODE_DTYPES = ("F8_E4M3", "I8", "U8", "I32")  # as safetensors spells them
 
@@ -57,6 +60,7 @@ class QuantizedCheckpoint(Mapping[str, QuantizedModule]):
         self._open_for_slices: dict[Path, Any] = {}
         self.manifest = self._manifest()
         self.container = container_of(self.manifest) if self.manifest else None
+        self.spelling = spelling_of(self.manifest)
         self.formats = self._formats()
 
     @property
@@ -67,7 +71,9 @@ class QuantizedCheckpoint(Mapping[str, QuantizedModule]):
     @cached_property
     def unquantized_names(self) -> list[str]:
         """Tensors that belong to no quantised module, biases of quantised ones included."""
-        taken = {f"{name}.{suffix}" for name in self.formats for suffix in self._suffixes(name)}
+        taken = {
+            self._stored(name, suffix) for name in self.formats for suffix in self._suffixes(name)
+        }
         return [name for name in self._files if name not in taken]
 
     def tensor(self, name: str) -> Tensor:
@@ -103,7 +109,9 @@ class QuantizedCheckpoint(Mapping[str, QuantizedModule]):
 
     def __getitem__(self, name: str) -> QuantizedModule:
         fmt = self.formats[name]
-        tensors = {suffix: self.tensor(f"{name}.{suffix}") for suffix in self._suffixes(name)}
+        tensors = {
+            suffix: self.tensor(self._stored(name, suffix)) for suffix in self._suffixes(name)
+        }
         return QuantizedModule(name=name, format=fmt, tensors=tensors)
 
     def __iter__(self) -> Iterator[str]:
@@ -116,7 +124,12 @@ class QuantizedCheckpoint(Mapping[str, QuantizedModule]):
         if self.container is None:
             return []
         known = sorted(expected_tensors(self.container, self.formats[module]))
-        return [suffix for suffix in known if f"{module}.{suffix}" in self._files]
+        return [suffix for suffix in known if self._stored(module, suffix) in self._files]
+
+    def _stored(self, module: str, suffix: str) -> str:
+        """The name of a module's tensor in the files."""
+        is_own = self.spelling is Spelling.OWN
+        return f"{module}.{suffix if is_own else stored_name(suffix)}"
 
     def _manifest(self) -> Mapping[str, Any]:
         manifest = self.config.get("quantization_config")
@@ -127,8 +140,8 @@ class QuantizedCheckpoint(Mapping[str, QuantizedModule]):
         return manifest
 
     def _formats(self) -> dict[str, FormatName]:
-        scaled = [name for name in self._files if name.endswith(_SCALE_SUFFIX)]
-        modules = [name.removesuffix(_SCALE_SUFFIX) for name in scaled]
+        ending = self._stored("", _SCALE)
+        modules = [name.removesuffix(ending) for name in self._files if name.endswith(ending)]
         if self.container is None:
             if modules:
                 raise ExportError(f"{modules[0]} has scales, and {self.path} has no manifest")
@@ -137,7 +150,9 @@ class QuantizedCheckpoint(Mapping[str, QuantizedModule]):
             Container.MODELOPT: modelopt_formats,
             Container.COMPRESSED_TENSORS: compressed_tensors_formats,
         }
-        format_of: FormatOf = readers[self.container](self.manifest)
+        own = readers[self.container]
+        is_own = self.spelling is Spelling.OWN
+        format_of: FormatOf = (own if is_own else fp8_formats)(self.manifest)
         self._refuse_codes_without_scale(set(modules))
         return {module: format_of(module) for module in modules}
 
@@ -149,7 +164,7 @@ class QuantizedCheckpoint(Mapping[str, QuantizedModule]):
                 continue
             if last != "weight" or self.slice(name).get_dtype() in _CODE_DTYPES:
                 raise ExportError(
-                    f"{self.path} lacks {module}{_SCALE_SUFFIX}, and {name} holds codes; it is "
+                    f"{self.path} lacks {module}.{_SCALE}, and {name} holds codes; it is "
                     "incomplete: export it again"
                 )
 

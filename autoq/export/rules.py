@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from autoq.errors import InputError
 from autoq.export._aliases import experts_parent
 from autoq.export._folding import Calibrations, folding_refusals, stored_scale
+from autoq.export._fp8_manifest import BLOCK_FORMAT, BLOCK_SIZE
 from autoq.export._layouts import LAYOUTS, WITHOUT_LAYOUT
 from autoq.export._plan import checkpoint_names
+from autoq.export._types import Spelling
 from autoq.formats import FORMATS, NONE, FormatName, WeightScaling
 from autoq.layers import LayerCalibration
 from autoq.layers.quantize import Container
@@ -67,6 +69,33 @@ def refusals(
     if not lines:
         lines += _name_lines(model, model_map, slot_formats, container)
     return list(dict.fromkeys(lines))
+
+
+def transformers_fp8_refusals(
+    model_map: ModelMap, slot_formats: _SlotFormats, container: Container
+) -> list[str]:
+    """What keeps a plan from transformers' own fp8 checkpoints, beyond `refusals`, a line each.
+
+    Args:
+        container: must be compressed-tensors, whose blocks these are in other words.
+    """
+    lines = [
+        f"{name} cannot be {fmt} in {Spelling.TRANSFORMERS_FP8}, which holds {BLOCK_FORMAT} alone; "
+        f"search with --formats {BLOCK_FORMAT}, or choose another container"
+        for name, fmt in slot_formats.items()
+        if fmt not in (NONE, BLOCK_FORMAT)
+    ]
+    if container is not Container.COMPRESSED_TENSORS:
+        lines.append(f"{Spelling.TRANSFORMERS_FP8} is a spelling of compressed-tensors' blocks")
+    for name, fmt in slot_formats.items():
+        rows = model_map.slots[name].out_features if fmt == BLOCK_FORMAT else 0
+        height = BLOCK_SIZE[0]
+        if rows > height and rows % height:
+            lines.append(
+                f"{name} has {rows} rows, no multiple of {height}, and transformers would divide them "
+                f"evenly among {-(-rows // height)} scales; leave it at none"
+            )
+    return lines
 
 
 def _layout_lines(quantized: _SlotFormats, container: Container) -> Iterator[str]:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from autoq.errors import ExportError, VerificationError
 from autoq.export._folding import Calibrations
+from autoq.export._fp8_manifest import fp8_faults
 from autoq.export._plan import ExportPlan
 from autoq.export._shards import tensor_digest
-from autoq.export._types import VerificationReport
+from autoq.export._types import Spelling, VerificationReport
 from autoq.export.export import NESTED_MANIFEST
 from autoq.export.lint import compressed_tensors_faults, modelopt_faults
 from autoq.export.reader import QuantizedCheckpoint, SlotReader, read_quantized
@@ -37,6 +38,7 @@ def verify_checkpoint(
     calibration: Calibrations,
     container: Container,
     scale_dtype: torch.dtype,
+    spelling: Spelling = Spelling.OWN,
 ) -> VerificationReport:
     """Read a checkpoint back and compare all of it with the searched model.
 
@@ -50,7 +52,9 @@ def verify_checkpoint(
     Raises:
         VerificationError: names the first tensor or module that differs.
     """
-    plan = ExportPlan(model, model_map, slot_formats, calibration, container, scale_dtype)
+    plan = ExportPlan(
+        model, model_map, slot_formats, calibration, container, scale_dtype, spelling=spelling
+    )
     try:
         return _verify(plan, path)
     except ExportError as error:
@@ -126,6 +130,10 @@ def _verify_manifest(plan: ExportPlan, checkpoint: QuantizedCheckpoint) -> None:
         faults = faults if checkpoint.manifest else []
     elif checkpoint.container is not plan.container:
         faults = [f"the container is {checkpoint.container}, not {plan.container}"]
+    elif checkpoint.spelling is not plan.spelling:
+        faults = [f"it is written in the words of {checkpoint.spelling}, not {plan.spelling}"]
+    elif plan.spelling is Spelling.TRANSFORMERS_FP8:
+        faults = list(fp8_faults(checkpoint.manifest, plan.module_formats))
     elif plan.container is Container.MODELOPT:
         nested = _nested_manifest(checkpoint.path)
         faults = list(modelopt_faults(checkpoint.manifest, nested, plan.module_formats))

@@ -12,6 +12,7 @@ from autoq.export._aliases import experts_parent
 from autoq.export.checkup._engines import Fate, Reading, read_as
 from autoq.export.checkup._faults import faults
 from autoq.export.checkup._files import StoredTensors
+from autoq.export.checkup._fp8 import in_our_words
 from autoq.export.checkup._manifest import Manifest, read_manifest
 from autoq.export.checkup._modules import StoredModule, linear_modules
 from autoq.formats import ENGINES, HARDWARE, Container, Engine, Hardware, Target, support
@@ -77,6 +78,8 @@ def check_checkpoint(path: Path | str, target: Target | None = None) -> Checkpoi
     tensors = StoredTensors(folder)
     model_type = "" if manifest is None else str(manifest.config.get("model_type"))
     modules = linear_modules(tensors, model_type)
+    if manifest is not None and manifest.is_fp8:
+        modules = in_our_words(modules)
     if manifest is None:
         return CheckpointReport(folder, None, tuple(_faults_without_manifest(modules)), ())
     found = tuple(faults(manifest, tensors, modules))

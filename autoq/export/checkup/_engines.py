@@ -16,7 +16,8 @@ import torch
 from autoq.errors import ExportError
 from autoq.export._aliases import experts_parent, fused_siblings
 from autoq.export._manifest_reading import pattern_matcher
-from autoq.export.checkup._manifest import Declared, Manifest, modelopt_declared
+from autoq.export.checkup._fp8 import is_left_out
+from autoq.export.checkup._manifest import FP8_BLOCKS, Declared, Manifest, modelopt_declared
 from autoq.export.checkup._modules import StoredModule
 from autoq.formats import Container
 
@@ -102,7 +103,7 @@ def read_as(
     case = _Case(engine, manifest, modules, module)
     readers = _BY_GROUPS if manifest.container is Container.COMPRESSED_TENSORS else _BY_LAYERS
     try:
-        found = readers[engine](case)
+        found = _by_exceptions(case) if manifest.is_fp8 else readers[engine](case)
     except ExportError as error:
         return Reading(Fate.REFUSED, reason=str(error))
     if found.fate is Fate.UNQUANTIZED and module.is_quantized:
@@ -121,6 +122,20 @@ def _nothing(reason: str = "") -> Reading:
 
 def _as(declared: Declared | None) -> Reading:
     return _nothing() if declared is None else Reading(Fate.QUANTIZED, declared)
+
+
+def _by_exceptions(case: _Case) -> Reading:
+    """transformers' own fp8: everything is in blocks but for what the manifest lists."""
+    fused, parts = case.fused
+    if case.engine == "transformers":  # which fuses nothing
+        fused, parts = case.module.name, (case.module.name,)
+    ignored = case.manifest.ignored
+    if is_left_out(case.engine, fused, ignored):
+        return _nothing()
+    found = {is_left_out(case.engine, part, ignored) for part in parts}
+    if len(found) > 1:
+        raise ExportError(f"one part of {fused} is left out, and another is not")
+    return _nothing() if found == {True} else Reading(Fate.QUANTIZED, FP8_BLOCKS)
 
 
 def _vllm(case: _Case) -> Reading:

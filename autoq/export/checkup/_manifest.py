@@ -13,8 +13,10 @@ from typing import Any
 from autoq.errors import ExportError, ModelError
 from autoq.export._aliases import experts_parent
 from autoq.export._compressed_tensors_manifest import COMPRESSED_TENSORS_SCHEMES
-from autoq.export._manifest_reading import container_of, pattern_matcher
+from autoq.export._fp8_manifest import BLOCK_FORMAT, left_out_modules
+from autoq.export._manifest_reading import container_of, pattern_matcher, spelling_of
 from autoq.export._modelopt_manifest import MIXED, MODELOPT_ENTRIES
+from autoq.export._types import Spelling
 from autoq.formats import Container, FormatName
 from autoq.models.folder import read_config
 
@@ -33,6 +35,10 @@ class Declared:
 
     label: str  # the algorithm or scheme, in the manifest's own words
     format: FormatName | None  # autoq's, if it is one
+
+
+FP8_BLOCKS = Declared("fp8, blocks of 128 x 128", BLOCK_FORMAT)
+"""What transformers' own manifest says of all that it does not leave out."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +72,20 @@ class Manifest:
         entries = [entry for entry in self.layers.values() if isinstance(entry, Mapping)]
         return any("NVFP4" in str(entry.get("quant_algo")) for entry in entries)
 
+    @property
+    def is_fp8(self) -> bool:
+        """Whether it is transformers' own: blocks of FP8 everywhere but where it says."""
+        return spelling_of(self.flat) is Spelling.TRANSFORMERS_FP8
+
     @cached_property
     def ignored(self) -> list[str]:
-        """What is excluded, as names and patterns."""
+        """What is excluded, as names and patterns.
+
+        Raises:
+            ExportError: transformers' own manifest is of other blocks, or lists no names.
+        """
+        if self.is_fp8:
+            return left_out_modules(self.flat)
         found = self.flat.get("ignore") or []
         return [entry for entry in found if isinstance(entry, str)]
 
@@ -83,6 +100,8 @@ class Manifest:
         Raises:
             ExportError: a pattern cannot be used, or several groups claim the module.
         """
+        if self.is_fp8:
+            return None if module in self.ignored else FP8_BLOCKS
         if self.container is Container.COMPRESSED_TENSORS:
             return self._declared_by_groups(module)
         if self.is_mixed:
@@ -140,7 +159,10 @@ def read_manifest(folder: Path) -> Manifest | None:
     if isinstance(flat.get("quantization"), Mapping):  # the nested spelling in config.json
         inner = dict(flat["quantization"])
         flat = {**inner, "quant_method": "modelopt", "ignore": inner.get("exclude_modules")}
-    return Manifest(container_of(flat), config, flat, nested)
+    found = Manifest(container_of(flat), config, flat, nested)
+    if found.is_fp8:
+        left_out_modules(flat)  # which refuses other blocks
+    return found
 
 
 def _nested(path: Path) -> Mapping[str, Any] | None:
