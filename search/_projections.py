@@ -22,6 +22,7 @@ from autoq.layers.quantize import (
 from autoq.layers.taps import MatrixCall
 from autoq.models import GroupName, SlotName, WeightSlot
 from autoq.models.weights import slot_weight
+from autoq.search._branches import surplus_projections
 
 WEIGHT_ERROR_CACHE_BYTES = 1 << 30
 """Memory for quantisation errors of weights kept from batch to batch; the rest is recomputed."""
@@ -216,12 +217,17 @@ class WeightErrors:
             slots: one, or several that have no more than `most_weights` together.
             output_gradient: in the dtype of the errors; of several slots side by side.
             inputs: quantised inputs, exact inputs, and the gradient to them.
+        Returns:
+            float32 [rows]; without what a branch of low rank would do to quantised inputs.
         """
         scheme = self._scheme(slots[0], name) if len(slots) == 1 else None
-        if scheme is None:
-            return scoring.project(output_gradient, self._stacked(slots, name), *inputs)
-        weight = slot_weight(self._model, slots[0])
-        return scoring.project_weight(output_gradient, weight, *scheme, *inputs)
+        if scheme is not None:
+            weight = slot_weight(self._model, slots[0])
+            return scoring.project_weight(output_gradient, weight, *scheme, *inputs)
+        projections = scoring.project(output_gradient, self._stacked(slots, name), *inputs)
+        calibrations = [self._calibration[slot.name, name] for slot in slots]
+        surplus = surplus_projections(calibrations, output_gradient, *inputs[:2])
+        return projections if surplus is None else projections - surplus
 
     def _scheme(self, slot: WeightSlot, name: FormatName) -> tuple[Scheme, Tensor] | None:
         """How to make the error piece by piece, if it is too large to be made at once.
@@ -235,7 +241,8 @@ class WeightErrors:
         return weight_scheme(FORMATS[name], calibration, container=self._container)
 
     def get(self, slot: WeightSlot, name: FormatName) -> Tensor:
-        """The error of the slot's weight in the format, [out_features, in_features]."""
+        """The error of the slot's weight in the format, branches of low rank among it,
+        [out_features, in_features]."""
         return self._stacked((slot,), name)
 
     def _stacked(self, slots: tuple[WeightSlot, ...], name: FormatName) -> Tensor:
@@ -277,6 +284,8 @@ class WeightErrors:
             scale_dtype=self._scale_dtype,
             container=self._container,
         )
+        if calibration.low_rank is not None:
+            quantized = quantized + calibration.low_rank.values().to(quantized.device)
         if calibration.pre_quant_scale is not None:
             quantized = quantized * calibration.pre_quant_scale.to(quantized.device)
         return (quantized - exact).to(self._dtype)

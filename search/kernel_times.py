@@ -32,6 +32,13 @@ _OPERATIONS: Mapping[tuple[str, str], FormatName] = {
 }
 """Operation and variant -> the format whose layers run it."""
 
+UNMEASURED: Mapping[FormatName, str] = {
+    FormatName(
+        "nvfp4_svdquant"
+    ): "no kernel has its branch of low rank, which is computed beside it",
+}
+"""Formats whose layers no one operation runs, and why."""
+
 _UNQUANTISED = "bf16"
 """The baseline of every product: torch's own in bfloat16."""
 
@@ -62,6 +69,11 @@ class KernelTimes:
         """See `autoq.search.latency.LatencyModel`."""
         curves = self.curves.get(fmt.name)
         if not curves:
+            if fmt.name in UNMEASURED:
+                raise InputError(
+                    f"no latency table has times of {fmt.name}: {UNMEASURED[fmt.name]}; leave it "
+                    "out, or predict from a GPU's datasheet with --gpu"
+                )
             known = ", ".join(sorted(self.curves)) or "nothing"
             raise InputError(
                 f"the latency table has no times of {fmt.name} (it has {known}); measure it on "

@@ -21,7 +21,7 @@ from autoq.errors import InputError
 from autoq.formats import FORMATS, FormatName, QuantFormat
 from autoq.models import DecisionGroup, ModelMap, SlotName, WeightSlot
 from autoq.models.grouping import is_expert
-from autoq.search.hardware import Gpu
+from autoq.search.hardware import Gpu, MatrixUnit
 
 _BITS_PER_BYTE = 8
 _ACTIVATION_BYTES = 2
@@ -74,13 +74,16 @@ class Roofline:
     def seconds(
         self, fmt: QuantFormat, *, tokens: float, out_features: int, in_features: int
     ) -> float:
-        """See `LatencyModel`; the weight moves with its block scales."""
+        """See `LatencyModel`; the weight moves with its block scales and its branch of low rank."""
         weight_bits = fmt.storage_bits(out_features, in_features).effective_bits
         moved = weight_bits / _BITS_PER_BYTE
         moved += tokens * (in_features + out_features) * _ACTIVATION_BYTES
         operations = 2.0 * tokens * out_features * in_features
         rate = self.gpu.operations_per_second[self.gpu.unit_for(fmt)]
-        return max(moved / self.gpu.bytes_per_second, operations / rate)
+        rank = fmt.branch_rank(out_features, in_features)
+        branch = 2.0 * tokens * rank * (out_features + in_features)
+        branch /= self.gpu.operations_per_second[MatrixUnit.BF16]
+        return max(moved / self.gpu.bytes_per_second, operations / rate + branch)
 
 
 def latency_seconds(

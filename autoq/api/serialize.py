@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from autoq.formats import FormatName
-from autoq.layers import LayerCalibration
+from autoq.layers import LayerCalibration, LowRank
+from autoq.layers.low_rank import DOWN, UP
 from autoq.models import DecisionGroup, ExcludedSlot, ModelMap, SlotKind, SlotName, WeightSlot
 
 CalibrationTable = Mapping[tuple[SlotName, FormatName], LayerCalibration]
@@ -70,6 +72,10 @@ def calibration_to_plain(
             arrays.setdefault(name, importance.numpy(force=True))
         if calibration.codes is not None:
             arrays[_codes_name(slot, fmt)] = calibration.codes.numpy(force=True)
+        branch = calibration.low_rank
+        if branch is not None:
+            for part, factor in branch.tensors().items():
+                arrays[_factor_name(part, slot, fmt)] = _as_bits(factor)
         records.append(
             {
                 "slot": slot,
@@ -80,6 +86,7 @@ def calibration_to_plain(
                 "folds_into": calibration.folds_into,
                 "importance": name,
                 "has_codes": calibration.codes is not None,
+                "low_rank": None if branch is None else _dtype_name(branch.down),
                 "input_rows": calibration.input_rows,
             }
         )
@@ -102,9 +109,33 @@ def calibration_from_plain(
             folds_into=record["folds_into"],
             importance=None if importance is None else tensors[importance],
             codes=tensors[_codes_name(slot, fmt)] if record.get("has_codes") else None,
+            low_rank=_branch(record, tensors),
             input_rows=record.get("input_rows"),
         )
     return table
+
+
+def _branch(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LowRank | None:
+    if record.get("low_rank") is None:
+        return None
+    dtype = getattr(torch, record["low_rank"])
+    slot, fmt = record["slot"], record["format"]
+    names = [_factor_name(part, slot, fmt) for part in (DOWN, UP)]
+    return LowRank(*(tensors[name].view(dtype) for name in names))
+
+
+def _as_bits(factor: Tensor) -> NDArray[Any]:
+    """numpy has no bfloat16."""
+    bits: NDArray[Any] = factor.contiguous().view(torch.int16).numpy(force=True)
+    return bits
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _factor_name(part: str, slot: SlotName, fmt: FormatName) -> str:
+    return f"{part}|{slot}|{fmt}"
 
 
 def _scale_name(slot: SlotName, fmt: FormatName) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 from autoq.export._layouts import LAYOUTS
 from autoq.formats import FORMATS
 from autoq.layers import LayerCalibration, QuantizedWeight
+from autoq.layers.low_rank import DOWN
 from autoq.layers.quantize import Container
 from autoq.models import SlotKind
 
@@ -36,7 +37,9 @@ def packed_tensors(
         pre_quant_scale: float32 [in_features], to be written beside the others.
     """
     part = {
-        name: _rows(tensor, weight, first_row, rows) if tensor.ndim == 2 else tensor
+        name: _rows(tensor, weight, first_row, rows)
+        if tensor.ndim == 2 and name != DOWN
+        else tensor
         for name, tensor in weight.tensors.items()
     }
     tensors = LAYOUTS[container, weight.format].pack(part, calibration, storage_dtype)

@@ -118,6 +118,7 @@ NORM_SCALE = "scale_to_int"
 _NOT_HELD: Mapping[str, str] = {
     "int8_wo": "the engine builder wants INT8 weights rearranged for the GPU that it runs on",
     "fp8_block": "the engine's layers of these families know no block scales of FP8",
+    "nvfp4_svdquant": "the engine builder has no branch of low rank beside NVFP4",
     "nvfp4_wo": "the engine has no NVFP4 weights without NVFP4 inputs",
 }
 

@@ -63,7 +63,9 @@ def _reader_warnings(used: set[FormatName], container: Container) -> Iterator[st
     """Where formats run that not every engine loads, and whether one place runs them all."""
     narrow = sorted(fmt for fmt in used if not FORMATS[fmt].portable)
     for fmt in narrow:
-        yield f"{fmt} in this container loads in {_places({fmt}, container) or 'no engine'} only"
+        places = _places({fmt}, container)
+        where = f"loads in {places} only" if places else "loads in no engine; autoq.load runs it"
+        yield f"{fmt} in this container {where}"
     if narrow and len(used) > 1:
         names = ", ".join(sorted(used))
         yield (

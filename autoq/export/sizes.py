@@ -16,7 +16,7 @@ from autoq.export._names import checkpoint_tensors, tied_copies, unquantized_gro
 from autoq.export._packing import packed_tensors
 from autoq.export._plan import ExportPlan
 from autoq.export._source import storage_dtypes
-from autoq.formats import FORMATS, NONE, FormatName, WeightScaling
+from autoq.formats import FORMATS, LOW_RANK_ELEMENT_BITS, NONE, FormatName, WeightScaling
 from autoq.layers import LayerCalibration
 from autoq.layers.quantize import Container, quantize_weight
 from autoq.models import GroupName, ModelMap, SlotKind, SlotName, WeightSlot
@@ -98,7 +98,10 @@ class _Counter:
         plan = self._plan(fmt)
         parts = plan.names.parts(slot.name)
         taken = self._taken(slot, fmt)
-        size = sum(taken.by(part.rows) for part in parts)
+        rank = FORMATS[fmt].branch_rank(slot.out_features, slot.in_features)
+        size = sum(
+            taken.by(part.rows) + branch_bytes(part.rows, slot.in_features, rank) for part in parts
+        )
         if (slot.name, fmt) in self.calibration:
             scale = plan.written_pre_quant_scale(slot, self.calibration[slot.name, fmt])
             if scale is not None:
@@ -186,4 +189,11 @@ class _Counter:
             kind=slot.kind,
             storage_dtype=self.scale_dtype,
         )
-        return sum(tensor.nbytes for tensor in tensors.values())
+        rank = FORMATS[fmt].branch_rank(rows, slot.in_features)
+        branch = branch_bytes(rows, slot.in_features, rank)  # which does not grow by the row
+        return sum(tensor.nbytes for tensor in tensors.values()) - branch
+
+
+def branch_bytes(rows: int, columns: int, rank: int) -> int:
+    """Bytes of the factors of a branch of low rank, written beside so many rows of a matrix."""
+    return rank * (rows + columns) * LOW_RANK_ELEMENT_BITS // _BITS_PER_BYTE

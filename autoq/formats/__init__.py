@@ -17,6 +17,7 @@ from autoq.formats._calibration_names import (
 )
 from autoq.formats._container import Container
 from autoq.formats._format import (
+    LOW_RANK_ELEMENT_BITS,
     NONE,
     ActivationScheme,
     FormatName,
@@ -42,6 +43,7 @@ __all__ = [
     "ENGINES",
     "FORMATS",
     "HARDWARE",
+    "LOW_RANK_ELEMENT_BITS",
     "NONE",
     "ActivationScheme",
     "Calibration",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from autoq.formats._calibration import CalibrationAlgorithm
 from autoq.formats._container import Container
 from autoq.formats._format import (
     NONE,
     ActivationScheme,
-    CalibrationAlgorithm,
     FormatName,
     QuantFormat,
     WeightElement,
@@ -183,6 +183,26 @@ _NVFP4_WO = QuantFormat(
     ),
 )
 
+_NVFP4_SVDQUANT = QuantFormat(
+    name=FormatName("nvfp4_svdquant"),
+    summary="NVFP4 weights and inputs beside a branch of rank 32 in 16 bits (SVDQuant)",
+    weight_element=WeightElement.E2M1,
+    weight_scaling=WeightScaling.TWO_LEVEL_GROUP,
+    weight_bits=4,
+    weight_block_size=16,
+    block_scale_bits=8,
+    tensor_scale_bits=64,  # second-level weight scale and input scale, float32
+    low_rank=32,
+    activation=ActivationScheme.NVFP4_DYNAMIC,
+    calibration=CalibrationAlgorithm.AWQ_GPTQ,
+    plain_calibration=CalibrationAlgorithm.AWQ_LITE,
+    stores_input_scale=True,
+    peer_bits=4.5,
+    portable=False,
+    when_named=True,
+    loads_in="autoq.load alone: the modelopt container holds it, and no engine that was read runs it",
+)
+
 for _format in (
     _FP8,
     _NVFP4,
@@ -191,6 +211,7 @@ for _format in (
     _INT8_SQ,
     _INT8_WO,
     _NVFP4_WO,
+    _NVFP4_SVDQUANT,
     *FP8_AND_MX_FORMATS,
     _NO_FORMAT,
 ):

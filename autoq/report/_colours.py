@@ -20,6 +20,7 @@ _FORMAT_COLOURS: Mapping[str, str] = {
     "int8_sq": "#5b6fd6",
     "int8_wo": "#a15fb3",
     "nvfp4_wo": "#8a6d3b",
+    "nvfp4_svdquant": "#b3541e",
 }
 _FURTHER_COLOURS = ("#b58db6", "#6b7a55", "#c2b04a", "#4f7f86", "#d48fa0", "#3f3f7a")
 

@@ -10,6 +10,7 @@ from autoq.formats import FormatName
 from autoq.layers import LayerCalibration
 from autoq.layers.taps import MatrixCall
 from autoq.search._batch_loss import LabelSource
+from autoq.search._branches import surplus_outputs
 from autoq.search._projections import QuantizedInputs
 from autoq.search.estimators._rows import RowScorer
 
@@ -42,6 +43,9 @@ class Diagonal(RowScorer):
         exact_weight = call.weight.to(self._dtype)
         change = (changed.to(self._dtype) @ error.t()).float()
         change += ((changed - inputs.exact).to(self._dtype) @ exact_weight.t()).float()
+        surplus = surplus_outputs(calibration, changed, inputs.exact)
+        if surplus is not None:
+            change -= surplus
         return change.mul_(output_gradient).square_().sum(dim=1)
 
     def _per_token(self, sums: Tensor) -> Tensor:

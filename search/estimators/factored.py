@@ -10,12 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from autoq.formats import NONE, FormatName
+from autoq.errors import InputError
+from autoq.formats import FORMATS, NONE, FormatName
 from autoq.layers import LayerCalibration
 from autoq.layers.quantize import Container
 from autoq.layers.taps import MatrixCall
 from autoq.models import DecisionGroup, ModelMap
 from autoq.search._batch_loss import BatchLoss
+from autoq.search._branches import surplus_projections
 from autoq.search._projections import Calibrations, QuantizedInputs, WeightErrors
 from autoq.search.estimators._factors import Factors
 from autoq.search.estimators._rows import RowScorer
@@ -57,8 +59,10 @@ class Factored(RowScorer):
         output_gradient: Tensor,
         input_gradient: Tensor,
     ) -> Tensor:
-        change = inputs.get(name, calibration) - inputs.exact
-        return change.mul_(input_gradient).sum(dim=1)
+        changed = inputs.get(name, calibration)
+        projections = (changed - inputs.exact).mul_(input_gradient).sum(dim=1)
+        surplus = surplus_projections([calibration], output_gradient, changed, inputs.exact)
+        return projections if surplus is None else projections - surplus
 
     def _per_token(self, sums: Tensor) -> Tensor:
         return sums.square_().mean(dim=2)
@@ -147,7 +151,15 @@ def score_new_format(
 
     Returns:
         float64 [groups], nats per token; NaN where a group is not calibrated for the format.
+
+    Raises:
+        InputError: the format has a branch of low rank, for which gradients were not kept.
     """
+    if FORMATS[name].low_rank:
+        raise InputError(
+            f"a format that is scored from factors must have no branch of low rank, got {name}; "
+            "search with it from the start"
+        )
     factors = Factors(model_map, fusion_leaders(model_map))
     factors.load(arrays)
     errors = WeightErrors(model, calibration, container, scale_dtype, torch.float32)

@@ -13,10 +13,12 @@ from torch import Tensor
 from autoq.errors import InputError
 from autoq.formats import FORMATS, NONE, FormatName
 from autoq.kernels import scoring
+from autoq.layers import LayerCalibration
 from autoq.layers.products import linear
 from autoq.layers.taps import MatrixCall
 from autoq.models import Assignment, DecisionGroup, GroupName, WeightSlot, output_kind
 from autoq.search._batch_loss import BatchLoss, check_loss
+from autoq.search._branches import surplus_outputs, surplus_projections
 from autoq.search._projections import QuantizedInputs, Rows
 from autoq.search._scored_product import ScoredProduct, scoring_mode
 from autoq.search.objectives import divergence_of
@@ -136,7 +138,8 @@ class QuantizedPoint(SensitivityScorer):
         self._reach.ran(call.slot.name, inputs.shape[0])
         if not inputs.requires_grad:
             inputs = inputs.detach().requires_grad_(True)
-        at_point = _ProductAtPoint(call, self._weight_at_point, self._inputs_at_point)
+        entry = self._calibration[call.slot.name, self._current(call.slot)]
+        at_point = _ProductAtPoint(call, self._weight_at_point, self._inputs_at_point, entry)
         result: Tensor = ScoredProduct.apply(  # type: ignore[no-untyped-call]
             inputs, at_point, self._observe, self._dtype
         )
@@ -173,9 +176,26 @@ class QuantizedPoint(SensitivityScorer):
                 accumulator[column] = torch.nan
                 continue
             to_inputs, to_error = self._seen(call.slot, name, quantized)
-            accumulator[column, positions] += scoring.project(
+            change = scoring.project(
                 output_gradient, to_error - from_error, to_inputs, from_inputs, input_gradient
             )
+            change -= self._surplus(call.slot, name, quantized, output_gradient)
+            change += self._surplus(call.slot, current, quantized, output_gradient)
+            accumulator[column, positions] += change
+
+    def _surplus(
+        self,
+        slot: WeightSlot,
+        name: FormatName,
+        inputs: QuantizedInputs,
+        output_gradient: Tensor,
+    ) -> Tensor | float:
+        if name == NONE:
+            return 0.0
+        calibration = self._calibration[slot.name, name]
+        changed = inputs.get(name, calibration)
+        found = surplus_projections([calibration], output_gradient, changed, inputs.exact)
+        return 0.0 if found is None else found
 
     def _seen(
         self, slot: WeightSlot, name: FormatName, inputs: QuantizedInputs
@@ -211,6 +231,7 @@ class _ProductAtPoint:
         call: MatrixCall,
         weight_of: Callable[[MatrixCall], Tensor],
         quantize: Callable[[WeightSlot, Tensor], Tensor],
+        calibration: LayerCalibration,
     ) -> None:
         self.slot = call.slot
         self.token_rows = call.token_rows
@@ -218,6 +239,7 @@ class _ProductAtPoint:
         self._call = call
         self._weight_of = weight_of
         self._quantize = quantize
+        self._calibration = calibration
 
     @property
     def weight(self) -> Tensor:
@@ -226,6 +248,8 @@ class _ProductAtPoint:
 
     def compute_detached(self, inputs: Tensor) -> Tensor:
         """See `MatrixCall.compute_detached`."""
-        changed = self._quantize(self.slot, inputs.flatten(0, -2))
-        changed = changed.reshape(inputs.shape)
-        return linear(changed, self.weight, self._call.bias)
+        rows = inputs.flatten(0, -2)
+        changed = self._quantize(self.slot, rows)
+        output = linear(changed.reshape(inputs.shape), self.weight, self._call.bias)
+        surplus = surplus_outputs(self._calibration, changed, rows)
+        return output if surplus is None else output - surplus.view_as(output).to(output.dtype)

@@ -96,6 +96,14 @@ TABLES: dict[tuple[Container, str], Callable[[int, int], Any]] = {
         "weight_scale": (E4M3, (n, k // 16)),
         "weight_global_scale": (F32, (1,)),
     },
+    (MODELOPT, "nvfp4_svdquant"): lambda n, k: {
+        "weight": (U8, (n, k // 2)),
+        "weight_scale": (E4M3, (n, k // 16)),
+        "weight_scale_2": (F32, ()),
+        "input_scale": (F32, ()),
+        "weight_quantizer._svdquant_lora_a": (BF16, (min(n, k) // 16, k)),
+        "weight_quantizer._svdquant_lora_b": (BF16, (n, min(n, k) // 16)),
+    },
     (MODELOPT, "fp8_pc_pt"): lambda n, k: {
         "weight": (E4M3, (n, k)),
         "weight_scale": (F32, (n,)),

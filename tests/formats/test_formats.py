@@ -27,6 +27,13 @@ BITS = {
     "int8_sq": StorageBits(weight_bits=8 * 1024, block_scale_bits=4 * 32, tensor_scale_bits=0),
     "int8_wo": StorageBits(weight_bits=8 * 1024, block_scale_bits=4 * 16, tensor_scale_bits=0),
     "nvfp4_wo": StorageBits(weight_bits=4 * 1024, block_scale_bits=64 * 8, tensor_scale_bits=32),
+    # Rank 1: factors of 256 and of 4 numbers.
+    "nvfp4_svdquant": StorageBits(
+        weight_bits=4 * 1024,
+        block_scale_bits=64 * 8,
+        tensor_scale_bits=64,
+        low_rank_bits=16 * (256 + 4),
+    ),
     "fp8_pc_pt": StorageBits(weight_bits=8 * 1024, block_scale_bits=4 * 32, tensor_scale_bits=0),
     # Two blocks of 128 columns cover the four rows.
     "fp8_block": StorageBits(weight_bits=8 * 1024, block_scale_bits=2 * 32, tensor_scale_bits=0),
@@ -42,6 +49,7 @@ EFFECTIVE_BITS_PER_WEIGHT = {
     "int8_sq": 8.125,  # 32 bits for 256 columns
     "int8_wo": 8.0625,  # 16 bits for 256 columns
     "nvfp4_wo": 4.5,
+    "nvfp4_svdquant": 4.5 + 4.0625,
     "fp8_pc_pt": 8.125,
     "fp8_block": 8.0625,  # a whole block would add 32 / 128**2
     "mxfp8": 8.25,
@@ -56,6 +64,7 @@ PEER_BITS_PER_WEIGHT = {
     "int8_sq": 8.0,
     "int8_wo": 8.0,
     "nvfp4_wo": 4.5,
+    "nvfp4_svdquant": 4.5,
     "fp8_pc_pt": 8.0,
     "fp8_block": 8.0,
     "mxfp8": 8.0,
@@ -65,6 +74,7 @@ NOMINAL_BITS = {
     **EFFECTIVE_BITS_PER_WEIGHT,
     **dict.fromkeys(("int8_sq", "int8_wo", "fp8_pc_pt"), 8.0),
     "fp8_block": 8.0 + 32 / 128**2,
+    "nvfp4_svdquant": 4.5,
 }
 WEIGHT_ONLY = {"int4_awq", "int8_wo", "nvfp4_wo"}
 
@@ -99,8 +109,27 @@ def test_bits_are_whole_numbers_and_add_up_over_rows(name):
     fmt = FORMATS[name]
     whole, part = fmt.storage_bits(768, 384), fmt.storage_bits(256, 384)
     assert isinstance(whole.stored_bits, int)
-    assert whole.effective_bits == 3 * part.effective_bits
+    codes = whole.effective_bits - whole.low_rank_bits
+    assert codes == 3 * (part.effective_bits - part.low_rank_bits)
     assert whole.tensor_scale_bits == part.tensor_scale_bits
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "rank"),
+    [
+        (4096, 4096, 32),
+        (512, 14336, 32),
+        (14336, 511, 31),
+        (256, 256, 16),
+        (17, 4096, 1),
+        (2, 128, 1),
+    ],
+)
+def test_branches_have_a_rank_for_sixteen_rows_or_columns_and_at_most_32(rows, columns, rank):
+    fmt = FORMATS["nvfp4_svdquant"]
+    assert fmt.branch_rank(rows, columns) == rank
+    assert fmt.storage_bits(rows, columns).low_rank_bits == 16 * rank * (rows + columns)
+    assert FORMATS["nvfp4"].branch_rank(rows, columns) == 0
 
 
 @every_format
@@ -141,6 +170,9 @@ REFUSED = [
         66,
         "int8_wo packs 4 columns per word and needs in_features divisible by 4, got 66",
         id="k8",
+    ),
+    pytest.param(
+        "nvfp4_svdquant", 4, 24, "nvfp4_svdquant needs in_features divisible by 16, got 24", id="s"
     ),
     pytest.param("nvfp4_wo", 4, 24, "nvfp4_wo needs in_features divisible by 16, got 24", id="k"),
     pytest.param(

@@ -26,6 +26,7 @@ from autoq.formats import (
 from autoq.formats._support import SUPPORT
 
 MODELOPT, COMPRESSED = Container.MODELOPT, Container.COMPRESSED_TENSORS
+HELD_BY_COMPRESSED = set(FORMATS) - {"nvfp4_svdquant"}
 
 # target, container, format, how it runs, words of the reason
 CELLS = [
@@ -89,6 +90,9 @@ CELLS = [
     ("tensorrt-llm:h100", COMPRESSED, "int4_awq", "no", "W4A16_AWQ is modelopt's"),
     ("vllm:h200", MODELOPT, "nvfp4_wo", "native", "inputs stay 16-bit"),
     ("tensorrt-llm:b200", MODELOPT, "nvfp4_wo", "no", "in no release"),
+    ("vllm:b200", MODELOPT, "nvfp4_svdquant", "no", "without an error in a mixed one"),
+    ("tensorrt-llm:b200", MODELOPT, "nvfp4_svdquant", "no", "of language models"),
+    ("transformers:cpu", COMPRESSED, "nvfp4_svdquant", "no", "no place for a branch"),
     ("vllm:t4", COMPRESSED, "int8_sq", "native", "INT8 matrix units"),
     ("vllm:h200", MODELOPT, "int8_sq", "no", "knows no INT8"),
     ("vllm:b200", COMPRESSED, "int8_sq", "no", "Blackwell"),
@@ -134,8 +138,8 @@ def test_matrix_names_every_target_and_says_why():
             MODELOPT,
             {"fp8", "nvfp4", "nvfp4_wo", "fp8_pc_pt", "fp8_block", "mxfp8", "none"},
         ),
-        ("vllm:h200", COMPRESSED, set(FORMATS)),
-        ("vllm:b200", COMPRESSED, set(FORMATS) - {"w4a8_awq", "int8_sq"}),
+        ("vllm:h200", COMPRESSED, HELD_BY_COMPRESSED),
+        ("vllm:b200", COMPRESSED, HELD_BY_COMPRESSED - {"w4a8_awq", "int8_sq"}),
         ("sglang:a100", MODELOPT, {"nvfp4", "nvfp4_wo", "none"}),
         ("tensorrt-llm:a100", MODELOPT, {"int4_awq", "none"}),
         (
@@ -144,7 +148,7 @@ def test_matrix_names_every_target_and_says_why():
             {"fp8", "w4a8_awq", "int4_awq", "fp8_pc_pt", "none"},
         ),
         ("tensorrt-llm:h100", COMPRESSED, {"fp8_pc_pt", "fp8_block", "none"}),
-        ("transformers:cpu", COMPRESSED, set(FORMATS)),
+        ("transformers:cpu", COMPRESSED, HELD_BY_COMPRESSED),
         ("vllm:cpu", COMPRESSED, set()),
     ],
 )

@@ -44,6 +44,13 @@ TENSORS = {
         "block_scale": (torch.float8_e4m3fn, (6, 16)),
         "global_scale": (torch.float32, ()),
     },
+    "nvfp4_svdquant": {
+        "codes": (torch.uint8, (6, 128)),
+        "block_scale": (torch.float8_e4m3fn, (6, 16)),
+        "global_scale": (torch.float32, ()),
+        "low_rank_down": (torch.bfloat16, (1, 256)),
+        "low_rank_up": (torch.bfloat16, (6, 1)),
+    },
     "fp8_pc_pt": {"codes": (torch.float8_e4m3fn, (6, 256)), "scale": (torch.float32, (6, 1))},
     "fp8_block": {"codes": (torch.float8_e4m3fn, (6, 256)), "scale": (torch.float32, (1, 2))},
     "mxfp8": {"codes": (torch.float8_e4m3fn, (6, 256)), "block_scale": (torch.uint8, (6, 8))},
@@ -53,9 +60,10 @@ TOP_SCALES = {
     "fp8": ("scale", 448.0),
     "nvfp4": ("global_scale", 2688.0),
     "nvfp4_wo": ("global_scale", 2688.0),
+    "nvfp4_svdquant": ("global_scale", 2688.0),
     "w4a8_awq": ("tensor_scale", 448.0),
 }
-GRIDS = ["nvfp4", "nvfp4_wo", "w4a8_awq", "int4_awq", "mxfp4"]
+GRIDS = ["nvfp4", "nvfp4_wo", "nvfp4_svdquant", "w4a8_awq", "int4_awq", "mxfp4"]
 every_format = pytest.mark.parametrize("name", QUANTIZED)
 every_container = pytest.mark.parametrize("container", list(Container))
 every_dtype = pytest.mark.parametrize(
@@ -122,7 +130,7 @@ def test_fake_weight_is_the_stored_weight_bit_for_bit(name, container, dtype, sm
 
 def test_codes_that_are_given_are_kept_whatever_is_nearest():
     """Low nibbles hold even columns; E2M1 has a sign bit, INT4 two's complement."""
-    e2m1, int4_codes = ("nvfp4", "nvfp4_wo", "mxfp4"), ("w4a8_awq", "int4_awq")
+    e2m1, int4_codes = ("nvfp4", "nvfp4_wo", "nvfp4_svdquant", "mxfp4"), ("w4a8_awq", "int4_awq")
     pair = dict.fromkeys(e2m1, (0x2, 0xF)) | dict.fromkeys(int4_codes, (0x7, 0x8))
     units = dict.fromkeys(e2m1, (1.0, -6.0)) | dict.fromkeys(int4_codes, (7.0, -8.0))
     assert set(pair) == set(GRIDS)
@@ -168,6 +176,7 @@ def test_formats_of_wider_codes_have_no_grid():
         ("mxfp4", 0.25),  # 7 times a power of two, which saturates at 6, loses a seventh
         ("nvfp4", 0.25),
         ("nvfp4_wo", 0.25),
+        ("nvfp4_svdquant", 0.25),
         ("w4a8_awq", 1 / 14 + 2**-4),
         ("int4_awq", 1 / 14),
         ("int8_sq", 1 / 254),
@@ -292,7 +301,9 @@ def test_inputs_by_format(dtype, container):
     expected = {
         "none": x,
         "fp8": per_tensor,
-        "nvfp4": nvfp4.fake_quantize(x, nvfp4.global_scale(2.5)),
+        **dict.fromkeys(
+            ("nvfp4", "nvfp4_svdquant"), nvfp4.fake_quantize(x, nvfp4.global_scale(2.5))
+        ),
         "w4a8_awq": per_tensor if container is Container.MODELOPT else per_token,
         **dict.fromkeys(("int4_awq", "int8_wo", "nvfp4_wo"), x),
         "int8_sq": int8.fake_quantize(x),
@@ -336,7 +347,7 @@ def test_the_scheme_of_a_weight_is_what_fake_quantising_does(name, container):
     # The global scale is a power of two, which every reader gets to the bit.
     weight, calibration = _weight(torch.float32), _calibration(weight_amax=2688.0 / 512)
     found = weight_scheme(FORMATS[name], calibration, container=container)
-    assert (found is not None) == (name in ("fp8", "nvfp4", "nvfp4_wo"))
+    assert (found is not None) == (name in ("fp8", "nvfp4", "nvfp4_wo", "nvfp4_svdquant"))
     if found is not None:
         values, _ = scoring.fake_quantize_with_statistics(weight, *found)
         expected = fake_quantize_weight(

@@ -11,7 +11,7 @@ from autoq.formats import FORMATS
 from autoq.kernels._benchmark.products import cases
 from autoq.models import DecisionGroup, ModelMap, SlotKind, WeightSlot
 from autoq.search.hardware import GPUS, Gpu, MatrixUnit
-from autoq.search.kernel_times import _OPERATIONS, nearest_shape, read_kernel_times
+from autoq.search.kernel_times import _OPERATIONS, UNMEASURED, nearest_shape, read_kernel_times
 from autoq.search.latency import Roofline, latency_seconds, products_of
 
 # A round GPU: 1 byte per nanosecond, and 4000 or 8000 operations in one.
@@ -100,7 +100,8 @@ def test_scales_of_rows_and_blocks_need_fp8_units_and_powers_of_two_units_of_the
 
 
 def test_every_format_has_a_measured_product():
-    assert set(_OPERATIONS.values()) == set(FORMATS) - {"none"}
+    assert {*_OPERATIONS.values(), *UNMEASURED} == set(FORMATS) - {"none"}
+    assert not set(_OPERATIONS.values()) & set(UNMEASURED)
 
 
 def test_every_gpu_names_its_source_and_has_rates_that_rise():

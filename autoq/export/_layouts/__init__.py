@@ -12,6 +12,7 @@ from autoq.export._layouts.int4 import INT4
 from autoq.export._layouts.int8 import INT8, WITHOUT_INT8
 from autoq.export._layouts.mx import MX, WITHOUT_MX
 from autoq.export._layouts.nvfp4 import NVFP4
+from autoq.export._layouts.svdquant import SVDQUANT, WITHOUT_SVDQUANT
 from autoq.formats import NONE, Container, FormatName
 
 __all__ = [
@@ -23,10 +24,14 @@ __all__ = [
     "manifest_entries",
 ]
 
-LAYOUTS: Mapping[LayoutKey, Layout] = MappingProxyType({**FP8, **NVFP4, **INT4, **INT8, **MX})
+LAYOUTS: Mapping[LayoutKey, Layout] = MappingProxyType(
+    {**FP8, **NVFP4, **INT4, **INT8, **MX, **SVDQUANT}
+)
 """A format is in here or in `WITHOUT_LAYOUT`, for each container."""
 
-WITHOUT_LAYOUT: Mapping[LayoutKey, str] = MappingProxyType({**WITHOUT_INT8, **WITHOUT_MX})
+WITHOUT_LAYOUT: Mapping[LayoutKey, str] = MappingProxyType(
+    {**WITHOUT_INT8, **WITHOUT_MX, **WITHOUT_SVDQUANT}
+)
 """Why a container cannot express a format, and what can; one clause."""
 
 

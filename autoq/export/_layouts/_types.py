@@ -22,6 +22,9 @@ F32 = (torch.float32,)
 U8 = (torch.uint8,)
 MODEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
+ANY = -1
+"""In the shape of a `TensorRule`: as many as there are."""
+
 _E8M0_NAN = 255
 
 
@@ -38,11 +41,20 @@ class TensorRule:
     shape: Callable[[int, int], tuple[int, ...]]
     is_scale: bool = True  # positive and finite
     optional: bool = False
+    is_factor: bool = False  # finite, of either sign
+
+    def takes_shape(self, found: tuple[int, ...], n: int, k: int) -> bool:
+        """Whether a stored tensor of a matrix [n, k] has the shape."""
+        wanted = self.shape(n, k)
+        pairs = zip(found, wanted, strict=False)
+        return len(found) == len(wanted) and all(w in (ANY, f) for f, w in pairs)
 
     def wrong_values(self, tensor: Tensor) -> str | None:
         """What values it must have, if it has not."""
         if tensor.dtype == torch.float8_e4m3fn and holds_e4m3_nan(tensor):
             return "hold no code of NaN"
+        if self.is_factor:
+            return None if bool(torch.isfinite(tensor).all()) else "be finite everywhere"
         if not self.is_scale:
             return None
         if tensor.dtype == torch.uint8:
@@ -57,6 +69,11 @@ def codes(
 ) -> TensorRule:
     """The rule of a tensor in which any bits are numbers."""
     return TensorRule(dtypes, shape, is_scale=False)
+
+
+def factor(shape: Callable[[int, int], tuple[int, ...]]) -> TensorRule:
+    """The rule of a factor of a branch of low rank."""
+    return TensorRule(MODEL_DTYPES, shape, is_scale=False, is_factor=True)
 
 
 SCALAR = TensorRule(F32, lambda n, k: ())

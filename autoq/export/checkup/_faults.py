@@ -152,7 +152,7 @@ def _layout_faults(
             continue
         if stored.dtype not in rule.dtypes:
             yield f"{stored.name} must be {_dtypes(rule.dtypes)}, got {_dtypes([stored.dtype])}"
-        elif not _fits(stored.shape, rule.shape(*shape), container):
+        elif not _fits(stored.shape, rule, shape, container):
             yield f"{stored.name} must have shape {rule.shape(*shape)}, got {stored.shape}"
         elif wrong := _wrong_values(rule, stored, tensors):
             yield f"{stored.name} must {wrong}, and does not"
@@ -163,8 +163,8 @@ def _layout_faults(
 
 
 def _wrong_values(rule: TensorRule, stored: StoredTensor, tensors: StoredTensors) -> str | None:
-    """What is wrong with a tensor's values; only scales and E4M3 codes can have wrong ones."""
-    if not (rule.is_scale or stored.dtype == torch.float8_e4m3fn):
+    """What is wrong with a tensor's values; scales, factors and E4M3 codes can have wrong ones."""
+    if not (rule.is_scale or rule.is_factor or stored.dtype == torch.float8_e4m3fn):
         return None
     return rule.wrong_values(tensors.read(stored.name))
 
@@ -175,11 +175,13 @@ def _spans(declared: list[int], packed: tuple[int, int]) -> bool:
     return rows == packed[0] and packed[1] - 8 < columns <= packed[1]
 
 
-def _fits(stored: tuple[int, ...], expected: tuple[int, ...], container: Container) -> bool:
+def _fits(
+    stored: tuple[int, ...], rule: TensorRule, matrix: tuple[int, int], container: Container
+) -> bool:
     """Readers of ModelOpt's container take [1] for []; transformers takes neither for the other."""
-    if container is Container.MODELOPT and expected == () and stored == (1,):
+    if container is Container.MODELOPT and rule.shape(*matrix) == () and stored == (1,):
         return True
-    return stored == expected
+    return rule.takes_shape(stored, *matrix)
 
 
 def _dtypes(dtypes: Any) -> str:

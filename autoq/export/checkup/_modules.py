@@ -9,10 +9,12 @@ from itertools import product
 import torch
 
 from autoq.export._layouts import LAYOUTS
+from autoq.export._layouts.svdquant import STORED_DOWN, STORED_UP
 from autoq.export.checkup._files import StoredTensor
 from autoq.formats import Container, FormatName
 
 _CODES = ("weight", "weight_packed")
+_FACTORS = (STORED_DOWN, STORED_UP)
 _SCALES = frozenset(
     {
         "input_global_scale",
@@ -24,6 +26,7 @@ _SCALES = frozenset(
         "weight_scale_inv",
         "weight_shape",
         "weight_zero_point",
+        *_FACTORS,
     }
 )
 _CODE_DTYPES = frozenset({torch.float8_e4m3fn, torch.uint8, torch.int8, torch.int32})
@@ -75,7 +78,7 @@ def linear_modules(tensors: Mapping[str, StoredTensor], model_type: str) -> dict
     has_conv1d = model_type in _CONV1D_MODELS
     found: dict[str, dict[str, StoredTensor]] = {}
     for name, tensor in tensors.items():
-        module, _, suffix = name.rpartition(".")
+        module, suffix = _parted(name)
         if suffix in _SCALES or (suffix in _CODES and len(tensor.shape) == 2):
             is_turned = has_conv1d and suffix == "weight" and _leaf(module) in _CONV1D_LEAVES
             turned = replace(tensor, shape=tensor.shape[::-1]) if is_turned else tensor
@@ -85,6 +88,15 @@ def linear_modules(tensors: Mapping[str, StoredTensor], model_type: str) -> dict
         for module, of_module in found.items()
         if not _is_looked_up(module)
     }
+
+
+def _parted(name: str) -> tuple[str, str]:
+    """The module's part of a tensor's name, and the tensor's, which may have a dot in it."""
+    for suffix in _FACTORS:
+        if name.endswith(f".{suffix}"):
+            return name.removesuffix(f".{suffix}"), suffix
+    module, _, suffix = name.rpartition(".")
+    return module, suffix
 
 
 def _is_looked_up(module: str) -> bool:
