@@ -198,5 +198,5 @@ def _infeasible(
         for name in refused
         for entry in readable
     )
-    runs = ", ".join(_quantised(target, readable[0]))
+    runs = "; ".join(f"from {entry} {', '.join(_quantised(target, entry))}" for entry in readable)
     return f"{target} does not run {' and '.join(refused)} ({why}); it runs {runs}"

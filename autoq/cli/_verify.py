@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autoq.cli._failures import reports_failures
+from autoq.cli._failures import NOT_RUN, UNVERIFIED, reports_failures
 from autoq.cli._options import Json
 from autoq.cli._output import print_json
 
@@ -35,8 +35,9 @@ def verify(
 ) -> None:
     """Check a quantised checkpoint without a GPU, and say what engines do with every layer.
 
-    Ends with 0 if nothing is wrong and the target (without one: any engine) runs every layer,
-    else with 1.
+    Ends with 0 if nothing is wrong and the target (without one: any engine) runs every layer;
+    with 3 if nothing is wrong and it does not; with 4 if something is wrong with the checkpoint,
+    wherever it is to run; with 2 if the folder cannot be read.
     """
     from autoq.export.checkup import check_checkpoint
     from autoq.formats import parse_target
@@ -47,8 +48,10 @@ def verify(
         print_json(_plain(report))
     else:
         _print(report)
-    if not report.is_sound:
-        raise typer.Exit(1)
+    if report.faults:
+        raise typer.Exit(UNVERIFIED)
+    if not report.runners:
+        raise typer.Exit(NOT_RUN)
 
 
 def _plain(report: CheckpointReport) -> dict[str, Any]:

@@ -78,12 +78,13 @@ def test_what_a_target_offers(target: str, formats: Any, container: Any, expecte
         pytest.param(
             *("tensorrt-llm:h100", ["fp8", "nvfp4"], None),
             r"tensorrt-llm:h100 does not run nvfp4 \(nvfp4 from modelopt: released TensorRT-LLM "
-            r"runs nvfp4 from 10.0 on.*\); it runs fp8, w4a8_awq, ",
+            r"runs nvfp4 from 10.0 on.*\); it runs from modelopt fp8, w4a8_awq, ",
             id="format",
         ),
         pytest.param(
             *("vllm:b200", ["w4a8_awq"], None),
-            r"w4a8_awq from modelopt: vLLM knows no.*compressed-tensors: .*Hopper.* runs fp8, nvfp4, ",
+            r"w4a8_awq from modelopt: vLLM knows no.*compressed-tensors: .*Hopper.* runs from modelopt fp8, "
+            r"nvfp4, .*; from compressed-tensors .*int8_wo",
             id="format_in_no_container",
         ),
         pytest.param(

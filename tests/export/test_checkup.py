@@ -337,7 +337,8 @@ def test_command(whole: Whole) -> None:
     assert "nothing is wrong; every layer runs in vllm:h200" in passed.output
     assert "model.layers.0-1.mlp.down_proj" in passed.output
     refused = runner.invoke(app, ["verify", str(folder), "--target", "tensorrt-llm:h200"])
-    assert refused.exit_code == 1
+    assert refused.exit_code == 3
+    assert "of the engines looked at none runs every layer" in refused.output
     change_manifests(folder, lambda m: m["quantized_layers"].pop(QKV))
     plain = runner.invoke(app, ["verify", str(folder), "--json"])
     assert plain.exit_code == 0
@@ -345,3 +346,8 @@ def test_command(whole: Whole) -> None:
     assert content["runs_in"] == ["vllm", "tensorrt-llm"]
     layer = next(layer for layer in content["layers"] if layer["module"] == Q)
     assert layer["outcomes"]["sglang"]["does"] == SILENT
+    change_tensors(folder, lambda t: t.pop(f"{DOWN}.input_scale"))
+    for options in ([], ["--target", "vllm:h200"], ["--target", "tensorrt-llm:h200"]):
+        assert runner.invoke(app, ["verify", str(folder), *options]).exit_code == 4
+    (folder / "model.safetensors").unlink()
+    assert runner.invoke(app, ["verify", str(folder)]).exit_code == 2
