@@ -1,9 +1,10 @@
-"""Quantising a model that no memory holds: tensor by tensor, from safetensors to safetensors."""
+"""Quantising a model that no memory holds: from safetensors to safetensors."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from autoq.api._block_calibration import CalibrationData, calibrated_by_blocks
 from autoq.api.config import parse_calibration, parse_container
 from autoq.api.exporting import inexpressible
 from autoq.errors import InputError
@@ -23,7 +25,6 @@ from autoq.export import (
     warnings_for,
     write_checkpoint,
 )
-from autoq.export._layouts import LAYOUTS
 from autoq.formats import (
     FORMATS,
     NONE,
@@ -53,15 +54,22 @@ def compress(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     calibration: str | Calibration = CalibrationMethod.BEST,
+    calibration_data: str | None = None,
+    calibration_sequences: int = 128,
+    sequence_length: int = 512,
+    batch_size: int = 4,
+    seed: int = 0,
     overwrite: bool = False,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Quantise every layer of a model folder to one format, from the weights alone.
+    """Quantise every layer of a model folder to one format, which no memory has to hold.
 
-    No data is needed and no model is run: one matrix at a time is read, quantised, written and, at
-    the end, read back and compared. So only formats can be had whose inputs are quantised at run
-    time under scales of their own, or not at all.
+    One matrix at a time is read, quantised, written and, at the end, read back and compared. Where
+    the format stores a scale of the inputs, or data are named, the model is calibrated before as a
+    search does it: a block in memory at a time, in float32, and what a block gives for all of the
+    data on the disk, beside the destination. Otherwise no model is run, and everything follows from
+    the weights alone.
 
     Args:
         model: a folder with config.json and safetensors weights.
@@ -70,8 +78,15 @@ def compress(
         container: "modelopt" or "compressed-tensors".
         include: globs that bring the output head or routers in.
         exclude: globs over layers to leave as they are.
-        calibration: "best", "scales" and "mse" choose block scales by the squared error that they
-            leave, "max" and "rtn" by the largest magnitude.
+        calibration: "best" and so on, as for a search. From weights alone "best", "scales" and "mse"
+            choose block scales by the squared error that they leave, "max" and "rtn" by the largest
+            magnitude, and there is no more to it.
+        calibration_data: as for a search; None calibrates formats with a stored input scale on the
+            bundled text, and no others.
+        calibration_sequences: how many sequences to calibrate on.
+        sequence_length: tokens in a sequence.
+        batch_size: sequences that run together.
+        seed: of the choice of sequences.
         overwrite: replace a checkpoint that is at `destination`.
         trust_remote_code: run the model code that lies in the folder.
         progress: shows what is being done.
@@ -79,30 +94,85 @@ def compress(
         The path, the container, bits per weight, stored bytes, files with their hashes, the layers
         that stayed as they are by reason, and what was compared.
     Raises:
-        InputError: the format needs calibrated inputs, no layer can take it, or a pattern matches
-            nothing.
-        ModelError: the folder is no whole model, or a weight holds NaN or infinity.
+        InputError: the format quantises nothing, no layer can take it, a pattern matches nothing, or
+            a layer is to be calibrated and in no block.
+        DataError: the calibration data cannot be read, or are too few.
+        ModelError: the folder is no whole model, a weight or a layer's input holds NaN or infinity,
+            or the model cannot be run block by block.
         ExportError: the container cannot express it, or the folder cannot be written.
         VerificationError: what was written does not read back bit for bit.
     """
     started = time.perf_counter()
     progress = progress or SilentProgress()
     wanted, held_in = FORMATS[FormatName(fmt)], parse_container(str(container))
-    refuse_calibrated_inputs(wanted, held_in)
+    method = parse_calibration(str(calibration))
+    data = CalibrationData(
+        source=calibration_data,
+        sequences=calibration_sequences,
+        sequence_length=sequence_length,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    _refuse_none(wanted)
     source, target = Path(model), Path(destination)
     check_destination(target, source, overwrite=overwrite)
     unloaded = unloaded_model(source, trust_remote_code=trust_remote_code)
     model_map = discover(unloaded, include=include, exclude=exclude)
     choice = _choose(unloaded, model_map, wanted, held_in)
-    plan = _plan(source, unloaded, model_map, choice, parse_calibration(str(calibration)), held_in)
-    taken = wanted.algorithm(parse_calibration(str(calibration)))
-    if taken.searches_input_scales or taken.feeds_errors_back:
-        progress.note(
-            f"{wanted.name} is written without input scales and error feedback (AWQ, SmoothQuant, "
-            "GPTQ), which need data: a search loses less"
-        )
-    for line in warnings_for(unloaded, model_map, choice.slot_formats, held_in, plan.scale_dtype):
+    scale_dtype: torch.dtype = getattr(torch, storage_dtype(source))
+    for line in warnings_for(unloaded, model_map, choice.slot_formats, held_in, scale_dtype):
         progress.note(line)
+    with ExitStack() as stack:
+        matrices = SourceMatrices.of(source, unloaded, model_map)
+        table: Mapping[tuple[SlotName, FormatName], LayerCalibration]
+        if calibration_data is None and not _needs_inputs(wanted, held_in):
+            _note_what_needs_data(wanted, method, progress)
+            calibrated_on = "weights alone"
+            table = WeightOnlyCalibration(
+                matrices, model_map, choice.slot_formats, method=method, scale_dtype=scale_dtype
+            )
+        else:
+            found = stack.enter_context(
+                calibrated_by_blocks(
+                    source,
+                    target,
+                    model_map,
+                    choice.slot_formats,
+                    data,
+                    method=method,
+                    container=held_in,
+                    trust_remote_code=trust_remote_code,
+                    progress=progress,
+                )
+            )
+            calibrated_on, table = found.description, found.table
+        plan = StreamedPlan(
+            unloaded,
+            model_map,
+            choice.slot_formats,
+            table,
+            held_in,
+            scale_dtype,
+            matrices=matrices,
+        )
+        written = _write(plan, source, target, wanted, calibrated_on, overwrite, progress)
+    return {
+        **written,
+        "effective_bits": _effective_bits(model_map, choice),
+        "left": dict(choice.left),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def _write(
+    plan: StreamedPlan,
+    source: Path,
+    target: Path,
+    fmt: QuantFormat,
+    calibrated_on: str,
+    overwrite: bool,
+    progress: Progress,
+) -> dict[str, Any]:
     verification: dict[str, Any] = {}
 
     def verify(folder: Path, digests: Mapping[str, str]) -> None:
@@ -119,48 +189,40 @@ def compress(
             overwrite=overwrite,
             max_shard_bytes=SHARD_BYTES,
             progress=lambda done, total: advance(1),
-            provenance={"format": wanted.name, "calibrated_on": "weights alone"},
+            provenance={"format": fmt.name, "calibrated_on": calibrated_on},
             verify=verify,
         )
     return {
         "path": str(result.path),
-        "container": held_in.value,
-        "format": wanted.name,
-        "effective_bits": _effective_bits(model_map, choice),
+        "container": plan.container.value,
+        "format": fmt.name,
+        "calibrated_on": calibrated_on,
         "stored_bytes": result.stored_bytes,
-        "left": dict(choice.left),
         "files": [asdict(file) for file in result.files],
-        "verification": {**verification, "container": held_in.value},
-        "seconds": time.perf_counter() - started,
+        "verification": {**verification, "container": plan.container.value},
     }
 
 
-def refuse_calibrated_inputs(fmt: QuantFormat, container: Container) -> None:
-    """Refuse a format that weights alone do not settle.
-
-    Raises:
-        InputError: it quantises nothing, or its checkpoints hold a scale of the inputs.
-    """
+def _refuse_none(fmt: QuantFormat) -> None:
     if fmt.name == NONE:
         raise InputError(
             "compress needs a format that quantises, got none; copy the folder instead"
         )
-    if not _needs_inputs(fmt, container):
-        return
-    others = [
-        entry.name
-        for entry in FORMATS.values()
-        if (container, entry.name) in LAYOUTS and not _needs_inputs(entry, container)
-    ]
-    raise InputError(
-        f"a format for compress must need no calibrated inputs, and {fmt.name} in {container.value} "
-        f"stores a scale of them; search the model instead, or take one of {', '.join(others)}"
-    )
 
 
 def _needs_inputs(fmt: QuantFormat, container: Container) -> bool:
+    """Whether checkpoints hold a scale of the inputs, which weights alone do not settle."""
     anything = LayerCalibration(weight_amax=1.0, input_amax=1.0)
     return input_scale(fmt, anything, container=container) is not None
+
+
+def _note_what_needs_data(fmt: QuantFormat, method: Calibration, progress: Progress) -> None:
+    taken = fmt.algorithm(method)
+    if taken.searches_input_scales or taken.feeds_errors_back:
+        progress.note(
+            f"{fmt.name} is written without input scales and error feedback (AWQ, SmoothQuant, "
+            "GPTQ), which need data: name some (--calib), or search, and it loses less"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,30 +250,6 @@ def _choose(
         raise InputError(f"some layer must be able to take {fmt.name}, and none is: {why}")
     formats = {slot: fmt.name for group in chosen for slot in group.slots}
     return _Choice({slot: formats.get(slot, NONE) for slot in model_map.slots}, left)
-
-
-def _plan(
-    source: Path,
-    model: nn.Module,
-    model_map: ModelMap,
-    choice: _Choice,
-    method: Calibration,
-    container: Container,
-) -> StreamedPlan:
-    matrices = SourceMatrices.of(source, model, model_map)
-    scale_dtype: torch.dtype = getattr(torch, storage_dtype(source))
-    calibration = WeightOnlyCalibration(
-        matrices, model_map, choice.slot_formats, method=method, scale_dtype=scale_dtype
-    )
-    return StreamedPlan(
-        model,
-        model_map,
-        choice.slot_formats,
-        calibration,
-        container,
-        scale_dtype,
-        matrices=matrices,
-    )
 
 
 def _effective_bits(model_map: ModelMap, choice: _Choice) -> float:

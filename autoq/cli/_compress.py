@@ -1,4 +1,4 @@
-"""`autoq compress`: a model larger than memory, in one format, from its weights alone."""
+"""`autoq compress`: a model larger than memory, in one format."""
 
 from __future__ import annotations
 
@@ -38,12 +38,23 @@ def compress(
             help="best, mse: block scales by squared error; max, rtn: by largest magnitude.",
         ),
     ] = "best",
+    calib: Annotated[
+        str | None,
+        typer.Option(
+            help="Calibration data, as for `search`; if left out, formats with a stored input scale "
+            "are calibrated on the bundled text, and others follow from the weights alone."
+        ),
+    ] = None,
+    calib_sequences: Annotated[int, typer.Option(help="Sequences to calibrate on.")] = 128,
+    sequence_length: Annotated[int, typer.Option(help="Tokens in a sequence.")] = 512,
+    batch_size: Annotated[int, typer.Option(help="Sequences in a batch.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of the choice of sequences.")] = 0,
     overwrite: Overwrite = False,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Quantise a model to one format from its weights alone, a matrix in memory at a time."""
+    """Quantise a model to one format, a matrix or a block in memory at a time."""
     from autoq.api import compress as compress_model
 
     quiet_libraries()
@@ -56,6 +67,11 @@ def compress(
             include=include or (),
             exclude=exclude or (),
             calibration=calibration,
+            calibration_data=calib,
+            calibration_sequences=calib_sequences,
+            sequence_length=sequence_length,
+            batch_size=batch_size,
+            seed=seed,
             overwrite=overwrite,
             trust_remote_code=trust_remote_code,
             progress=make_progress(quiet=quiet),

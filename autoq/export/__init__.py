@@ -1,6 +1,7 @@
 """Writing searched models as checkpoints that engines load, and reading them back."""
 
-from autoq.export._folder import check_destination
+from autoq.export._folder import check_destination, sibling_folder
+from autoq.export._kv_cache import ExportedCache, cache_refusal
 from autoq.export._layouts import first_container
 from autoq.export._types import (
     CheckpointContents,
@@ -10,6 +11,8 @@ from autoq.export._types import (
     VerificationReport,
 )
 from autoq.export._warnings import warnings_for
+from autoq.export.block_calibration import BlockCalibration, StoredCalibration
+from autoq.export.block_stream import BlockStream
 from autoq.export.evaluation import (
     LOGITS_BOUND,
     load_checkpoint_for_evaluation,
@@ -27,15 +30,20 @@ from autoq.export.verify import verify_checkpoint, verify_written
 
 __all__ = [
     "LOGITS_BOUND",
+    "BlockCalibration",
+    "BlockStream",
     "CheckpointContents",
     "ExportResult",
+    "ExportedCache",
     "ExportedFile",
     "QuantizedCheckpoint",
     "QuantizedModule",
     "SourceMatrices",
+    "StoredCalibration",
     "StreamedPlan",
     "VerificationReport",
     "WeightOnlyCalibration",
+    "cache_refusal",
     "check_destination",
     "export_checkpoint",
     "first_container",
@@ -44,6 +52,7 @@ __all__ = [
     "read_quantized",
     "refusals",
     "refuse_inexpressible",
+    "sibling_folder",
     "simulated_checkpoint",
     "stored_sizes",
     "transformers_logits",

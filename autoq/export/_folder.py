@@ -55,6 +55,21 @@ def written_folder(destination: Path, *, overwrite: bool) -> Iterator[Path]:
     """
     destination = destination.absolute()
     check_destination(destination, overwrite=overwrite)
+    with sibling_folder(destination) as sibling:
+        yield sibling
+        _give_all_the_same_mode(sibling)
+        _flush(sibling)
+        _put_in_place(sibling, destination)
+
+
+@contextmanager
+def sibling_folder(destination: Path) -> Iterator[Path]:
+    """A new folder beside the destination, on its disk, that is removed when the context ends.
+
+    Raises:
+        ExportError: the file system refuses (full, read-only, no permission).
+    """
+    destination = destination.absolute()
     unique = f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
     sibling = destination.with_name(f".{destination.name}.{unique}.partial")
     try:
@@ -62,9 +77,6 @@ def written_folder(destination: Path, *, overwrite: bool) -> Iterator[Path]:
         _remove_left_behind(destination)
         sibling.mkdir()
         yield sibling
-        _give_all_the_same_mode(sibling)
-        _flush(sibling)
-        _put_in_place(sibling, destination)
     except (OSError, SafetensorError) as error:
         raise ExportError(
             f"cannot write {destination}: {_reason(error)}; "
@@ -76,17 +88,35 @@ def written_folder(destination: Path, *, overwrite: bool) -> Iterator[Path]:
 
 def _remove_left_behind(destination: Path) -> None:
     """Remove what exports to this destination left when they were killed on this host."""
+    for left in _left_behind(destination, "partial"):
+        shutil.rmtree(left, ignore_errors=True)
+    if destination.exists():
+        for left in _left_behind(destination, "former"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _put_former_back(destination: Path) -> None:
+    """Undo the first of two renames, if an export was killed on this host before the second."""
+    former = sorted(_left_behind(destination, "former"), key=lambda left: left.stat().st_mtime)
+    if former and not os.path.lexists(destination):
+        former[-1].rename(destination)
+
+
+def _left_behind(destination: Path, ending: str) -> Iterator[Path]:
+    """Folders of exports to this destination whose processes are dead."""
     prefix = f".{destination.name}.{socket.gethostname()}."
-    for left in destination.parent.glob(f"{glob.escape(prefix)}*.partial"):
+    for left in destination.parent.glob(f"{glob.escape(prefix)}*.{ending}"):
         pid = left.name.removeprefix(prefix).split(".")[0]
         if pid.isdecimal() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(left, ignore_errors=True)
+            yield left
 
 
 def check_destination(
     destination: Path, source: Path | str | None = None, *, overwrite: bool
 ) -> None:
     """Refuse a destination that is in use or cannot be written, before any work.
+
+    What an export that was killed at the last moment had moved out of its way is put back first.
 
     Args:
         source: the model's folder, which must not be replaced.
@@ -95,6 +125,7 @@ def check_destination(
             model, or lies where no folder can be made.
     """
     _refuse_unwritable(destination)
+    _put_former_back(destination.absolute())
     if not os.path.lexists(destination):
         return
     if not overwrite:

@@ -83,7 +83,8 @@ def _inexact(model: nn.Module, norm: str, scale: Tensor) -> list[str]:
         f"the AWQ scale must fold into {norm}.{name} exactly, and the product leaves the range of "
         f"{str(parameter.dtype).removeprefix('torch.')}; use another format there"
         for name, parameter in module.named_parameters(recurse=False)
-        if not _is_exact(parameter.detach(), scale)
+        # One without values is looked at when it is folded.
+        if not (parameter.is_meta or _is_exact(parameter.detach(), scale))
     ]
 
 

@@ -196,13 +196,18 @@ def tied_parameters(model: nn.Module) -> dict[str, str]:
     }
 
 
-def _renamed_modules(model: nn.Module, modules: Iterable[str]) -> dict[str, str]:
-    """Module path -> its name in the checkpoint, found by sending a marker through the renaming."""
-    paths = list(modules)
+def renamed_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Name in the model -> name in the checkpoint, of tensors that are one there, too.
+
+    Found by sending a marker through the renaming.
+
+    Raises:
+        ExportError: one of them is kept in pieces, or together with others.
+    """
+    wanted = list(names)
+    # In float64 whatever the default is: bfloat16 counts to 256 only.
     markers = {
-        # In float64 whatever the default is: bfloat16 counts to 256 only.
-        f"{path}.weight": torch.tensor(float(n), dtype=torch.float64)
-        for n, path in enumerate(paths)
+        name: torch.tensor(float(number), dtype=torch.float64) for number, name in enumerate(wanted)
     }
     try:
         renamed = checkpoint_tensors(model, markers)
@@ -211,11 +216,18 @@ def _renamed_modules(model: nn.Module, modules: Iterable[str]) -> dict[str, str]
             f"the checkpoint of {type(model).__name__} keeps the weight of a linear in several "
             f"pieces ({error}); exporting such a family is not supported, choose another model"
         ) from error
-    names = {int(marker): name.removesuffix(".weight") for name, marker in renamed.items()}
-    if sorted(names) != list(range(len(paths))):
-        lost = [path for number, path in enumerate(paths) if number not in names]
+    found = {int(marker): name for name, marker in renamed.items()}
+    if sorted(found) != list(range(len(wanted))):
+        lost = [name for number, name in enumerate(wanted) if number not in found]
         raise ExportError(
             f"the checkpoint of {type(model).__name__} has no tensor of its own for {lost[0]}; "
             "exporting such a family is not supported, choose another model"
         )
-    return {path: names[number] for number, path in enumerate(paths)}
+    return {name: found[number] for number, name in enumerate(wanted)}
+
+
+def _renamed_modules(model: nn.Module, modules: Iterable[str]) -> dict[str, str]:
+    """Module path -> its name in the checkpoint."""
+    paths = list(modules)
+    names = renamed_tensors(model, [f"{path}.weight" for path in paths])
+    return {path: names[f"{path}.weight"].removesuffix(".weight") for path in paths}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 
 from autoq.calibration.scales import scaled_weight_amax, sharing_sets
 from autoq.errors import ExportError, ModelError
-from autoq.export._names import CheckpointNames
+from autoq.export._folding import fold, folded_scales
+from autoq.export._names import CheckpointNames, renamed_tensors
 from autoq.export._plan import ExportPlan, checkpoint_names
 from autoq.formats import FORMATS, NONE, Calibration, FormatName, QuantFormat
 from autoq.layers import LayerCalibration
@@ -165,8 +167,33 @@ class StreamedPlan(ExportPlan):
             yield _Unread(source, group)
 
     def folded(self, group: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
-        """The tensors under their names, which are the checkpoint's already; nothing is folded."""
-        return dict(group), 0
+        """The tensors under their names, which are the checkpoint's already, scales in the norms.
+
+        Raises:
+            ExportError: a norm's product with its scale leaves the range of the norm's dtype.
+        """
+        pairs = {name: fold(name, tensor, self._folds) for name, tensor in group.items()}
+        for name, (tensor, is_folded) in pairs.items():
+            scale = self._folds[name.rpartition(".")[0]][1] if is_folded else None
+            if scale is not None and not torch.equal(tensor.float() / scale, group[name].float()):
+                raise ExportError(
+                    f"the AWQ scale must fold into {name} exactly, and the product leaves the "
+                    f"range of {str(tensor.dtype).removeprefix('torch.')}; use another format"
+                )
+        tensors = {name: tensor for name, (tensor, _) in pairs.items()}
+        return tensors, sum(is_folded for _, is_folded in pairs.values())
+
+    @cached_property
+    def _folds(self) -> Mapping[str, tuple[SlotName, Tensor]]:
+        """Norm in the checkpoint -> the first slot that folds into it, and the scale."""
+        folds = folded_scales(self.slot_formats, self.calibration)
+        if not folds:
+            return {}
+        names = renamed_tensors(self.model, [f"{norm}.weight" for norm in folds])
+        return {
+            names[f"{norm}.weight"].removesuffix(".weight"): folded
+            for norm, folded in folds.items()
+        }
 
 
 class _Unread(Mapping[str, Tensor]):

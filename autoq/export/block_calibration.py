@@ -1,0 +1,159 @@
+"""Calibrating a model of which one block at a time is in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from autoq.calibration import calibrate
+from autoq.errors import InputError
+from autoq.export.block_stream import BlockStream
+from autoq.formats import Calibration, Container, FormatName
+from autoq.layers import LayerCalibration
+from autoq.models import ModelMap, SlotName
+
+_Key = tuple[SlotName, FormatName]
+
+
+class StoredCalibration(Mapping[_Key, LayerCalibration]):
+    """Calibrations whose codes are in files, and mapped when they are looked up."""
+
+    def __init__(self, folder: Path) -> None:
+        """
+        Args:
+            folder: for the files.
+        """
+        self._folder = folder
+        self._entries: dict[_Key, LayerCalibration] = {}
+        self._codes: dict[_Key, tuple[Path, torch.Size]] = {}
+
+    def add(self, entries: Mapping[_Key, LayerCalibration]) -> None:
+        """Take calibrations over."""
+        for key, entry in entries.items():
+            if entry.codes is not None:
+                file = self._folder / f"codes-{len(self._codes)}.u8"
+                entry.codes.contiguous().numpy().tofile(file)
+                self._codes[key] = (file, entry.codes.shape)
+            self._entries[key] = replace(entry, codes=None)
+
+    def __getitem__(self, key: _Key) -> LayerCalibration:
+        entry = self._entries[key]
+        if key not in self._codes:
+            return entry
+        file, shape = self._codes[key]
+        codes = torch.from_file(str(file), size=shape.numel(), dtype=torch.uint8)
+        return replace(entry, codes=codes.view(shape))
+
+    def __iter__(self) -> Iterator[_Key]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockCalibration:
+    """How each block is calibrated; the fields are those arguments of `calibrate`."""
+
+    formats: Sequence[FormatName]
+    container: Container
+    scale_dtype: torch.dtype
+    method: Calibration
+    after_batch: Callable[[], None] = lambda: None
+
+    def run(
+        self,
+        stream: BlockStream,
+        model_map: ModelMap,
+        batches: int,
+        stored: StoredCalibration,
+    ) -> None:
+        """Calibrate block by block; what comes out is what `calibrate` gives of the whole model.
+
+        Whether a norm takes a layer's input scale exactly is seen from the block's output, and not
+        from the model's.
+
+        Args:
+            stream: whose inputs are the batches, and behind them the small input on which folding
+                is tried.
+            model_map: what to calibrate; all of it in blocks.
+            stored: gets the calibrations.
+        Raises:
+            InputError: a layer is in no block, or a group in several.
+            ModelError: an input holds NaN or Inf on calibration data, or the model cannot be run
+                block by block.
+        """
+        parts = [_part(model_map, path) for path in model_map.blocks]
+        _refuse_outside(model_map, parts)
+        for number, part in enumerate(parts):
+            with stream.block(number) as block:
+                self._keep_outputs(stream, number, batches, part, block, stored)
+            if number:
+                stream.forget(number - 1)
+
+    def _keep_outputs(
+        self,
+        stream: BlockStream,
+        number: int,
+        batches: int,
+        part: ModelMap,
+        block: nn.Module,
+        stored: StoredCalibration,
+    ) -> None:
+        stream.run(number, batches, keep=True)
+        if not part.groups:  # its outputs are needed all the same
+            for index in range(batches):
+                stream.run(number, index, keep=True)
+                self.after_batch()
+            return
+        found = calibrate(
+            _holding(part.blocks[0], block),
+            part,
+            self.formats,
+            range(batches),
+            partial(stream.run, number, keep=True),
+            run_small=lambda: stream.run(number, batches, keep=False),
+            container=self.container,
+            scale_dtype=self.scale_dtype,
+            method=self.method,
+            after_batch=self.after_batch,
+        )
+        stored.add(found)
+
+
+def _part(model_map: ModelMap, path: str) -> ModelMap:
+    """What of a model lies in one of its blocks."""
+    slots = {
+        name: slot
+        for name, slot in model_map.slots.items()
+        if slot.module == path or slot.module.startswith(f"{path}.")
+    }
+    groups = tuple(group for group in model_map.groups if slots.keys() >= set(group.slots))
+    return replace(model_map, slots=slots, groups=groups, blocks=(path,))
+
+
+def _refuse_outside(model_map: ModelMap, parts: Sequence[ModelMap]) -> None:
+    inside = {group.name for part in parts for group in part.groups}
+    outside = [group.slots[0] for group in model_map.groups if group.name not in inside]
+    if outside:
+        raise InputError(
+            "layers that are calibrated block by block must lie in one of the model's blocks, and "
+            f"{outside[0]} does not; leave it out with --exclude, or search the model"
+        )
+
+
+def _holding(path: str, block: nn.Module) -> nn.Module:
+    """A module in which the block has its path, and nothing else is."""
+    root = module = nn.Module()
+    *parents, last = path.split(".")
+    for name in parents:
+        child = nn.Module()
+        module.add_module(name, child)
+        module = child
+    module.add_module(last, block)
+    return root
