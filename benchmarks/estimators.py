@@ -48,11 +48,12 @@ BUDGETS = (4.5, 5.0, 6.0)
 CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "token_projection": ("token_projection", {}),
     "fisher_projection": ("fisher_projection", {}),
-    "fisher_projection, half the tokens": ("fisher_projection", {"row_fraction": 0.5}),
-    "fisher_projection, a quarter of the tokens": ("fisher_projection", {"row_fraction": 0.25}),
+    "fisher_projection, all tokens": ("fisher_projection", {"added_variance": 0.0}),
+    "fisher_projection, a quarter by lot": (
+        "fisher_projection",
+        {"added_variance": 0.0, "row_fraction": 0.25},
+    ),
     "token_projection, 4 draws": ("token_projection", {"draws": 4}),
-    "token_projection, half the tokens": ("token_projection", {"row_fraction": 0.5}),
-    "token_projection, a quarter of the tokens": ("token_projection", {"row_fraction": 0.25}),
     "sequence_projection, 4 draws": ("sequence_projection", {}),
     "diagonal": ("diagonal", {}),
     "factored": ("factored", {}),
