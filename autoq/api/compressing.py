@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ def compress(
     return {
         **written,
         "effective_bits": _effective_bits(model_map, choice),
-        "left": dict(choice.left),
+        "left": {**_asked_in_vain(model_map, include), **choice.left},
         "seconds": time.perf_counter() - started,
     }
 
@@ -250,6 +251,15 @@ def _choose(
         raise InputError(f"some layer must be able to take {fmt.name}, and none is: {why}")
     formats = {slot: fmt.name for group in chosen for slot in group.slots}
     return _Choice({slot: formats.get(slot, NONE) for slot in model_map.slots}, left)
+
+
+def _asked_in_vain(model_map: ModelMap, include: Sequence[str]) -> dict[str, str]:
+    """Layers that are left out whatever is included, such as tied heads, if they were asked for."""
+    return {
+        str(slot.name): slot.reason
+        for slot in model_map.excluded
+        if any(fnmatchcase(slot.name, pattern) for pattern in include)
+    }
 
 
 def _effective_bits(model_map: ModelMap, choice: _Choice) -> float:

@@ -100,7 +100,7 @@ def transformers_logits(
             "export it with --container compressed-tensors"
         )
     model = transformers_model(checkpoint, dtype)
-    with torch.no_grad():
+    with torch.no_grad(), quiet_transformers():  # which unpacks what it needs as it goes
         return forward_logits(model, input_ids)
 
 

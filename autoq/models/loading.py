@@ -162,7 +162,10 @@ def model_fingerprint(path: Path | str) -> str:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' progress bars and loading reports off while the context holds."""
+    """Keep progress bars and loading reports off while the context holds.
+
+    Those of transformers, and of what it calls, as compressed-tensors, which heeds no setting.
+    """
     from transformers.utils import logging as transformers_logging
 
     logging: Any = transformers_logging  # its functions are not annotated
@@ -170,11 +173,30 @@ def quiet_transformers() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with _without_bars():
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if shows_progress:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Every bar of tqdm is made as a silent one."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    bar: Any = tqdm  # it has no annotations
+    make = bar.__init__
+
+    def make_silent(self: Any, *args: Any, **settings: Any) -> None:
+        make(self, *args, **{**settings, "disable": True})
+
+    bar.__init__ = make_silent
+    try:
+        yield
+    finally:
+        bar.__init__ = make
 
 
 def _model_class(folder: Path, config: Mapping[str, Any], *, trust_remote_code: bool) -> Any:

@@ -136,6 +136,16 @@ def test_patterns_leave_layers_as_they_are(tmp_path: Path) -> None:
     assert written["effective_bits"] == pytest.approx(4.25)
 
 
+def test_a_head_that_is_tied_is_left_and_said(tmp_path: Path) -> None:
+    source = write_tiny_model("gemma3", tmp_path / "model")
+    assert json.loads((source / "config.json").read_text()).get("tie_word_embeddings", True)
+
+    written = compress(source, tmp_path / "out", fmt="fp8_pc_pt", include=["lm_head"])
+
+    assert "tied to the embedding" in written["left"]["lm_head"]
+    assert "lm_head" not in compress(source, tmp_path / "plain", fmt="fp8_pc_pt")["left"]
+
+
 def test_a_format_that_quantises_nothing_is_refused(tmp_path: Path) -> None:
     source = write_tiny_model("llama", tmp_path / "model")
 
