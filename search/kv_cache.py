@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from autoq.errors import InputError, ModelError
 from autoq.formats import NONE, FormatName
 from autoq.formats.kv_cache import KV_CACHE_FORMATS
-from autoq.layers.kv_cache import CachedLayer, fake_quantize_cache, watched_cache
+from autoq.layers.kv_cache import CachedLayer, cache_scale, fake_quantize_cache, watched_cache
 from autoq.models import GroupName, ModelMap
 from autoq.models.checkpointing import ActivationBudget
 from autoq.search._batch_loss import BatchLoss, check_loss, check_not_constant
@@ -126,7 +126,8 @@ class CacheScorer:
 
 def _projection(cached: Tensor, gradient: Tensor, fmt: FormatName, amax: float) -> Tensor:
     """g . (quantised - exact), summed over heads and their elements, float32 [sequences, tokens]."""
-    error = fake_quantize_cache(cached.float(), fmt, amax).sub_(cached.float())
+    exact = cached.float()
+    error = fake_quantize_cache(exact, fmt, cache_scale(fmt, amax)).sub_(exact)
     return error.mul_(gradient.float()).sum(dim=(1, 3))
 
 

@@ -13,9 +13,11 @@ import torch
 from torch import nn
 
 from autoq.api.exporting_transformers_fp8 import compared_weights
+from autoq.api.kv_cache import exported_cache
 from autoq.api.task import PROBE_TOKENS
 from autoq.calibration import without_unfolded_scales
 from autoq.export import (
+    ExportedCache,
     ExportResult,
     VerificationReport,
     export_checkpoint,
@@ -112,11 +114,14 @@ def _export(
         study.id, plan_id=plan.id, container=name, path=str(destination.resolve())
     )
     verification: dict[str, Any] = {}
+    cache = exported_cache(study, plan)
 
     def verify(folder: Path) -> None:
         verification.update(
             _plain(
-                _verify(study, folder, slot_formats, calibration, container, progress, spelling),
+                _verify(
+                    study, folder, slot_formats, calibration, container, progress, spelling, cache
+                ),
                 name,
             )
         )
@@ -223,6 +228,7 @@ def _write(
             destination=destination,
             container=container,
             scale_dtype=study.storage_dtype,
+            kv_cache=exported_cache(study, plan),
             overwrite=overwrite,
             progress=lambda done, total: advance(1),
             provenance={
@@ -244,6 +250,7 @@ def _verify(
     container: Container,
     progress: Progress,
     spelling: Spelling,
+    kv_cache: ExportedCache | None,
 ) -> VerificationReport:
     with progress.task("reading back", 1) as advance:
         report = verify_checkpoint(
@@ -255,6 +262,7 @@ def _verify(
             container,
             study.storage_dtype,
             spelling,
+            kv_cache,
         )
         advance()
         return report

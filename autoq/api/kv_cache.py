@@ -17,7 +17,8 @@ import numpy as np
 from autoq.api.task import LoadedModel, own_distribution_task
 from autoq.calibration.kv_cache import calibrate_cache
 from autoq.data import TokenData
-from autoq.errors import InputError
+from autoq.errors import ExportError, InputError
+from autoq.export import ExportedCache, cache_refusal
 from autoq.formats import NONE, Container, FormatName, Target
 from autoq.formats.kv_cache import KV_CACHE_FORMATS, kv_cache_refusal
 from autoq.formats.kv_cache_support import kv_cache_reason
@@ -260,7 +261,35 @@ def cache_simulation(study: Study, plan: PlanRecord) -> CacheSimulation | None:
     formats = cache_formats(plan)
     if all(name == NONE for name in formats.values()):
         return None
-    return CacheSimulation(study.loaded().model, formats, stored_layers(study))
+    return CacheSimulation.calibrated(study.loaded().model, formats, stored_layers(study))
+
+
+def exported_cache(study: Study, plan: PlanRecord) -> ExportedCache | None:
+    """The plan's cache as a checkpoint holds it; None where the plan has no say in that."""
+    formats = cache_formats(plan)
+    return ExportedCache(stored_layers(study), formats) if formats else None
+
+
+def refuse_unwritable_cache(plan: PlanRecord, container: str) -> None:
+    """Refuse to export a plan whose cache the container cannot hold.
+
+    Args:
+        container: what `Study.export` takes.
+    Raises:
+        ExportError: says why.
+    """
+    formats = cache_formats(plan)
+    if all(name == NONE for name in formats.values()):
+        return
+    known = {entry.value: entry for entry in Container}
+    reason: str | None = (
+        f"autoq writes no format of the key/value cache into {container}; export to modelopt or "
+        "compressed-tensors, or search without --kv-formats"
+    )
+    if container in known:
+        reason = cache_refusal(formats.values(), known[container])
+    if reason is not None:
+        raise ExportError(reason)
 
 
 def cache_summary(study: Study, plan: PlanRecord) -> dict[str, Any] | None:

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from autoq.api.budgets import Budgets, required_budgets
 from autoq.api.config import parse_container
-from autoq.api.kv_cache import cache_simulation, plan_of_weights, wish_of, with_cache
+from autoq.api.kv_cache import (
+    cache_simulation,
+    plan_of_weights,
+    refuse_unwritable_cache,
+    wish_of,
+    with_cache,
+)
 from autoq.api.measured import VALIDATION
 from autoq.api.renewal import RenewingProgress
 from autoq.api.study_data import NO_BUDGETS, SOLVE, StudyData
@@ -357,6 +363,7 @@ class Study(StudyData):
         else:
             chosen = parse_container(container) if container else self.config.container
         plan = self.plan(effective_bits, max_gb=max_gb, max_active_bits=max_active_bits)
+        refuse_unwritable_cache(plan, container or chosen.value)
         check_destination(Path(destination), self._record.model_path or None, overwrite=overwrite)
         with self._store.lease(self.id) as lease:
             renewing = RenewingProgress(progress or SilentProgress(), lease)

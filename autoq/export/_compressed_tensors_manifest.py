@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from autoq.export._aliases import experts_aliases, experts_parent, fused_aliases
+from autoq.export._kv_cache import manifest_entries as cache_entries
 from autoq.export._layouts import manifest_entries
 from autoq.formats import NONE, Container, FormatName
 
@@ -39,6 +40,7 @@ def compressed_tensors_manifest(
     formats: Mapping[str, FormatName],
     exported_by: Mapping[str, Any],
     other_names: Mapping[str, str] | None = None,
+    kv_cache: FormatName = NONE,
 ) -> dict[str, Any]:
     """config.json's quantization_config for the compressed-tensors container.
 
@@ -48,6 +50,7 @@ def compressed_tensors_manifest(
         other_names: checkpoint module name -> its path in transformers' model, where that differs.
             Readers match patterns with the names that modules have in their own models, so
             patterns match all of a module's names.
+        kv_cache: format of the key/value cache in all layers.
     """
     heads = _heads(other_names or {})
     used = [fmt for fmt in COMPRESSED_TENSORS_SCHEMES if fmt in formats.values()]
@@ -69,7 +72,7 @@ def compressed_tensors_manifest(
         "global_compression_ratio": None,
         "config_groups": groups,
         "ignore": module_patterns(formats, NONE, heads),
-        "kv_cache_scheme": None,
+        **cache_entries(kv_cache, Container.COMPRESSED_TENSORS),
         "sparsity_config": {},
         "transform_config": {},
         "exported_by": dict(exported_by),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoq.export._aliases import experts_aliases, experts_parent, fused_aliases, part_aliases
+from autoq.export._kv_cache import manifest_entries as cache_entries
 from autoq.export._layouts import manifest_entries
 from autoq.formats import NONE, Container, FormatName
 
@@ -28,7 +29,9 @@ class ModelOptManifest:
 
 
 def modelopt_manifest(
-    formats: Mapping[str, FormatName], exported_by: Mapping[str, Any]
+    formats: Mapping[str, FormatName],
+    exported_by: Mapping[str, Any],
+    kv_cache: FormatName = NONE,
 ) -> ModelOptManifest:
     """What the ModelOpt container's readers need to know.
 
@@ -38,6 +41,7 @@ def modelopt_manifest(
     Args:
         formats: checkpoint module name -> format, "none" included; at least one is not "none".
         exported_by: who wrote the checkpoint and from what; JSON values.
+        kv_cache: format of the key/value cache in all layers.
     """
     used = sorted({fmt for fmt in formats.values() if fmt != NONE})
     ignore = _ignored(formats)
@@ -45,6 +49,9 @@ def modelopt_manifest(
         flat, nested = _uniform(used[0], ignore)
     else:
         flat, nested = _mixed(formats, used, ignore)
+    cache = cache_entries(kv_cache, Container.MODELOPT)
+    flat.update(cache)
+    nested["kv_cache_quant_algo"] = cache["kv_cache_quant_algo"]
     stamp = {"producer": dict(_PRODUCER), "exported_by": dict(exported_by)}
     return ModelOptManifest(
         flat={"quant_method": "modelopt", **flat, **stamp},

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from autoq.errors import ModelError
 from autoq.export._folding import Calibrations, fold, folded_scales, stored_scale
 from autoq.export._fp8_manifest import stored_name
-from autoq.export._names import CheckpointNames, checkpoint_tensors, unquantized_groups
+from autoq.export._kv_cache import ExportedCache, cache_refusal, cache_tensors
+from autoq.export._names import (
+    CheckpointNames,
+    checkpoint_tensors,
+    linear_modules,
+    unquantized_groups,
+)
 from autoq.export._packing import packed_tensors
 from autoq.export._types import Spelling
 from autoq.formats import FORMATS, NONE, FormatName
@@ -34,6 +40,7 @@ class ExportPlan:
     container: Container
     scale_dtype: torch.dtype
     spelling: Spelling = field(default=Spelling.OWN, kw_only=True)
+    kv_cache: ExportedCache | None = field(default=None, kw_only=True)
 
     @cached_property
     def names(self) -> CheckpointNames:
@@ -90,6 +97,30 @@ class ExportPlan:
             for suffix, tensor in tensors.items():
                 is_own = self.spelling is Spelling.OWN
                 yield f"{part.module}.{suffix if is_own else stored_name(suffix)}", tensor
+
+    @property
+    def cache_format(self) -> FormatName:
+        """Of the key/value cache in all layers."""
+        return NONE if self.kv_cache is None else self.kv_cache.format
+
+    def cache_scales(self) -> dict[str, Tensor]:
+        """Name in the checkpoint -> scale of a layer's keys or values; none where neither has one."""
+        if self.kv_cache is None or self.cache_format == NONE:
+            return {}
+        modules = {path: self.names.module(path) for path in linear_modules(self.model)}
+        return cache_tensors(self.kv_cache, modules, self.container)
+
+    def cache_refusals(self) -> list[str]:
+        """Why the container cannot hold the cache; empty if it can."""
+        if self.kv_cache is None:
+            return []
+        reason = cache_refusal(self.kv_cache.formats.values(), self.container)
+        if reason is None and self.cache_format != NONE and not self.quantized_slots:
+            reason = (
+                "a checkpoint with no quantised layer has no manifest to state the key/value cache's "
+                "format in; quantise a layer, or search without --kv-formats"
+            )
+        return [] if reason is None else [reason]
 
     def unquantized_groups(self) -> Iterator[Mapping[str, Tensor]]:
         """Model name -> tensor for everything that is stored as it is, a layer at a time."""

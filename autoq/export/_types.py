@@ -13,6 +13,7 @@ from torch import Tensor
 
 from autoq.formats import FormatName
 from autoq.layers import LayerCalibration
+from autoq.layers.kv_cache import CacheSimulation
 from autoq.layers.quantize import Container
 from autoq.models import ModelMap, SlotName
 
@@ -82,3 +83,4 @@ class CheckpointContents:
     calibration: Mapping[tuple[SlotName, FormatName], LayerCalibration]  # of quantised slots
     storage_dtype: torch.dtype  # what the checkpoint's config.json names
     config: Mapping[str, Any]  # config.json
+    kv_cache: CacheSimulation | None = None  # of the rebuilt model; not begun

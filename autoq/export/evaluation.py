@@ -59,7 +59,7 @@ def load_checkpoint_for_evaluation(
     names = CheckpointNames(model, model_map)
     refuse_missing(checkpoint, missing - _stored_packed(checkpoint, names, model_map))
     reader = SlotReader(checkpoint, names, model_map)
-    contents = _contents(checkpoint, reader, model_map, stored_in)
+    contents = _contents(checkpoint, reader, model_map, stored_in, model)
     for name, matrix in contents.dequantized.items():
         slot = model_map.slots[name]
         parameter = getattr(model.get_submodule(slot.module), slot.parameter)
@@ -165,7 +165,7 @@ class _Dequantized(Mapping[SlotName, Tensor]):
 
 
 def _simulated(model: nn.Module, contents: CheckpointContents) -> SimulatedModel:
-    return SimulatedModel(
+    simulated = SimulatedModel(
         model,
         contents.model_map.slots,
         contents.slot_formats,
@@ -175,6 +175,8 @@ def _simulated(model: nn.Module, contents: CheckpointContents) -> SimulatedModel
         weights=contents.dequantized,
         keep_originals=False,
     )
+    simulated.set_kv_cache(contents.kv_cache)
+    return simulated
 
 
 def _contents(
@@ -182,6 +184,7 @@ def _contents(
     reader: SlotReader,
     model_map: ModelMap,
     storage_dtype: torch.dtype,
+    model: nn.Module,
 ) -> CheckpointContents:
     formats = {slot: reader.format_of(slot) for slot in model_map.slots}
     quantized = [slot for slot, fmt in formats.items() if fmt != NONE]
@@ -193,6 +196,7 @@ def _contents(
         calibration={(slot, formats[slot]): reader.calibration(slot) for slot in quantized},
         storage_dtype=storage_dtype,
         config=checkpoint.config,
+        kv_cache=checkpoint.cache_simulation(model),
     )
 
 
@@ -236,7 +240,10 @@ def _mended(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """
     model.register_forward_pre_hook(partial(_widen_unpacked, dtype))
     for module in model.modules():
-        if getattr(module, "quantization_scheme", None) is not None:
+        scheme = getattr(module, "quantization_scheme", None)
+        if scheme is not None and getattr(scheme, "weights", None) is None:
+            continue  # an attention: the scheme is its cache's
+        if scheme is not None:
             _DeclaredArithmetic(module)
             continue
         for parameter in module.parameters(recurse=False):

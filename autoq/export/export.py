@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from autoq.export._compressed_tensors_manifest import compressed_tensors_manifes
 from autoq.export._folder import check_destination, copy_companions, exported_files, written_folder
 from autoq.export._folding import Calibrations
 from autoq.export._fp8_manifest import fp8_manifest
+from autoq.export._kv_cache import ExportedCache
 from autoq.export._modelopt_manifest import modelopt_manifest
 from autoq.export._plan import ExportPlan
 from autoq.export._shards import ShardWriter
@@ -40,6 +42,7 @@ def export_checkpoint(
     destination: Path,
     container: Container,
     scale_dtype: torch.dtype,
+    kv_cache: ExportedCache | None = None,
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: Progress | None = None,
@@ -58,6 +61,7 @@ def export_checkpoint(
         destination: the folder to create.
         scale_dtype: dtype in which the model is stored, and INT4 scales with it. A tensor that
             `source` stores in another dtype keeps that one.
+        kv_cache: calibrated layers and their formats; None leaves the key/value cache alone.
         overwrite: replace a checkpoint that is at `destination`.
         max_shard_bytes: size at which the next file is started; what is held in memory.
         progress: called with (steps done, all steps).
@@ -74,7 +78,7 @@ def export_checkpoint(
         model, model_map, slot_formats, calibration, container, scale_dtype, spelling=spelling
     )
     return write_checkpoint(
-        plan,
+        replace(plan, kv_cache=kv_cache),
         source=source,
         destination=destination,
         overwrite=overwrite,
@@ -132,6 +136,7 @@ def refuse_inexpressible(plan: ExportPlan) -> None:
     )
     if plan.spelling is Spelling.TRANSFORMERS_FP8:
         lines += transformers_fp8_refusals(plan.model_map, plan.slot_formats, plan.container)
+    lines = [*lines, *plan.cache_refusals()]
     if lines:
         more = f" (and {len(lines) - 1} more like it)" if len(lines) > 1 else ""
         raise ExportError(f"{lines[0]}{more}")
@@ -151,6 +156,7 @@ def _write_tensors(
         writer.add(tensors)
         if progress is not None:
             progress(number + 1, total)
+    writer.add(plan.cache_scales().items())
     writer.finish()
     return writer.digests
 
@@ -183,12 +189,12 @@ def _write_configuration(
         if plan.spelling is Spelling.TRANSFORMERS_FP8:
             manifest = fp8_manifest(plan.module_formats, exported_by)
         elif plan.container is Container.MODELOPT:
-            both = modelopt_manifest(plan.module_formats, exported_by)
+            both = modelopt_manifest(plan.module_formats, exported_by, plan.cache_format)
             manifest = both.flat
             _write_json(folder / NESTED_MANIFEST, both.nested)
         else:
             manifest = compressed_tensors_manifest(
-                plan.module_formats, exported_by, plan.names.other_names
+                plan.module_formats, exported_by, plan.names.other_names, plan.cache_format
             )
         config["quantization_config"] = dict(manifest)
     _write_json(folder / "config.json", config)

@@ -8,15 +8,19 @@ from typing import Any
 from autoq.errors import ExportError
 from autoq.export._aliases import experts_aliases, experts_parent, fused_aliases, part_aliases
 from autoq.export._compressed_tensors_manifest import KEPT_EXPERTS
+from autoq.export._kv_cache import cache_faults
 from autoq.export._manifest_reading import compressed_tensors_formats, pattern_matcher
 from autoq.export._modelopt_manifest import MIXED, MODELOPT_ENTRIES
-from autoq.formats import NONE, FormatName
+from autoq.formats import NONE, Container, FormatName
 
 _Formats = Mapping[str, FormatName]
 
 
 def modelopt_faults(
-    flat: Mapping[str, Any], nested: Mapping[str, Any], formats: _Formats
+    flat: Mapping[str, Any],
+    nested: Mapping[str, Any],
+    formats: _Formats,
+    kv_cache: FormatName = NONE,
 ) -> Iterator[str]:
     """What is wrong with the two manifests of a ModelOpt checkpoint, a line each.
 
@@ -24,6 +28,7 @@ def modelopt_faults(
         flat: config.json's quantization_config.
         nested: hf_quant_config.json.
         formats: format of every linear module of the checkpoint, "none" included.
+        kv_cache: format of the key/value cache, whose scales are there unless it is "none".
     """
     inner = nested.get("quantization")
     if not isinstance(inner, Mapping):
@@ -33,8 +38,9 @@ def modelopt_faults(
     for ours, theirs in (*pairs, ("quantized_layers", "quantized_layers")):
         if flat.get(ours) != inner.get(theirs):
             yield f"config.json's {ours} and hf_quant_config.json's {theirs} must be equal"
-    if flat.get("kv_cache_scheme") is not None or inner.get("kv_cache_quant_algo") is not None:
-        yield "a manifest must not promise a quantised key/value cache without its scales"
+    yield from cache_faults(flat, Container.MODELOPT, kv_cache)
+    if flat.get("kv_cache_quant_algo") != inner.get("kv_cache_quant_algo"):
+        yield "kv_cache_quant_algo of config.json and of hf_quant_config.json must be equal"
     ignore = flat.get("ignore") or []
     yield from _ignore_faults(ignore, formats)
     if flat.get("quant_algo") == MIXED:
@@ -72,12 +78,15 @@ def _uniform_faults(flat: Mapping[str, Any], formats: _Formats) -> Iterator[str]
             yield f"{name} is {fmt}, and the manifest says {flat.get('quant_algo')} of everything"
 
 
-def compressed_tensors_faults(manifest: Mapping[str, Any], formats: _Formats) -> Iterator[str]:
+def compressed_tensors_faults(
+    manifest: Mapping[str, Any], formats: _Formats, kv_cache: FormatName = NONE
+) -> Iterator[str]:
     """What is wrong with a compressed-tensors manifest, a line each.
 
     Args:
         manifest: config.json's quantization_config.
         formats: format of every linear module of the checkpoint, "none" included.
+        kv_cache: format of the key/value cache, whose scales are there unless it is "none".
     """
     try:
         format_of = compressed_tensors_formats(manifest)
@@ -87,8 +96,7 @@ def compressed_tensors_faults(manifest: Mapping[str, Any], formats: _Formats) ->
     except ExportError as error:
         yield str(error)
         return
-    if manifest.get("kv_cache_scheme") is not None:
-        yield "a manifest must not promise a quantised key/value cache without its scales"
+    yield from cache_faults(manifest, Container.COMPRESSED_TENSORS, kv_cache)
     fused = {name: fmt for name, (_, fmt) in fused_aliases(formats).items()}
     for name, fmt in {**formats, **fused}.items():
         try:

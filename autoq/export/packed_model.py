@@ -66,6 +66,9 @@ def load_packed(
     _refuse_unfilled(checkpoint, model)
     _load_generation_config(checkpoint.path, model)
     moved: nn.Module = model.to(device)
+    kv_cache = checkpoint.cache_simulation(moved)
+    if kv_cache is not None:
+        kv_cache.install()
     return moved
 
 

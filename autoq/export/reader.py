@@ -10,10 +10,11 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from autoq.errors import ExportError, ModelError
 from autoq.export._fp8_manifest import stored_name
+from autoq.export._kv_cache import stored_cache, stored_codings
 from autoq.export._manifest_reading import (
     FormatOf,
     compressed_tensors_formats,
@@ -32,6 +33,7 @@ from autoq.export._unpacking import (
 )
 from autoq.formats import NONE, FormatName
 from autoq.layers import LayerCalibration, LowRank, QuantizedWeight
+from autoq.layers.kv_cache import CacheSimulation
 from autoq.layers.quantize import Container, dequantize_weight
 from autoq.models import ModelMap, SlotName, WeightSlot
 from autoq.models.folder import INDEX_NAME, read_config, shard_paths
@@ -62,6 +64,7 @@ class QuantizedCheckpoint(Mapping[str, QuantizedModule]):
         self.container = container_of(self.manifest) if self.manifest else None
         self.spelling = spelling_of(self.manifest)
         self.formats = self._formats()
+        self.kv_cache = stored_cache(self.manifest, self.container, self._files)
 
     @property
     def tensor_names(self) -> list[str]:
@@ -74,6 +77,8 @@ class QuantizedCheckpoint(Mapping[str, QuantizedModule]):
         taken = {
             self._stored(name, suffix) for name in self.formats for suffix in self._suffixes(name)
         }
+        if self.kv_cache is not None:
+            taken.update(name for names in self.kv_cache.scales.values() for name in names)
         return [name for name in self._files if name not in taken]
 
     def tensor(self, name: str) -> Tensor:
@@ -87,6 +92,18 @@ class QuantizedCheckpoint(Mapping[str, QuantizedModule]):
     def slice(self, name: str) -> Any:
         """As `tensor`, but read only when it is indexed, for example with `[...]`."""
         return self._read(name, self._open_for_slices, "get_slice")
+
+    def cache_simulation(self, model: nn.Module) -> CacheSimulation | None:
+        """What makes a model cache as the checkpoint says; None where it says nothing of that.
+
+        Raises:
+            ExportError: a scale belongs to no attention of the model, or is no positive number.
+        """
+        if self.kv_cache is None:
+            return None
+        names = [name for pair in self.kv_cache.scales.values() for name in pair]
+        scales = {name: self.tensor(name) for name in names}
+        return CacheSimulation(model, stored_codings(model, self.kv_cache, scales))
 
     def release(self) -> None:
         """Close the files that `tensor` has opened.

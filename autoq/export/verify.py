@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from autoq.errors import ExportError, VerificationError
 from autoq.export._folding import Calibrations
 from autoq.export._fp8_manifest import fp8_faults
+from autoq.export._kv_cache import ExportedCache
 from autoq.export._plan import ExportPlan
 from autoq.export._shards import tensor_digest
 from autoq.export._types import Spelling, VerificationReport
@@ -39,6 +41,7 @@ def verify_checkpoint(
     container: Container,
     scale_dtype: torch.dtype,
     spelling: Spelling = Spelling.OWN,
+    kv_cache: ExportedCache | None = None,
 ) -> VerificationReport:
     """Read a checkpoint back and compare all of it with the searched model.
 
@@ -56,7 +59,7 @@ def verify_checkpoint(
         model, model_map, slot_formats, calibration, container, scale_dtype, spelling=spelling
     )
     try:
-        return _verify(plan, path)
+        return _verify(replace(plan, kv_cache=kv_cache), path)
     except ExportError as error:
         raise VerificationError(f"{path} does not read back: {error}") from error
 
@@ -107,6 +110,9 @@ def _verify(plan: ExportPlan, path: Path) -> VerificationReport:
     for slot in plan.quantized_slots:
         seen.update(_verify_slot(plan, reader, slot))
         checkpoint.release()  # so that no more than one matrix is in memory
+    for name, scale in plan.cache_scales().items():
+        _compare(name, checkpoint.tensor(name), scale)
+        seen.add(name)
     unquantized, folded = _verify_unquantized(plan, checkpoint)
     surplus = sorted(set(checkpoint.tensor_names) - seen - unquantized)
     if surplus:
@@ -136,9 +142,13 @@ def _verify_manifest(plan: ExportPlan, checkpoint: QuantizedCheckpoint) -> None:
         faults = list(fp8_faults(checkpoint.manifest, plan.module_formats))
     elif plan.container is Container.MODELOPT:
         nested = _nested_manifest(checkpoint.path)
-        faults = list(modelopt_faults(checkpoint.manifest, nested, plan.module_formats))
+        faults = list(
+            modelopt_faults(checkpoint.manifest, nested, plan.module_formats, plan.cache_format)
+        )
     else:
-        faults = list(compressed_tensors_faults(checkpoint.manifest, plan.module_formats))
+        faults = list(
+            compressed_tensors_faults(checkpoint.manifest, plan.module_formats, plan.cache_format)
+        )
     if faults:
         raise VerificationError(f"the manifest of {checkpoint.path} is wrong: {faults[0]}")
 

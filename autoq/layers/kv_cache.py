@@ -67,57 +67,90 @@ class CachedLayer:
         return None
 
 
-def fake_quantize_cache(x: Tensor, fmt: FormatName, amax: float) -> Tensor:
+def cache_scale(fmt: FormatName, amax: float) -> Tensor:
+    """The scale of a layer's keys, or of its values, as checkpoints store it.
+
+    Args:
+        fmt: one of `KV_CACHE_FORMATS`.
+        amax: largest magnitude in calibration.
+    Returns:
+        float32 scalar: amax / 448, for int8 amax / 127; 1 where amax is 0.
+    Raises:
+        InputError: amax is negative, NaN or infinite.
+        UnknownNameError: nothing has the format's name.
+    """
+    return scale_from_amax(checked_amax(amax), KV_CACHE_FORMATS[fmt].stored_divisor)
+
+
+def fake_quantize_cache(x: Tensor, fmt: FormatName, scale: Tensor) -> Tensor:
     """Keys or values as they come out of a cache in a format.
 
-    fp8: e4m3(x / s) * s with s = amax / 448. int8: round(x / s) * s, codes from -128 to 127, with
-    s = amax / 127. nvfp4: E2M1 under E4M3 scales of 16 elements each, found in x itself, under
-    amax / 2688. Scales are float32; rounding is to nearest, ties to even; what is beyond amax
-    saturates, but for nvfp4 only as far as block scales do. A scale is 1 where amax is 0.
+    fp8: e4m3(x / scale) * scale. int8: round(x / scale) * scale, codes from -128 to 127. nvfp4: E2M1
+    under E4M3 scales of 16 elements each, found in x itself, under scale / 6. All arithmetic is
+    float32; rounding is to nearest, ties to even; what the scale does not reach saturates, but for
+    nvfp4 only as far as block scales do.
     Sources: as `autoq.kernels.fp8` and `autoq.kernels.nvfp4`; ModelOpt quantises the operands of the
     attention's products by the same rules.
 
     Args:
         x: float32, bfloat16 or float16 [..., head_dim].
         fmt: one of `KV_CACHE_FORMATS`.
-        amax: largest magnitude of the layer's keys, or of its values, in calibration.
+        scale: float32 scalar from `cache_scale`, or from a checkpoint.
     Returns:
         The shape and dtype of `x`; no gradient flows through it.
     Raises:
-        InputError: amax is negative, NaN or infinite, or nvfp4 does not fit head_dim.
+        InputError: nvfp4 does not fit head_dim.
         UnknownNameError: nothing has the format's name.
     """
-    largest = KV_CACHE_FORMATS[fmt].largest_code
-    x = x.detach()
+    entry = KV_CACHE_FORMATS[fmt]
+    x, scale = x.detach(), scale.to(x.device)
     if fmt == NONE:
         return x
     if fmt == "fp8":
-        return fp8.fake_quantize(x, fp8.tensor_scale(amax).to(x.device))
+        return fp8.fake_quantize(x, scale)
     if fmt == "nvfp4":
-        return nvfp4.fake_quantize(x, nvfp4.global_scale(amax).to(x.device))
-    scale = scale_from_amax(checked_amax(amax), largest).to(x.device)
+        return nvfp4.fake_quantize(x, scale / (entry.largest_code / entry.stored_divisor))
     return (x.float() / scale).round_().clamp_(-128, 127).mul_(scale).to(x.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheCoding:
+    """A format, and the scales of one layer's keys and values as checkpoints store them."""
+
+    format: FormatName
+    key_scale: Tensor  # float32 scalar
+    value_scale: Tensor
+
+    @classmethod
+    def of(cls, layer: CachedLayer, fmt: FormatName) -> CacheCoding:
+        """What calibration makes of a layer."""
+        return cls(fmt, cache_scale(fmt, layer.key_amax), cache_scale(fmt, layer.value_amax))
 
 
 class CacheSimulation:
     """Quantises and dequantises what layers write into their caches, until it is removed."""
 
-    def __init__(
-        self, model: nn.Module, formats: Mapping[str, FormatName], layers: Iterable[CachedLayer]
-    ) -> None:
+    def __init__(self, model: nn.Module, codings: Mapping[str, CacheCoding]) -> None:
         """
+        Args:
+            codings: of layers by name; others are left alone.
+        """
+        self._model = model
+        self._codings = {name: coding for name, coding in codings.items() if coding.format != NONE}
+        self._remove: Callable[[], None] | None = None
+
+    @classmethod
+    def calibrated(
+        cls, model: nn.Module, formats: Mapping[str, FormatName], layers: Iterable[CachedLayer]
+    ) -> CacheSimulation:
+        """As calibration found the layers.
+
         Args:
             formats: of layers by name; those that are not named, or "none", are left alone.
             layers: with their calibrated magnitudes, at least those that are named.
         """
         known = {layer.name: layer for layer in layers}
-        self._model = model
-        self._codings = {
-            name: (fmt, known[name].key_amax, known[name].value_amax)
-            for name, fmt in formats.items()
-            if fmt != NONE
-        }
-        self._remove: Callable[[], None] | None = None
+        return cls(model, {name: CacheCoding.of(known[name], fmt) for name, fmt in formats.items()})
 
     def install(self) -> None:
         """Begin; nothing happens where it has begun."""
@@ -131,9 +164,10 @@ class CacheSimulation:
             self._remove = None
 
     def _quantized(self, name: str, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        fmt, key_amax, value_amax = self._codings[name]
-        return fake_quantize_cache(keys, fmt, key_amax), fake_quantize_cache(
-            values, fmt, value_amax
+        coding = self._codings[name]
+        return (
+            fake_quantize_cache(keys, coding.format, coding.key_scale),
+            fake_quantize_cache(values, coding.format, coding.value_scale),
         )
 
 

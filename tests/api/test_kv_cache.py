@@ -13,7 +13,7 @@ from autoq.api import kv_cache
 from autoq.api.kv_cache import CacheWish, cache_formats, stored_layers, with_cache
 from autoq.errors import InputError, ModelError, UnknownNameError
 from autoq.formats import FormatName
-from autoq.layers.kv_cache import fake_quantize_cache, watched_cache
+from autoq.layers.kv_cache import cache_scale, fake_quantize_cache, watched_cache
 from autoq.models import forward_logits
 from autoq.testing.tiny_models import write_tiny_model
 from tests.api.refinements import SMALL
@@ -97,8 +97,8 @@ def test_what_is_measured_has_the_cache_quantised(llama_folder: Path, quick: Any
     def quantise(name: str, keys: Any, values: Any) -> Any:
         layer = by_name[name]
         return (
-            fake_quantize_cache(keys, FP8, layer.key_amax),
-            fake_quantize_cache(values, FP8, layer.value_amax),
+            fake_quantize_cache(keys, FP8, cache_scale(FP8, layer.key_amax)),
+            fake_quantize_cache(values, FP8, cache_scale(FP8, layer.value_amax)),
         )
 
     without = forward_logits(weights.model, ids)

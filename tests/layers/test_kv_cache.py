@@ -13,6 +13,7 @@ from autoq.layers.kv_cache import (
     CachedLayer,
     CacheSimulation,
     attention_modules,
+    cache_scale,
     cached_layers,
     fake_quantize_cache,
 )
@@ -50,15 +51,15 @@ def logits(model):
 def test_fp8_rounds_to_e4m3_under_one_scale():
     x = torch.tensor([17.0, 1.0625, 1.1875, -0.3, 500.0, 2.0**-10])
     expected = torch.tensor([16.0, 1.0, 1.25, -0.3125, 448.0, 0.0])
-    assert torch.equal(fake_quantize_cache(x, "fp8", 448.0), expected)
-    assert torch.equal(fake_quantize_cache(x / 4, "fp8", 112.0), expected / 4)
+    assert torch.equal(fake_quantize_cache(x, "fp8", cache_scale("fp8", 448.0)), expected)
+    assert torch.equal(fake_quantize_cache(x / 4, "fp8", cache_scale("fp8", 112.0)), expected / 4)
 
 
 def test_int8_rounds_ties_to_even_and_saturates():
     x = torch.tensor([0.5, 1.5, 2.5, -2.5, 126.6, 200.0, -127.4, -127.6, -300.0])
     expected = torch.tensor([0.0, 2.0, 2.0, -2.0, 127.0, 127.0, -127.0, -128.0, -128.0])
-    assert torch.equal(fake_quantize_cache(x, "int8", 127.0), expected)
-    assert torch.equal(fake_quantize_cache(x / 2, "int8", 63.5), expected / 2)
+    assert torch.equal(fake_quantize_cache(x, "int8", cache_scale("int8", 127.0)), expected)
+    assert torch.equal(fake_quantize_cache(x / 2, "int8", cache_scale("int8", 63.5)), expected / 2)
 
 
 def test_nvfp4_has_a_scale_for_every_16_elements_of_a_head():
@@ -68,22 +69,26 @@ def test_nvfp4_has_a_scale_for_every_16_elements_of_a_head():
     expected = torch.tensor(rounded + [-value for value in rounded])
     # Under a top scale of 1 the blocks' scales are 1 and 2, for largest magnitudes of 6 and 12.
     x = torch.cat([small, 2 * small])
-    found = fake_quantize_cache(x, "nvfp4", 6.0 * 448.0)
+    found = fake_quantize_cache(x, "nvfp4", cache_scale("nvfp4", 6.0 * 448.0))
     assert torch.equal(found, torch.cat([expected, 2 * expected]))
 
 
 @pytest.mark.parametrize("fmt", QUANTIZED)
 def test_nothing_cached_in_calibration_leaves_a_scale_of_one(fmt):
-    assert torch.equal(fake_quantize_cache(torch.zeros(2, 16), fmt, 0.0), torch.zeros(2, 16))
+    assert torch.equal(
+        fake_quantize_cache(torch.zeros(2, 16), fmt, cache_scale(fmt, 0.0)), torch.zeros(2, 16)
+    )
     if fmt != "nvfp4":
-        assert torch.equal(fake_quantize_cache(torch.ones(16), fmt, 0.0), torch.ones(16))
+        assert torch.equal(
+            fake_quantize_cache(torch.ones(16), fmt, cache_scale(fmt, 0.0)), torch.ones(16)
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("fmt", QUANTIZED)
 def test_dtype_and_shape_stay(fmt, dtype):
     x = torch.randn(2, 3, 5, 32, generator=torch.Generator().manual_seed(1)).to(dtype)
-    found = fake_quantize_cache(x, fmt, float(x.abs().max()))
+    found = fake_quantize_cache(x, fmt, cache_scale(fmt, float(x.abs().max())))
     assert found.dtype == dtype
     assert found.shape == x.shape
     # Half the widest gap of each element, at the largest magnitude: E4M3 32 of 448, INT8 1 of 127,
@@ -95,10 +100,10 @@ def test_dtype_and_shape_stay(fmt, dtype):
 
 def test_what_cannot_be_is_refused():
     with pytest.raises(UnknownNameError, match="key/value cache format"):
-        fake_quantize_cache(torch.ones(16), "fp4", 1.0)
+        fake_quantize_cache(torch.ones(16), "fp4", cache_scale("fp4", 1.0))
     for amax in (-1.0, math.nan, math.inf):
         with pytest.raises(InputError):
-            fake_quantize_cache(torch.ones(16), "int8", amax)
+            fake_quantize_cache(torch.ones(16), "int8", cache_scale("int8", amax))
     layer = CachedLayer(name="attn", key_heads=2, key_dim=24, value_heads=2, value_dim=32)
     assert "divisible by 16, and keys of attn have 24" in layer.misfit("nvfp4")
     assert layer.misfit("fp8") is None
@@ -139,7 +144,7 @@ def test_families_are_seen_and_unchanged_where_nothing_is_quantised(family):
     found = layers_of(model)
     assert len(found) == model.config.get_text_config().num_hidden_layers
     assert torch.equal(logits(model), before)
-    simulation = CacheSimulation(
+    simulation = CacheSimulation.calibrated(
         model, {layer.name: "nvfp4" for layer in found}, calibrated(model, amax=4.0)
     )
     simulation.install()
@@ -209,7 +214,7 @@ def test_simulation_equals_an_attention_computed_by_hand(fmt, kernel):
 
     handle = attention.register_forward_hook(keep, with_kwargs=True)
     layers = calibrated(model)
-    simulation = CacheSimulation(model, {LAYERS[1]: fmt}, layers)
+    simulation = CacheSimulation.calibrated(model, {LAYERS[1]: fmt}, layers)
     simulation.install()
     logits(model)
     simulation.remove()
@@ -219,8 +224,8 @@ def test_simulation_equals_an_attention_computed_by_hand(fmt, kernel):
 
     def change(keys, values):
         return (
-            fake_quantize_cache(keys, fmt, layer.key_amax),
-            fake_quantize_cache(values, fmt, layer.value_amax),
+            fake_quantize_cache(keys, fmt, cache_scale(fmt, layer.key_amax)),
+            fake_quantize_cache(values, fmt, cache_scale(fmt, layer.value_amax)),
         )
 
     expected = attention_by_hand(attention, seen["hidden"], cos, sin, change)
@@ -235,7 +240,7 @@ def test_simulation_equals_an_attention_computed_by_hand(fmt, kernel):
 def test_a_layer_that_is_not_named_keeps_its_cache():
     model = make_tiny_model("llama", dtype=torch.float32)
     before = logits(model)
-    simulation = CacheSimulation(model, dict.fromkeys(LAYERS, "none"), calibrated(model))
+    simulation = CacheSimulation.calibrated(model, dict.fromkeys(LAYERS, "none"), calibrated(model))
     simulation.install()
     assert torch.equal(logits(model), before)
 
@@ -243,7 +248,7 @@ def test_a_layer_that_is_not_named_keeps_its_cache():
 @torch.no_grad()
 def test_generating_token_by_token_gives_what_one_pass_gives():
     model = make_tiny_model("llama", dtype=torch.float32)
-    simulation = CacheSimulation(model, dict.fromkeys(LAYERS, "fp8"), calibrated(model))
+    simulation = CacheSimulation.calibrated(model, dict.fromkeys(LAYERS, "fp8"), calibrated(model))
     simulation.install()
     ids = token_ids(sequences=1)
     whole = forward_logits(model, ids)
@@ -264,7 +269,9 @@ def test_a_simulated_model_takes_it_along_and_gives_it_back():
     simulated = SimulatedModel(
         model, model_map.slots, {}, {}, container=Container.MODELOPT, scale_dtype=torch.bfloat16
     )
-    simulated.set_kv_cache(CacheSimulation(model, dict.fromkeys(LAYERS, "int8"), calibrated(model)))
+    simulated.set_kv_cache(
+        CacheSimulation.calibrated(model, dict.fromkeys(LAYERS, "int8"), calibrated(model))
+    )
     quantised = logits(model)
     assert not torch.equal(quantised, before)
     with simulated.paused():

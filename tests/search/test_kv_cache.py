@@ -12,6 +12,7 @@ from autoq.formats.kv_cache import KV_CACHE_FORMATS
 from autoq.layers.kv_cache import (
     CachedLayer,
     CacheSimulation,
+    cache_scale,
     cached_layers,
     fake_quantize_cache,
     watched_cache,
@@ -99,7 +100,9 @@ def test_scores_equal_those_of_plain_autograd(name):
             for sequence, token in itertools.product(range(SEQUENCES), range(TOKENS)):
                 change = 0.0
                 for cached, amax in ((keys, layer.key_amax), (values, layer.value_amax)):
-                    error = fake_quantize_cache(cached, fmt, amax) - cached.detach()
+                    error = (
+                        fake_quantize_cache(cached, fmt, cache_scale(fmt, amax)) - cached.detach()
+                    )
                     change += float((cached.grad * error)[sequence, :, token].sum())
                 expected[sequence] += 0.5 * change**2 / TOKENS
             # float32 sums of a hundred terms of either sign, in another order.
@@ -126,7 +129,9 @@ def test_scores_predict_the_divergence():
     with torch.no_grad():
         before = forward_logits(model, ids)
     for column, fmt in enumerate(FORMATS):
-        simulation = CacheSimulation(model, {layer.name: fmt for layer in layers}, layers)
+        simulation = CacheSimulation.calibrated(
+            model, {layer.name: fmt for layer in layers}, layers
+        )
         simulation.install()
         with torch.no_grad():
             measured = float(divergence_of("logits")(before, forward_logits(model, ids)).mean())
