@@ -3,43 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from autoq.api._evaluate_folder import (
+    WantedOfFolder,
+    about_data,
+    check_can_measure,
+    evaluate_folder,
+    plain_fidelity,
+)
 from autoq.api.config import ScoringConfig
 from autoq.api.measured import noise_floor_on, with_interval
-from autoq.api.measuring import advancing, held_out_tokens, measure_plan
-from autoq.api.metrics import (
-    cached_fidelity,
-    cached_outputs,
-    check_metrics,
-    folder_metrics,
-    plan_metrics,
-    quantised_model,
-    wanted_metrics,
-)
+from autoq.api.measuring import held_out_tokens, measure_plan
+from autoq.api.metrics import plan_metrics, wanted_metrics
 from autoq.api.opening import DEFAULT_STORE
 from autoq.api.study import Study
-from autoq.api.task import LoadedModel, load, load_data, output_properties, token_batches
-from autoq.api.task_evaluation import (
-    folder_subject,
-    folder_tasks,
-    is_model_folder,
-    opened_plan,
-    study_tasks,
-)
+from autoq.api.task_evaluation import is_model_folder, opened_plan, study_tasks
 from autoq.data import TokenData
 from autoq.errors import InputError
-from autoq.evaluators import Estimate, Fidelity, Subject, measure_fidelity
+from autoq.evaluators import Subject
 from autoq.evaluators.cache import DEFAULT_BYTES, LogitsCache
-from autoq.evaluators.tasks import check_can_run
-from autoq.models.forward import forward_logits
 from autoq.progress import Progress, SilentProgress
 from autoq.studies import StudyStore
 
@@ -113,15 +98,15 @@ def evaluate(
             str(target), store, effective_bits=effective_bits, trust_remote_code=trust_remote_code
         )
         loaded = study.loaded()
-        _check(Subject(model=loaded.model, tokenizer=loaded.tokenizer), wanted, tasks)
+        check_can_measure(Subject(model=loaded.model, tokenizer=loaded.tokenizer), wanted, tasks)
         tokens = held_out_tokens(study, source, sequences=sequences)
         fidelity = measure_plan(study, plan, tokens, data=source, progress=progress)
         found = {
             "target": study.name,
             "plan": plan.label,
             "reference": study.record.model_path,
-            **_data(tokens),
-            **_plain(fidelity),
+            **about_data(tokens),
+            **plain_fidelity(fidelity),
             "noise_floor": _floor(study, tokens),
         }
         if wanted:
@@ -132,7 +117,7 @@ def evaluate(
                 study, plan, tasks, limit=limit, batch_size=task_batch_size, progress=progress
             )
         return found
-    return _evaluate_folder(
+    return evaluate_folder(
         Path(target),
         None if reference is None else Path(reference),
         ScoringConfig(
@@ -142,7 +127,7 @@ def evaluate(
             seed=seed,
             trust_remote_code=trust_remote_code,
         ),
-        _Wanted(
+        WantedOfFolder(
             source,
             sequences,
             sequence_length,
@@ -156,138 +141,12 @@ def evaluate(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """What is measured of a folder, and on what."""
-
-    data: str | None
-    sequences: int
-    sequence_length: int | None
-    metrics: tuple[str, ...]
-    tasks: tuple[str, ...]
-    limit: int | None
-    task_batch_size: int | str
-    cache: LogitsCache | None
-
-
-def _check(subject: Subject, metrics: Sequence[str], tasks: Sequence[str]) -> None:
-    """Refuse at once what would fail after minutes of measuring something else."""
-    check_metrics(subject, metrics)
-    if tasks:
-        check_can_run(subject)
-
-
 def _bytes(gigabytes: float) -> int:
     if not 0 < gigabytes < math.inf:
         raise InputError(f"cache_gb must be above 0, got {gigabytes:g}")
     return int(gigabytes * 1e9)
 
 
-def _evaluate_folder(
-    path: Path, reference: Path | None, config: ScoringConfig, wanted: _Wanted, progress: Progress
-) -> dict[str, Any]:
-    if reference is None and (wanted.metrics or not wanted.tasks):
-        raise InputError(
-            f"measuring the checkpoint {path} needs the original model; name its folder "
-            "(--reference)"
-        )
-    found: dict[str, Any] = {"target": str(path)}
-    original: LoadedModel | None = None
-    subject: Subject | None = None
-    if wanted.metrics or wanted.tasks:
-        subject = folder_subject(
-            path,
-            device=config.device,
-            dtype=config.dtype,
-            trust_remote_code=config.trust_remote_code,
-        )
-        _check(subject, wanted.metrics, wanted.tasks)
-    if reference is not None:
-        original = load(config, reference)
-        found |= {"reference": str(reference)}
-        found |= _folder_fidelity(path, subject, original, config, wanted, progress)
-    if wanted.tasks:
-        assert subject is not None  # made above
-        beside = None
-        if original is not None:
-            beside = Subject(model=original.model, tokenizer=original.tokenizer)
-        found |= folder_tasks(
-            subject,
-            beside,
-            wanted.tasks,
-            limit=wanted.limit,
-            batch_size=wanted.task_batch_size,
-            progress=progress,
-        )
-    return found
-
-
-def _folder_fidelity(
-    path: Path,
-    subject: Subject | None,
-    original: LoadedModel,
-    config: ScoringConfig,
-    wanted: _Wanted,
-    progress: Progress,
-) -> dict[str, Any]:
-    tokens = load_data(
-        original,
-        wanted.data,
-        sequences=wanted.sequences,
-        sequence_length=wanted.sequence_length or config.sequence_length,
-        split="held_out",
-        seed=config.seed,
-    )
-    batches = token_batches(tokens, config.batch_size, original.device)
-    outputs = None
-    if wanted.cache is not None:
-        outputs = cached_outputs(wanted.cache, original, batches)
-        found = cached_fidelity(path, original, outputs, batches, progress)
-    else:
-        with progress.task("measuring", len(batches)) as advance, torch.no_grad():
-            fidelity = measure_fidelity(
-                advancing(_checkpoint_pairs(path, original, batches), advance),
-                **output_properties(original.model),
-            )
-        found = _plain(fidelity)
-    if wanted.metrics:
-        assert subject is not None  # whoever wants metrics has made it
-        more = folder_metrics(subject, original, batches, wanted.metrics, progress, outputs=outputs)
-        found["metrics"].update(more)
-    return {**_data(tokens), **found}
-
-
-def _checkpoint_pairs(
-    path: Path, original: LoadedModel, batches: Sequence[Tensor]
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    quantised = quantised_model(path, original)
-    forward = partial(forward_logits, original.model)
-    for ids in batches:
-        yield ids, forward(ids), forward_logits(quantised, ids)
-
-
 def _floor(study: Study, tokens: TokenData) -> dict[str, float | None] | None:
     found = noise_floor_on(study, tokens.sha256)
     return None if found is None else with_interval(found)
-
-
-def _data(tokens: TokenData) -> dict[str, str]:
-    return {"data": tokens.description, "data_sha256": tokens.sha256}
-
-
-def _plain(fidelity: Fidelity) -> dict[str, Any]:
-    return {
-        "tokens": fidelity.tokens,
-        "metrics": {
-            "kl_divergence": _interval(fidelity.kl_divergence),
-            "top1_agreement": _interval(fidelity.top1_agreement),
-            "perplexity": fidelity.perplexity,
-            "reference_perplexity": fidelity.reference_perplexity,
-        },
-    }
-
-
-def _interval(estimate: Estimate | None) -> dict[str, float] | None:
-    if estimate is None:
-        return None
-    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}

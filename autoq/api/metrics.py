@@ -191,12 +191,21 @@ def quantised_model(path: Path, original: LoadedModel) -> nn.Module:
 
     dtype = next(original.model.parameters()).dtype
     quantised = simulated_checkpoint(path, dtype=dtype).model.to(original.device)
-    if type(quantised) is not type(original.model):
+    check_architecture(path, quantised, original)
+    return quantised
+
+
+def check_architecture(path: Path, model: nn.Module, original: LoadedModel) -> None:
+    """Refuse to compare a checkpoint with what it was not made from.
+
+    Raises:
+        InputError: they are not of one class.
+    """
+    if type(model) is not type(original.model):
         raise InputError(
-            f"the checkpoint {path} is a {type(quantised).__name__} and the reference a "
+            f"the checkpoint {path} is a {type(model).__name__} and the reference a "
             f"{type(original.model).__name__}; name the folder of the model it was made from"
         )
-    return quantised
 
 
 def _measure(

@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import autoq
+from autoq.api import _evaluate_folder
 from autoq.api.measured import PER_SEQUENCE
 from autoq.api.measuring import _same_source
 from autoq.api.task_evaluation import ORIGINAL, _plain_run
@@ -135,6 +137,37 @@ def test_beside_a_reference_both_are_measured(found: Any) -> None:
     assert both["tasks"][0]["metrics"]["autoq_choices.acc"]["original"] is not None
 
 
+def test_no_third_model_is_in_memory(found: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The packed checkpoint is gone before the same is loaded with dequantised weights."""
+    _, _, checkpoint = found
+    made: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+
+    def counted(make: Any) -> Any:
+        def wrapped(*args: Any, **options: Any) -> Any:
+            alive.append(sum(reference() is not None for reference in made))
+            result = make(*args, **options)
+            made.append(weakref.ref(getattr(result, "model", result)))
+            return result
+
+        return wrapped
+
+    for name in ("folder_subject", "load", "quantised_model"):
+        monkeypatch.setattr(_evaluate_folder, name, counted(getattr(_evaluate_folder, name)))
+    both = autoq.evaluate(
+        checkpoint,
+        reference=model_path(),
+        sequences=1,
+        sequence_length=32,
+        tasks=["autoq_text"],
+        limit=2,
+        metrics=["kl_median", "weight_bytes_ratio"],
+        device="cpu",
+    )
+    assert alive == [0, 1, 1]  # models in memory before each was made
+    assert both["metrics"]["weight_bytes_ratio"]["value"] < 1
+
+
 def test_outputs_on_disk_give_the_same_figures(found: Any, tmp_path: Path) -> None:
     _, _, checkpoint = found
     options: dict[str, Any] = {
@@ -190,8 +223,10 @@ def test_what_the_model_cannot_give_is_refused_before_anything_is_measured(
     def measured(*_: Any, **__: Any) -> None:
         raise AssertionError("something was measured first")
 
-    for name in ("measure_plan", "measure_fidelity", "held_out_tokens", "load"):
+    for name in ("measure_plan", "held_out_tokens"):
         monkeypatch.setattr(f"autoq.api.evaluation.{name}", measured)
+    for name in ("measure_fidelity", "load"):
+        monkeypatch.setattr(_evaluate_folder, name, measured)
     with pytest.raises(InputError, match=message):
         if target == "study":
             autoq.evaluate(study.name, store=store, **options)
@@ -205,7 +240,7 @@ def test_tasks_for_a_model_without_next_tokens_are_refused_before_anything_is_me
     from autoq.testing.tiny_models import write_tiny_model
 
     folder = write_tiny_model("bert", tmp_path / "bert")
-    monkeypatch.setattr("autoq.api.evaluation.load", None)  # nothing is measured without it
+    monkeypatch.setattr(_evaluate_folder, "load", None)  # nothing is measured without it
     with pytest.raises(InputError, match="need a model that predicts the next token"):
         autoq.evaluate(folder, reference=folder, tasks=["autoq_choices"], device="cpu")
 
