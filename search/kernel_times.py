@@ -36,6 +36,7 @@ UNMEASURED: Mapping[FormatName, str] = {
     FormatName(
         "nvfp4_svdquant"
     ): "no kernel has its branch of low rank, which is computed beside it",
+    FormatName("int4_dq"): "its scales are decoded before the product of int4_awq's kernels",
 }
 """Formats whose layers no one operation runs, and why."""
 

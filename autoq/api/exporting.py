@@ -21,6 +21,7 @@ from autoq.export import (
     ExportResult,
     VerificationReport,
     export_checkpoint,
+    is_held,
     refusals,
     verify_checkpoint,
     verify_logits,
@@ -46,12 +47,15 @@ EXPORT = "export"
 def inexpressible(
     model: nn.Module, model_map: ModelMap, formats: Sequence[FormatName], container: Container
 ) -> dict[tuple[GroupName, FormatName], str]:
-    """Group and format -> why the container cannot hold that group in that format."""
+    """Group and format -> why the container cannot hold that group in that format.
+
+    Formats that no container holds are not asked about: nothing is lost by searching them.
+    """
     reasons = {}
     for group in model_map.groups:
         for fmt in formats:
-            if fmt == NONE:
-                continue
+            if fmt == NONE or not is_held(fmt):
+                continue  # what no container holds is searched for its own sake
             slot_formats = dict.fromkeys(group.slots, fmt)
             calibration = {
                 (slot, fmt): LayerCalibration(weight_amax=1.0, input_amax=1.0)

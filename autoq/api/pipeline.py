@@ -37,6 +37,7 @@ from autoq.api.remarks import (
     note_narrow_formats,
     note_other_versions,
     note_shorter_sequences,
+    refuse_unwritable_formats,
     refuse_useless_formats,
 )
 from autoq.api.renewal import RenewingProgress
@@ -222,6 +223,7 @@ def search(
     if place is None:
         note_narrow_formats(config, progress, named=container is not None)
     if export is not None:
+        refuse_unwritable_formats(config)
         source = None if isinstance(model, nn.Module) else model
         check_destination(Path(export), source, overwrite=overwrite)
     if refining is not None:

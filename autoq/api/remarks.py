@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from autoq.api.config import ScoringConfig
 from autoq.api.study import Study
 from autoq.api.task import LoadedModel
-from autoq.errors import ExportError
+from autoq.errors import ExportError, InputError
+from autoq.export import is_held
 from autoq.formats import FORMATS, NONE, Container
 from autoq.models import ModelMap
 from autoq.progress import Progress
@@ -70,6 +71,20 @@ def refuse_useless_formats(
             raise ExportError(
                 f"the {config.container.value} container can hold no layer of this model in {fmt}: "
                 f"{reasons[0]}"
+            )
+
+
+def refuse_unwritable_formats(config: ScoringConfig) -> None:
+    """A search that is to end with a checkpoint is not begun with a format that none can hold.
+
+    Raises:
+        InputError: names it.
+    """
+    for fmt in config.formats:
+        if fmt != NONE and not is_held(fmt):
+            raise InputError(
+                f"formats of a search that exports must be held by a container, and no container has a "
+                f"place for {fmt}; leave out --export to search and measure it, or leave out {fmt}"
             )
 
 

@@ -2,7 +2,7 @@
 
 from autoq.export._folder import check_destination, sibling_folder
 from autoq.export._kv_cache import ExportedCache, cache_refusal
-from autoq.export._layouts import first_container
+from autoq.export._layouts import first_container, is_held
 from autoq.export._types import (
     CheckpointContents,
     ExportedFile,
@@ -47,6 +47,7 @@ __all__ = [
     "check_destination",
     "export_checkpoint",
     "first_container",
+    "is_held",
     "load_checkpoint_for_evaluation",
     "load_packed",
     "read_quantized",

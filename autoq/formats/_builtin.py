@@ -162,6 +162,25 @@ _INT4_AWQ = QuantFormat(
     ),
 )
 
+_INT4_DQ = QuantFormat(
+    name=FormatName("int4_dq"),
+    summary="INT4 weights in groups of 64, scales in 8 bits (double quantisation); inputs as they are",
+    weight_element=WeightElement.INT4,
+    weight_scaling=WeightScaling.DOUBLE_GROUP,
+    weight_bits=4,
+    weight_block_size=64,
+    block_scale_bits=8,
+    tensor_scale_bits=32,  # the mean of the scales, float32
+    scales_per_block=256,
+    activation=ActivationScheme.NONE,
+    calibration=CalibrationAlgorithm.AWQ_GPTQ,
+    plain_calibration=CalibrationAlgorithm.AWQ_LITE,
+    peer_bits=4.0,
+    portable=False,
+    when_named=True,
+    loads_in="no engine, and stands in no checkpoint: it is searched and measured in simulation",
+)
+
 _NVFP4_WO = QuantFormat(
     name=FormatName("nvfp4_wo"),
     summary="NVFP4 weights; inputs as they are",
@@ -208,6 +227,7 @@ for _format in (
     _NVFP4,
     _W4A8_AWQ,
     _INT4_AWQ,
+    _INT4_DQ,
     _INT8_SQ,
     _INT8_WO,
     _NVFP4_WO,

@@ -20,6 +20,9 @@ FormatName = NewType("FormatName", str)
 LOW_RANK_ELEMENT_BITS = 16
 """Width of the numbers in the factors of a low-rank branch."""
 
+SECOND_SCALE_BITS = 32
+"""Width of the scale that coded scales are under."""
+
 _SIDE_PER_RANK = 16
 """Rows or columns, whichever are fewer, for each rank of a branch: in small layers its rank is lower,
 so that it takes no more than two bits per weight."""
@@ -50,6 +53,9 @@ class WeightScaling(StrEnum):
     """`weight_block_size` columns of a row."""
     TWO_LEVEL_GROUP = "two_level_group"
     """As GROUP, under one scale for the tensor."""
+    DOUBLE_GROUP = "double_group"
+    """As GROUP, the scales coded in turn: around their mean, under a scale for
+    `scales_per_block` of them."""
     MX = "mx"
     """As GROUP, the scale a power of two in a byte (E8M0)."""
 
@@ -127,6 +133,7 @@ class QuantFormat:
     stores_fused_input_scale: bool = True  # and those of layers that they fuse, too
     rows_per_byte: int = 1  # rows whose codes share bytes in some container
     columns_per_word: int = 1  # columns whose codes share words in some container
+    scales_per_block: int | None = None  # scales that share a second one, where they are coded
     low_rank: int = 0  # rank of a branch beside the codes, which stand for the rest; 0: none
     container_activations: tuple[tuple[Container, ActivationScheme], ...] = ()
     """Containers whose run time quantises inputs in another way than `activation`."""
@@ -156,7 +163,7 @@ class QuantFormat:
         """
         return StorageBits(
             weight_bits=out_features * in_features * self.weight_bits,
-            block_scale_bits=self._scale_count(out_features, in_features) * self.block_scale_bits,
+            block_scale_bits=self._scale_bits(self._scale_count(out_features, in_features)),
             tensor_scale_bits=self.tensor_scale_bits,
             low_rank_bits=LOW_RANK_ELEMENT_BITS
             * self.branch_rank(out_features, in_features)
@@ -177,7 +184,10 @@ class QuantFormat:
         if columns is None:
             return float(self.weight_bits)
         rows = columns if self.weight_scaling is WeightScaling.BLOCK else 1
-        return self.weight_bits + self.block_scale_bits / (rows * columns)
+        scale_bits = float(self.block_scale_bits)
+        if self.scales_per_block is not None:
+            scale_bits += SECOND_SCALE_BITS / self.scales_per_block
+        return self.weight_bits + scale_bits / (rows * columns)
 
     def refusal(self, out_features: int, in_features: int) -> str | None:
         """Why a matrix of this shape cannot take the format, or None if it can."""
@@ -192,6 +202,11 @@ class QuantFormat:
                 f"divisible by {self.columns_per_word}, got {in_features}"
             )
         return None
+
+    def _scale_bits(self, count: int) -> int:
+        """Bits of so many scales, and of those that these are under."""
+        blocks = -(-count // self.scales_per_block) if self.scales_per_block else 0
+        return count * self.block_scale_bits + blocks * SECOND_SCALE_BITS
 
     def _scale_count(self, out_features: int, in_features: int) -> int:
         """Scales of blocks, groups or rows."""

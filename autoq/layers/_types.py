@@ -57,7 +57,9 @@ class QuantizedWeight:
         mxfp8, mxfp4: "codes" float8_e4m3fn [N, K] or uint8 [N, K/2], "block_scale" uint8 [N, K/32].
         int4_awq: "codes" int8 [N, K] in -8..7, "group_scale" float32 [N, K/128] (rounded to the
             model's dtype).
-        w4a8_awq: the same, and "tensor_scale" float32 [] (amax of codes*group_scale over the
+        int4_dq: "codes" likewise, "scale_codes" int8 [N, K/64], "second_scale" float32
+            [ceil(N*K/64/256)], "mean_scale" float32 [].
+        w4a8_awq: those of int4_awq, and "tensor_scale" float32 [] (amax of codes*group_scale over the
             fusion set / 448).
         int8_sq, int8_wo: "codes" int8 [N, K] in -127..127, "scale" float32 [N, 1] (of int8_wo
             rounded to the model's dtype).

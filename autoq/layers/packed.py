@@ -259,6 +259,8 @@ def _joined(parts: Sequence[QuantizedWeight]) -> QuantizedWeight | None:
     if len(parts) == 1:
         return first
     fmt = FORMATS[first.format]
+    if fmt.weight_scaling is WeightScaling.DOUBLE_GROUP:
+        return None  # blocks of scales begin anew in each part
     height = fmt.weight_block_size if fmt.weight_scaling is WeightScaling.BLOCK else 1
     if any(part.shape[0] % (height or 1) for part in parts[:-1]):
         return None

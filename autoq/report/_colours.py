@@ -17,6 +17,7 @@ _FORMAT_COLOURS: Mapping[str, str] = {
     "mxfp8": "#2aa3a3",
     "mxfp4": "#c94f6d",
     "int4_awq": "#7f9c2e",
+    "int4_dq": "#b9c94a",
     "int8_sq": "#5b6fd6",
     "int8_wo": "#a15fb3",
     "nvfp4_wo": "#8a6d3b",

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from autoq.export import (
     LOGITS_BOUND,
+    is_held,
     load_packed,
     simulated_checkpoint,
     stored_sizes,
@@ -157,7 +158,8 @@ def simulated_logits(planned: Any, ids: Tensor) -> Tensor:
 
 def test_every_place_is_tabulated_here() -> None:
     assert set(TABLES) == set(HELD)
-    assert {name for _, name in HELD} == set(FORMATS) - {NONE}
+    assert {name for _, name in HELD} == set(FORMATS) - {NONE, "int4_dq"}
+    assert not is_held("int4_dq") and is_held("mxfp4")
 
 
 @pytest.mark.parametrize(("container", "fmt"), HELD)

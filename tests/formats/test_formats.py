@@ -24,6 +24,10 @@ BITS = {
     "nvfp4": StorageBits(weight_bits=4 * 1024, block_scale_bits=64 * 8, tensor_scale_bits=64),
     "w4a8_awq": StorageBits(weight_bits=4 * 1024, block_scale_bits=8 * 32, tensor_scale_bits=64),
     "int4_awq": StorageBits(weight_bits=4 * 1024, block_scale_bits=8 * 32, tensor_scale_bits=0),
+    # 16 scales of 8 bits, and one of 32 that they are under.
+    "int4_dq": StorageBits(
+        weight_bits=4 * 1024, block_scale_bits=16 * 8 + 32, tensor_scale_bits=32
+    ),
     "int8_sq": StorageBits(weight_bits=8 * 1024, block_scale_bits=4 * 32, tensor_scale_bits=0),
     "int8_wo": StorageBits(weight_bits=8 * 1024, block_scale_bits=4 * 16, tensor_scale_bits=0),
     "nvfp4_wo": StorageBits(weight_bits=4 * 1024, block_scale_bits=64 * 8, tensor_scale_bits=32),
@@ -46,6 +50,7 @@ EFFECTIVE_BITS_PER_WEIGHT = {
     "nvfp4": 4.5,
     "w4a8_awq": 4.25,
     "int4_awq": 4.25,
+    "int4_dq": 4.15625,
     "int8_sq": 8.125,  # 32 bits for 256 columns
     "int8_wo": 8.0625,  # 16 bits for 256 columns
     "nvfp4_wo": 4.5,
@@ -61,6 +66,7 @@ PEER_BITS_PER_WEIGHT = {
     "nvfp4": 4.5,
     "w4a8_awq": 4.0,
     "int4_awq": 4.0,
+    "int4_dq": 4.0,
     "int8_sq": 8.0,
     "int8_wo": 8.0,
     "nvfp4_wo": 4.5,
@@ -75,8 +81,9 @@ NOMINAL_BITS = {
     **dict.fromkeys(("int8_sq", "int8_wo", "fp8_pc_pt"), 8.0),
     "fp8_block": 8.0 + 32 / 128**2,
     "nvfp4_svdquant": 4.5,
+    "int4_dq": 4 + 8 / 64 + 32 / (64 * 256),
 }
-WEIGHT_ONLY = {"int4_awq", "int8_wo", "nvfp4_wo"}
+WEIGHT_ONLY = {"int4_awq", "int4_dq", "int8_wo", "nvfp4_wo"}
 
 every_format = pytest.mark.parametrize("name", sorted(FORMATS))
 
@@ -164,6 +171,7 @@ REFUSED = [
         id="n",
     ),
     pytest.param("int4_awq", 4, 64, "int4_awq needs in_features divisible by 128, got 64", id="k4"),
+    pytest.param("int4_dq", 4, 96, "int4_dq needs in_features divisible by 64, got 96", id="dq"),
     pytest.param(
         "int8_wo",
         4,

@@ -26,7 +26,7 @@ from autoq.formats import (
 from autoq.formats._support import SUPPORT
 
 MODELOPT, COMPRESSED = Container.MODELOPT, Container.COMPRESSED_TENSORS
-HELD_BY_COMPRESSED = set(FORMATS) - {"nvfp4_svdquant"}
+HELD_BY_COMPRESSED = set(FORMATS) - {"nvfp4_svdquant", "int4_dq"}
 
 # target, container, format, how it runs, words of the reason
 CELLS = [
@@ -93,6 +93,7 @@ CELLS = [
     ("vllm:b200", MODELOPT, "nvfp4_svdquant", "no", "without an error in a mixed one"),
     ("tensorrt-llm:b200", MODELOPT, "nvfp4_svdquant", "no", "of language models"),
     ("transformers:cpu", COMPRESSED, "nvfp4_svdquant", "no", "no place for a branch"),
+    ("vllm:h200", COMPRESSED, "int4_dq", "no", "scales in 8 bits under a second level"),
     ("vllm:t4", COMPRESSED, "int8_sq", "native", "INT8 matrix units"),
     ("vllm:h200", MODELOPT, "int8_sq", "no", "knows no INT8"),
     ("vllm:b200", COMPRESSED, "int8_sq", "no", "Blackwell"),

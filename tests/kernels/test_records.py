@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from autoq.errors import InputError
-from autoq.kernels import fp8, int4, int8, mxfp4, mxfp8, nvfp4, w4a8
+from autoq.kernels import fp8, int4, int4_dq, int8, mxfp4, mxfp8, nvfp4, w4a8
 
-FAMILIES = [fp8, nvfp4, mxfp8, mxfp4, int4, w4a8, int8]
+FAMILIES = [fp8, nvfp4, mxfp8, mxfp4, int4, int4_dq, w4a8, int8]
 WEIGHT = torch.randn(8, 128)
 
 

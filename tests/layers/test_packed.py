@@ -252,7 +252,9 @@ def test_matrix_of_parts_stands_for_all_their_rows(fmt: str, share: bool) -> Non
     scaling = FORMATS[fmt].weight_scaling
     has_one_scale = scaling in (WeightScaling.TENSOR, WeightScaling.TWO_LEVEL_GROUP)
     # Blocks of 128 rows cannot be told apart in two halves of 48.
-    apart = scaling is WeightScaling.BLOCK or (has_one_scale and not share)
+    # Nor can blocks of 256 scales in those of 192.
+    blocks = scaling in (WeightScaling.BLOCK, WeightScaling.DOUBLE_GROUP)
+    apart = blocks or (has_one_scale and not share)
     assert isinstance(matrix, PackedRows if apart else PackedLinear)
     assert (matrix.out_features, matrix.in_features) == (2 * ROWS, COLUMNS)
     x = drawn(5, COLUMNS, seed=1)

@@ -37,6 +37,12 @@ TENSORS = {
         "tensor_scale": (torch.float32, ()),
     },
     "int4_awq": {"codes": (torch.int8, (6, 256)), "group_scale": (torch.float32, (6, 2))},
+    "int4_dq": {
+        "codes": (torch.int8, (6, 256)),
+        "scale_codes": (torch.int8, (6, 4)),
+        "second_scale": (torch.float32, (1,)),
+        "mean_scale": (torch.float32, ()),
+    },
     "int8_sq": {"codes": (torch.int8, (6, 256)), "scale": (torch.float32, (6, 1))},
     "int8_wo": {"codes": (torch.int8, (6, 256)), "scale": (torch.float32, (6, 1))},
     "nvfp4_wo": {
@@ -63,7 +69,7 @@ TOP_SCALES = {
     "nvfp4_svdquant": ("global_scale", 2688.0),
     "w4a8_awq": ("tensor_scale", 448.0),
 }
-GRIDS = ["nvfp4", "nvfp4_wo", "nvfp4_svdquant", "w4a8_awq", "int4_awq", "mxfp4"]
+GRIDS = ["nvfp4", "nvfp4_wo", "nvfp4_svdquant", "w4a8_awq", "int4_awq", "int4_dq", "mxfp4"]
 every_format = pytest.mark.parametrize("name", QUANTIZED)
 every_container = pytest.mark.parametrize("container", list(Container))
 every_dtype = pytest.mark.parametrize(
@@ -130,7 +136,10 @@ def test_fake_weight_is_the_stored_weight_bit_for_bit(name, container, dtype, sm
 
 def test_codes_that_are_given_are_kept_whatever_is_nearest():
     """Low nibbles hold even columns; E2M1 has a sign bit, INT4 two's complement."""
-    e2m1, int4_codes = ("nvfp4", "nvfp4_wo", "nvfp4_svdquant", "mxfp4"), ("w4a8_awq", "int4_awq")
+    e2m1, int4_codes = (
+        ("nvfp4", "nvfp4_wo", "nvfp4_svdquant", "mxfp4"),
+        ("w4a8_awq", "int4_awq", "int4_dq"),
+    )
     pair = dict.fromkeys(e2m1, (0x2, 0xF)) | dict.fromkeys(int4_codes, (0x7, 0x8))
     units = dict.fromkeys(e2m1, (1.0, -6.0)) | dict.fromkeys(int4_codes, (7.0, -8.0))
     assert set(pair) == set(GRIDS)
@@ -179,6 +188,7 @@ def test_formats_of_wider_codes_have_no_grid():
         ("nvfp4_svdquant", 0.25),
         ("w4a8_awq", 1 / 14 + 2**-4),
         ("int4_awq", 1 / 14),
+        ("int4_dq", 1 / 14),
         ("int8_sq", 1 / 254),
         ("int8_wo", 1 / 254),
     ],
@@ -305,7 +315,7 @@ def test_inputs_by_format(dtype, container):
             ("nvfp4", "nvfp4_svdquant"), nvfp4.fake_quantize(x, nvfp4.global_scale(2.5))
         ),
         "w4a8_awq": per_tensor if container is Container.MODELOPT else per_token,
-        **dict.fromkeys(("int4_awq", "int8_wo", "nvfp4_wo"), x),
+        **dict.fromkeys(("int4_awq", "int4_dq", "int8_wo", "nvfp4_wo"), x),
         "int8_sq": int8.fake_quantize(x),
         "fp8_pc_pt": per_token,
         "fp8_block": fp8.fake_quantize(x, scaling=fp8.Scaling.BLOCK_1X128),
@@ -383,7 +393,7 @@ def test_an_all_zero_weight_stays_zero_and_finite(name):
     scales = [
         torch.exp2(t.float() - 127) if is_exponent else t.float()
         for key, t in quantized.tensors.items()
-        if "scale" in key
+        if key.endswith("scale")
     ]
     assert all(bool((scale > 0).all() & (scale <= 1).all()) for scale in scales)
 

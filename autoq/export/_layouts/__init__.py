@@ -8,7 +8,7 @@ from typing import Any
 
 from autoq.export._layouts._types import Layout, LayoutKey, TensorRule
 from autoq.export._layouts.fp8 import FP8
-from autoq.export._layouts.int4 import INT4
+from autoq.export._layouts.int4 import INT4, WITHOUT_INT4
 from autoq.export._layouts.int8 import INT8, WITHOUT_INT8
 from autoq.export._layouts.mx import MX, WITHOUT_MX
 from autoq.export._layouts.nvfp4 import NVFP4
@@ -21,6 +21,7 @@ __all__ = [
     "Layout",
     "TensorRule",
     "first_container",
+    "is_held",
     "manifest_entries",
 ]
 
@@ -30,7 +31,7 @@ LAYOUTS: Mapping[LayoutKey, Layout] = MappingProxyType(
 """A format is in here or in `WITHOUT_LAYOUT`, for each container."""
 
 WITHOUT_LAYOUT: Mapping[LayoutKey, str] = MappingProxyType(
-    {**WITHOUT_INT8, **WITHOUT_MX, **WITHOUT_SVDQUANT}
+    {**WITHOUT_INT4, **WITHOUT_INT8, **WITHOUT_MX, **WITHOUT_SVDQUANT}
 )
 """Why a container cannot express a format, and what can; one clause."""
 
@@ -40,9 +41,14 @@ def manifest_entries(container: Container) -> dict[FormatName, Mapping[str, Any]
     return {fmt: layout.manifest for (where, fmt), layout in LAYOUTS.items() if where is container}
 
 
+def is_held(fmt: FormatName) -> bool:
+    """Whether any container can express a format; others are searched and measured alone."""
+    return any((container, fmt) in LAYOUTS for container in Container)
+
+
 def first_container(formats: Sequence[FormatName]) -> Container | None:
-    """The first container that can express all of the formats; None if there is none."""
-    wanted = [name for name in formats if name != NONE]
+    """The first container that can express all of the formats that any can; None if there is none."""
+    wanted = [name for name in formats if name != NONE and is_held(name)]
     fitting = (
         container for container in Container if all((container, name) in LAYOUTS for name in wanted)
     )

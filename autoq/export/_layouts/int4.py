@@ -107,6 +107,14 @@ _COMPRESSED_TENSORS = {
     "weight_shape": codes((torch.int64,), lambda n, k: (2,)),
 }
 
+WITHOUT_INT4: dict[LayoutKey, str] = {
+    (container, FormatName("int4_dq")): (
+        f"{container} has no place for scales in 8 bits under a second level of scales, nor has any "
+        "container: take int4_awq, whose groups have plain scales"
+    )
+    for container in Container
+}
+
 INT4: dict[LayoutKey, Layout] = {
     (Container.MODELOPT, FormatName("int4_awq")): Layout(
         manifest={"quant_algo": "W4A16_AWQ", **_MODELOPT_ENTRY},

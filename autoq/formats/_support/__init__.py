@@ -7,11 +7,11 @@ executed on a CPU. Versions are those of `autoq.formats._places.ENGINES`.
 from __future__ import annotations
 
 from autoq.formats._places import Support
-from autoq.formats._support import fp8, int4, int8, mx, none, nvfp4, svdquant, weight_only
+from autoq.formats._support import double, fp8, int4, int8, mx, none, nvfp4, svdquant, weight_only
 
 SUPPORT: tuple[Support, ...] = tuple(
     record
-    for family in (none, fp8, nvfp4, svdquant, int4, int8, weight_only, mx)
+    for family in (none, fp8, nvfp4, svdquant, int4, double, int8, weight_only, mx)
     for record in family.support()
 )
 """Every cell once: engine x container x format x compute capability."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from autoq.formats import ActivationScheme, Container, QuantFormat, WeightElement, WeightScaling
-from autoq.kernels import fp8, int4, w4a8
+from autoq.kernels import fp8, int4, int4_dq, w4a8
 from autoq.layers._codecs._types import CodeGrid, Family, Tensors, WeightCodec
 from autoq.layers._types import LayerCalibration
 
@@ -39,7 +39,10 @@ def _signed_nibbles(packed: Tensor) -> Tensor:
 def _int4_grid(
     weight: Tensor, fmt: QuantFormat, calibration: LayerCalibration, scale_dtype: torch.dtype
 ) -> CodeGrid:
-    group_scale = int4_group_scale(weight, fmt, scale_dtype, calibration.importance)
+    return _grid(weight, int4_group_scale(weight, fmt, scale_dtype, calibration.importance))
+
+
+def _grid(weight: Tensor, group_scale: Tensor) -> CodeGrid:
     levels = torch.arange(-8, 8, device=weight.device)
     return CodeGrid(
         levels=levels.float(),
@@ -110,8 +113,69 @@ def _linear_with_inputs_as_they_are(
     return int4.linear(x, weight, bias)
 
 
+def _double_scales(
+    weight: Tensor, fmt: QuantFormat, calibration: LayerCalibration
+) -> int4_dq.QuantizedScales:
+    scale = int4_group_scale(weight, fmt, torch.float32, calibration.importance)
+    return int4_dq.quantize_scales(scale)
+
+
+def _quantize_double(
+    weight: Tensor, fmt: QuantFormat, calibration: LayerCalibration, _: torch.dtype
+) -> Tensors:
+    scales = _double_scales(weight, fmt, calibration)
+    if calibration.codes is None:
+        codes = int4.quantize_plain(weight, scales.values())
+    else:
+        codes = _signed_nibbles(calibration.codes.to(weight.device))
+    return {
+        "codes": codes,
+        "scale_codes": scales.codes,
+        "second_scale": scales.second_scale,
+        "mean_scale": scales.mean,
+    }
+
+
+def _pack_double(tensors: Tensors, _: Container) -> int4_dq.INT4DoubleTensor:
+    names = ("scale_codes", "second_scale", "mean_scale")
+    scales = int4_dq.QuantizedScales(*(tensors[name] for name in names))
+    return int4_dq.pack(tensors["codes"], scales)
+
+
+def _fake_quantize_double(
+    weight: Tensor,
+    fmt: QuantFormat,
+    calibration: LayerCalibration,
+    scale_dtype: torch.dtype,
+    container: Container,
+) -> Tensor:
+    if calibration.codes is not None:
+        tensors = _quantize_double(weight, fmt, calibration, scale_dtype)
+        return int4_dq.dequantize(_pack_double(tensors, container), weight.dtype)
+    return int4.fake_quantize(weight, _double_scales(weight, fmt, calibration).values())
+
+
+def _double_grid(
+    weight: Tensor, fmt: QuantFormat, calibration: LayerCalibration, _: torch.dtype
+) -> CodeGrid:
+    return _grid(weight, _double_scales(weight, fmt, calibration).values())
+
+
+def _linear_of_double(
+    x: Tensor, weight: int4_dq.INT4DoubleTensor, bias: Tensor | None, *, input_scale: None
+) -> Tensor:
+    return int4_dq.linear(x, weight, bias)
+
+
 INT4 = Family(
     weights={
+        (WeightElement.INT4, WeightScaling.DOUBLE_GROUP): WeightCodec(
+            tensors=("codes", "scale_codes", "second_scale", "mean_scale"),
+            quantize=_quantize_double,
+            pack=_pack_double,
+            fake_quantize=_fake_quantize_double,
+            grid=_double_grid,
+        ),
         (WeightElement.INT4, WeightScaling.GROUP): WeightCodec(
             tensors=("codes", "group_scale"),
             quantize=_quantize_int4,
@@ -127,8 +191,13 @@ INT4 = Family(
             grid=_int4_grid,
         ),
     },
-    dequantizers={int4.INT4Tensor: int4.dequantize, w4a8.W4A8Tensor: w4a8.dequantize},
+    dequantizers={
+        int4.INT4Tensor: int4.dequantize,
+        int4_dq.INT4DoubleTensor: int4_dq.dequantize,
+        w4a8.W4A8Tensor: w4a8.dequantize,
+    },
     linears={
+        (int4_dq.INT4DoubleTensor, ActivationScheme.NONE): _linear_of_double,
         (int4.INT4Tensor, ActivationScheme.NONE): _linear_with_inputs_as_they_are,
         (int4.INT4Tensor, ActivationScheme.FP8_DYNAMIC_TOKEN): w4a8.linear,
         (w4a8.W4A8Tensor, ActivationScheme.FP8_STATIC_TENSOR): w4a8.linear,
