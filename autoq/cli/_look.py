@@ -166,6 +166,7 @@ def _print_studies(studies: list[dict[str, Any]]) -> None:
 def formats(as_json: Json = False) -> None:
     """List the number formats: bits, blocks, and where their exports load."""
     from autoq.formats import ALGORITHMS, FORMATS
+    from autoq.formats.kv_cache import KV_CACHE_FORMATS
 
     entries = [
         {
@@ -180,10 +181,26 @@ def formats(as_json: Json = False) -> None:
         }
         for entry in FORMATS.values()
     ]
+    caches = [
+        {
+            "name": entry.name,
+            "summary": entry.summary,
+            "bits": entry.bits,
+            "block_size": entry.block_size,
+        }
+        for entry in KV_CACHE_FORMATS.values()
+    ]
     if as_json:
-        print_json({"formats": entries, "calibrations": dict(ALGORITHMS)})
+        print_json(
+            {
+                "formats": entries,
+                "kv_cache_formats": caches,
+                "calibrations": dict(ALGORITHMS),
+            }
+        )
         return
     _print_formats(entries)
+    _print_caches(caches)
     _print_calibrations(ALGORITHMS)
 
 
@@ -205,6 +222,16 @@ def _print_formats(entries: list[dict[str, Any]]) -> None:
     ]
     columns = ("format", "bits", "ModelOpt counts", "block", "by default", "what it is")
     make_console().print(plain_table(*columns, rows=rows))
+
+
+def _print_caches(caches: list[dict[str, Any]]) -> None:
+    from autoq.cli._tables import make_console, plain_table
+
+    rows = [
+        (entry["name"], f"{entry['bits']:g}", str(entry["block_size"] or "-"), entry["summary"])
+        for entry in caches
+    ]
+    make_console().print(plain_table("KV cache", "bits", "block", "what it is", rows=rows))
 
 
 def _print_calibrations(algorithms: Mapping[str, str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +13,11 @@ from autoq.cli._options import Json
 from autoq.cli._output import print_json
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from autoq.formats import Container, Engine, FormatName, Hardware, Support, Target, Verdict
+
+    Lookup = Callable[[Target, Container, FormatName], Support]
 
 _LEGEND = (
     "native: as searched; weight-only: inputs stay 16-bit and weights are widened, so memory is "
@@ -37,11 +41,16 @@ def targets(
 ) -> None:
     """Say which engine runs which format on which hardware, and why not."""
     from autoq.formats import all_supports, parse_target
+    from autoq.formats.kv_cache_support import all_kv_cache_supports
 
     chosen = None if target is None else parse_target(target)
     if as_json:
-        cells = [cell for cell in all_supports() if chosen in (None, cell[0])]
-        print_json({"targets": [_plain(*cell) for cell in cells]})
+        matrices = {"targets": all_supports(), "kv_caches": all_kv_cache_supports()}
+        cells = {
+            name: [_plain(*cell) for cell in matrix if chosen in (None, cell[0])]
+            for name, matrix in matrices.items()
+        }
+        print_json(cells)
     elif chosen is not None:
         _print_target(chosen)
     else:
@@ -79,9 +88,25 @@ def _print_target(target: Target) -> None:
     console = make_console()
     console.print(f"{target}: {target.engine.title} on {target.hardware.title}")
     console.print(plain_table("container", "format", "runs", "why", rows=rows))
+    caches = _caches_on(target)
+    rows = [(entry.container, entry.format, entry.verdict, entry.reason) for entry in caches]
+    console.print(plain_table("container", "KV cache", "runs", "why", rows=rows))
     for source in dict.fromkeys(entry.source for entry in entries):
         console.print(f"source: {source}")
     console.print(_search_line(target))
+
+
+def _caches_on(target: Target) -> list[Support]:
+    from autoq.formats import NONE, Container
+    from autoq.formats.kv_cache import KV_CACHE_FORMATS
+    from autoq.formats.kv_cache_support import kv_cache_support
+
+    return [
+        kv_cache_support(target, container, entry.name)
+        for container in Container
+        for entry in KV_CACHE_FORMATS.values()
+        if entry.name != NONE
+    ]
 
 
 def _detail(entry: Support) -> str:
@@ -106,24 +131,18 @@ def _search_line(target: Target) -> str:
 
 
 def _print_matrix() -> None:
-    from autoq.cli._tables import make_console, plain_table
-    from autoq.formats import ENGINES, FORMATS, Container, FormatName, Verdict
+    from autoq.cli._tables import make_console
+    from autoq.formats import ENGINES, FORMATS, NONE, support
+    from autoq.formats.kv_cache import KV_CACHE_FORMATS
+    from autoq.formats.kv_cache_support import kv_cache_support
 
     notes: dict[str, int] = {}
     console = make_console()
+    caches = [name for name in KV_CACHE_FORMATS if name != NONE]
     for engine in ENGINES.values():
-        cells = {
-            (container, fmt): _spans(engine, container, fmt, notes)
-            for fmt in map(FormatName, FORMATS)
-            for container in Container
-        }
-        verdicts = [verdict for verdict in Verdict if any(verdict in row for row in cells.values())]
-        rows = [
-            (fmt, container, *(row.get(verdict, "") for verdict in verdicts))
-            for (container, fmt), row in cells.items()
-        ]
         console.print(f"{engine.name}: {engine.title}")
-        console.print(plain_table("format", "container", *verdicts, rows=rows))
+        console.print(_engine_table("format", engine, FORMATS, support, notes))
+        console.print(_engine_table("KV cache", engine, caches, kv_cache_support, notes))
     for reason, number in notes.items():
         console.print(f"({number}) {reason}")
     console.print()
@@ -132,11 +151,34 @@ def _print_matrix() -> None:
     console.print(_LEGEND)
 
 
+def _engine_table(
+    what: str, engine: Engine, formats: Iterable[str], support: Lookup, notes: dict[str, int]
+) -> Table:
+    from autoq.cli._tables import plain_table
+    from autoq.formats import Container, FormatName, Verdict
+
+    cells = {
+        (container, fmt): _spans(engine, container, fmt, notes, support)
+        for fmt in map(FormatName, formats)
+        for container in Container
+    }
+    verdicts = [verdict for verdict in Verdict if any(verdict in row for row in cells.values())]
+    rows = [
+        (fmt, container, *(row.get(verdict, "") for verdict in verdicts))
+        for (container, fmt), row in cells.items()
+    ]
+    return plain_table(what, "container", *verdicts, rows=rows)
+
+
 def _spans(
-    engine: Engine, container: Container, fmt: FormatName, notes: dict[str, int]
+    engine: Engine,
+    container: Container,
+    fmt: FormatName,
+    notes: dict[str, int],
+    support: Lookup,
 ) -> dict[Verdict, str]:
     """How a format runs -> the generations of hardware where it does so, with numbered reasons."""
-    from autoq.formats import Target, support
+    from autoq.formats import Target
 
     entries = {
         hardware.generation: support(Target(engine, hardware), container, fmt)

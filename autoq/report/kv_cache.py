@@ -15,7 +15,7 @@ def cache_text(cache: CacheRow) -> str:
     formats = next(iter(cache.formats))
     if len(cache.formats) > 1:
         most_first = sorted(cache.formats.items(), key=lambda entry: (-entry[1], entry[0]))
-        formats = ", ".join(f"{name} in {count} layers" for name, count in most_first)
+        formats = ", ".join(f"{name} in {count} layer{'s' if count > 1 else ''}" for name, count in most_first)
     parts = [formats]
     if cache.bits is not None:
         parts.append(f"{cache.bits:.4g} bits per element")

@@ -501,6 +501,17 @@ def test_help_is_there_at_once_and_loads_nothing_heavy():
     assert time.monotonic() - started < 30  # a hang, not a benchmark
 
 
+def test_formats_lists_those_of_the_cache(run):
+    found = only_json(run("formats", "--json").stdout)["kv_cache_formats"]
+    assert {entry["name"]: entry["bits"] for entry in found} == {
+        "fp8": 8,
+        "int8": 8,
+        "nvfp4": 4.5,
+        "none": 16,
+    }
+    assert "KV cache" in run("formats").stdout
+
+
 def test_formats_says_what_calibrations_can_be_named(run):
     found = only_json(run("formats", "--json").stdout)["calibrations"]
     printed = run("formats").stdout

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from autoq.cli._tables import print_summary
 from autoq.formats import ENGINES, FORMATS, Container
+from autoq.formats.kv_cache import KV_CACHE_FORMATS
 from autoq.report import report_data
 
 
@@ -39,7 +40,8 @@ def test_every_number_in_the_matrix_is_explained(run):
         for line in tables.splitlines()
         if line.split()[1:2] and line.split()[1] in set(Container)
     ]
-    assert len(rows) == len(ENGINES) * len(FORMATS) * len(Container)
+    caches = len(KV_CACHE_FORMATS) - 1  # "none" needs no word
+    assert len(rows) == len(ENGINES) * (len(FORMATS) + caches) * len(Container)
 
 
 def test_one_target_says_what_a_search_would_take(run):
@@ -53,6 +55,31 @@ def test_one_target_says_what_a_search_would_take(run):
         f"none; --formats takes {', '.join(named)}, too"
     )
     assert run("targets", "vllm:cpu").stdout.splitlines()[-1] == "no quantised format runs there"
+
+
+def test_caches_are_said_for_every_engine(run):
+    output = " ".join(run("targets", "vllm:h200").stdout.split())
+    assert "modelopt fp8 native kept so, under the stored scales" in output
+    assert "modelopt nvfp4 no caches in NVFP4 begin with 10.0" in output
+    found = json.loads(run("targets", "--json").stdout)["kv_caches"]
+    assert len(found) == 4 * 25 * 2 * len(KV_CACHE_FORMATS)  # engines, hardware, containers
+    assert not [cell for cell in found if "nothing is known" in cell["reason"]]
+    runs = {
+        (cell["engine"], cell["container"], cell["format"])
+        for cell in found
+        if cell["runs"] and cell["hardware"] == "b200" and cell["format"] != "none"
+    }
+    assert runs == {
+        ("vllm", "modelopt", "fp8"),
+        ("vllm", "modelopt", "nvfp4"),
+        ("vllm", "compressed-tensors", "fp8"),
+        ("sglang", "modelopt", "fp8"),
+        ("sglang", "compressed-tensors", "fp8"),
+        ("tensorrt-llm", "modelopt", "fp8"),
+        ("tensorrt-llm", "modelopt", "nvfp4"),
+        ("transformers", "compressed-tensors", "fp8"),
+        ("transformers", "compressed-tensors", "int8"),
+    }
 
 
 def test_json_has_one_entry_for_each_cell(run):
