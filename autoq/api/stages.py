@@ -19,15 +19,19 @@ from autoq.api.study_data import CALIBRATION, DISCOVERY, MEASURE, SENSITIVITY, S
 from autoq.api.task import LoadedModel, ScoringTask
 from autoq.calibration import calibrate
 from autoq.data import TokenData
-from autoq.formats import NONE, Target
+from autoq.formats import NONE, FormatName, Target
+from autoq.layers import LayerCalibration
 from autoq.memory import give_back_freed_memory, peak_rss_bytes
-from autoq.models import ModelMap
+from autoq.models import ModelMap, SlotName
 from autoq.models.forward import layers_see_all
 from autoq.progress import Progress, in_turn
 from autoq.search import SensitivityTable
 from autoq.search.estimators import Estimator, make_estimator
 from autoq.search.stability import Solver
 from autoq.studies import PlanRecord, SensitivityCell, WorkStatus
+
+_NAMED = 6
+"""Matrices that a note names before it counts the others."""
 
 
 def is_done(study: Study, stage: str) -> bool:
@@ -82,6 +86,7 @@ def run_calibration(
             after_batch=after_batch,
             after_group=after_group,
         )
+    note_unseen_slots(table, progress)
     records, arrays = calibration_to_plain(table)
     study.store.put_arrays(study.id, CALIBRATION, arrays)
     del table, arrays  # the next stages read them from the store
@@ -89,6 +94,25 @@ def run_calibration(
     tokens = sum(int(ids.numel()) for ids in task.batches)
     payload = {"records": records, "tokens": tokens}
     study.store.finish_stage(study.id, CALIBRATION, time.perf_counter() - started, payload)
+
+
+def note_unseen_slots(
+    table: Mapping[tuple[SlotName, FormatName], LayerCalibration], progress: Progress
+) -> None:
+    """Name the matrices that no token of the calibration text reached, experts for the most part.
+
+    Their scales follow from their weights, and those of their inputs from experts beside them.
+    """
+    unseen = list(
+        dict.fromkeys(slot for (slot, _), entry in table.items() if entry.input_rows == 0)
+    )
+    if unseen:
+        named = ", ".join(unseen[:_NAMED])
+        more = f" and {len(unseen) - _NAMED} more" if len(unseen) > _NAMED else ""
+        progress.note(
+            f"no calibration token reached {named}{more}: scales follow from the weights there; more "
+            "calibration text may reach them (--calib-sequences)"
+        )
 
 
 def run_sizes(study: Study, loaded: LoadedModel) -> None:

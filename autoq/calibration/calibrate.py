@@ -24,6 +24,7 @@ from autoq.calibration.moments import (
 from autoq.calibration.scales import (
     has_second_level,
     mean_square,
+    refuse_broken_weight,
     scaled_importance,
     scaled_input_amax,
     scaled_weight_amax,
@@ -83,7 +84,7 @@ def calibrate(
         after_batch: called after every batch, for progress.
         after_group: called when a group is calibrated in one format, for progress.
     Raises:
-        ModelError: an input holds NaN or Inf on calibration data; names the layer.
+        ModelError: a weight, or an input on calibration data, holds NaN or Inf; names the layer.
         DataError: a rank has no batches.
     """
     device = next(model.parameters()).device
@@ -183,6 +184,8 @@ class _Calibrator:
             input_amax = scaled_input_amax(self.statistics[first], scale, percentile)
         importance = scaled_importance(importance, scale)
         weights = self._weights(members)
+        for name, weight in zip(members, weights, strict=True):
+            refuse_broken_weight(name, weight)
         return LayerCalibration(
             weight_amax=scaled_weight_amax(weights, scale, fmt, self.scale_dtype, importance),
             input_amax=input_amax,

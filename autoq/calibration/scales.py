@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from autoq.calibration.statistics import InputStatistics
+from autoq.errors import ModelError
 from autoq.formats import QuantFormat, WeightElement, WeightScaling
 from autoq.kernels import int4
 from autoq.layers.quantize import int4_group_scale
@@ -43,6 +44,18 @@ def scaled_input_amax(
     if scale is None:
         return min(largest, statistics.magnitude_below(percentile))
     return percentile_of(statistics.kept_rows.float().abs() * scale, percentile)
+
+
+def refuse_broken_weight(name: SlotName, weight: Tensor) -> None:
+    """
+    Raises:
+        ModelError: the weight holds NaN or infinity, so that no scale of it is a number.
+    """
+    if not torch.isfinite(weight.abs().max()):
+        raise ModelError(
+            f"weights must be finite, and {name} has NaN or infinity; restore the weights from a good "
+            "copy, or exclude the layer"
+        )
 
 
 def percentile_of(magnitudes: Tensor, percentile: float) -> float:
