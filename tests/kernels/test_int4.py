@@ -400,3 +400,18 @@ def test_nan_is_not_hidden():
     scale = int4.group_scale(weight, 8)
     assert scale.isnan().all()
     assert int4.fake_quantize(weight, scale).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_plain_codes_are_those_of_the_packed_weight(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.randn(70, 256, generator=generator).to(dtype)
+    scale = int4.group_scale(weight, 128, storage_dtype=torch.bfloat16)
+
+    plain = int4.quantize_plain(weight, scale)
+
+    assert torch.equal(plain, int4.unpack(int4.quantize(weight, scale)))
+    quotient = weight.double() / scale.double().repeat_interleave(128, dim=1)
+    assert float((plain.double() - quotient.clamp(-8, 7)).abs().max()) <= 0.5 + 1e-6
+    with pytest.raises(InputError, match="group_scale"):
+        int4.quantize_plain(weight, scale[1:])
