@@ -19,6 +19,10 @@ CONTROL_GROUPS = Path("/sys/fs/cgroup")
 """Where Linux (version 2 of control groups) says how much memory a container or a job may have."""
 
 
+_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
+_LARGE_BYTES = 4 << 20
+
+
 def peak_rss_bytes() -> int:
     """The largest resident memory that this process has had."""
     # On Linux getrusage also counts the process that started this one.
@@ -53,6 +57,19 @@ def give_back_freed_memory() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
+
+
+def give_back_large_blocks_at_once() -> None:
+    """Have the C library map every block of 4 MiB or more by itself, so that freeing gives it back.
+
+    Left alone glibc raises that limit to 32 MiB once larger blocks come and go, and puts what is
+    below among small blocks, between which holes remain. It holds for the process, costs the
+    clearing of fresh memory, and does nothing where the C library has no such setting.
+    """
+    if sys.platform == "linux":
+        set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+        if set_option is not None:
+            set_option(_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 def _peak_in_status(status: Path) -> int | None:

@@ -1,6 +1,6 @@
 """Peak memory and speed of `autoq compress`, beside copying the same tensors.
 
-    OMP_NUM_THREADS=1 python benchmarks/compress.py --gigabytes 4 --formats fp8_pc_pt,int4_awq
+    OMP_NUM_THREADS=1 python benchmarks/compress.py --gigabytes 2 --formats fp8_pc_pt,int4_awq
 
 Makes a random Llama-like model of that size on disk, shard by shard, and runs each of these in a
 process of its own: a copy of all tensors through safetensors, file by file, to the same disk; and
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,10 +34,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         size = write_random_model(folder / "model", arguments.gigabytes)
-        rows = {"copy": _in_a_process(folder, "copy")}
-        for fmt in arguments.formats.split(","):
-            rows[fmt] = _in_a_process(folder, fmt)
-    print(table(size, rows))
+        names = ["copy", *arguments.formats.split(",")]
+        runs = {
+            name: [_in_a_process(folder, name, arguments) for _ in range(arguments.repeats)]
+            for name in names
+        }
+    print(table(size, {name: _median(measured) for name, measured in runs.items()}))
     return None
 
 
@@ -48,7 +51,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--gigabytes", type=float, default=4.0, help="size of the model, 10^9 bytes"
     )
-    parser.add_argument("--formats", default="w4a8_awq")
+    parser.add_argument("--formats", default="fp8_pc_pt,nvfp4_wo,int4_awq")
+    parser.add_argument("--calibration", default="max", help="as for autoq compress")
+    parser.add_argument("--container", default="compressed-tensors")
+    parser.add_argument("--repeats", type=int, default=1, help="by turns; the median is printed")
     parser.add_argument("--folder", type=Path, help="on the disk to use; the temporary folder's")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
@@ -107,9 +113,14 @@ def write_random_model(folder: Path, gigabytes: float) -> int:
     return total
 
 
-def _in_a_process(folder: Path, work: str) -> dict[str, float]:
+def _median(runs: list[dict[str, float]]) -> dict[str, float]:
+    return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+
+
+def _in_a_process(folder: Path, work: str, arguments: argparse.Namespace) -> dict[str, float]:
     out = folder / f"out-{work}"
     options = ["--run", work, "--model", str(folder / "model"), "--out", str(out)]
+    options += ["--calibration", arguments.calibration, "--container", arguments.container]
     finished = subprocess.run(
         [sys.executable, __file__, *options], capture_output=True, text=True, check=False
     )
@@ -132,7 +143,13 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.run == "copy":
         copy_tensors(arguments.model, arguments.out)
     else:
-        compress(arguments.model, arguments.out, fmt=arguments.run)
+        compress(
+            arguments.model,
+            arguments.out,
+            fmt=arguments.run,
+            calibration=arguments.calibration,
+            container=arguments.container,
+        )
     print(
         json.dumps(
             {

@@ -37,6 +37,7 @@ from autoq.formats import (
 )
 from autoq.layers import LayerCalibration
 from autoq.layers.quantize import input_scale
+from autoq.memory import give_back_large_blocks_at_once
 from autoq.models import GroupName, ModelMap, SlotName, discover
 from autoq.models.folder import storage_dtype
 from autoq.models.loading import unloaded_model
@@ -116,6 +117,7 @@ def compress(
     )
     _refuse_none(wanted)
     source, target = Path(model), Path(destination)
+    give_back_large_blocks_at_once()
     check_destination(target, source, overwrite=overwrite)
     unloaded = unloaded_model(source, trust_remote_code=trust_remote_code)
     model_map = discover(unloaded, include=include, exclude=exclude)
