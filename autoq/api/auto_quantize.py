@@ -37,6 +37,7 @@ from autoq.search.sensitivity import BatchLoss
 PEER_FORMAT_NAMES = {
     "FP8_DEFAULT_CFG": "fp8",
     "NVFP4_DEFAULT_CFG": "nvfp4",
+    "NVFP4_SVDQUANT_DEFAULT_CFG": "nvfp4_svdquant",
     "W4A8_AWQ_BETA_CFG": "w4a8_awq",
     "INT4_AWQ_CFG": "int4_awq",
     "INT8_SMOOTHQUANT_CFG": "int8_sq",

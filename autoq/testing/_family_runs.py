@@ -16,7 +16,7 @@ from torch import nn
 from autoq.api import auto_quantize, search
 from autoq.api.exporting import inexpressible
 from autoq.calibration import without_unfolded_scales
-from autoq.export import export_checkpoint, verify_checkpoint, verify_logits
+from autoq.export import export_checkpoint, is_held, verify_checkpoint, verify_logits
 from autoq.formats import FORMATS, NONE, FormatName
 from autoq.layers import Container, LayerCalibration
 from autoq.layers.simulate import slot_formats_of
@@ -72,8 +72,8 @@ class _Searched:
 
 
 def quantised_formats() -> list[FormatName]:
-    """All formats but "none"."""
-    return [entry.name for entry in FORMATS.values() if entry.name != NONE]
+    """All formats but "none" that a container holds."""
+    return [entry.name for entry in FORMATS.values() if entry.name != NONE and is_held(entry.name)]
 
 
 def run_family(name: str, folder: Path) -> list[Cell]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoq.export._layouts import LAYOUTS, WITHOUT_LAYOUT
-from autoq.formats import ENGINES, FormatName
+from autoq.formats import ENGINES, FORMATS, NONE, FormatName
 from autoq.layers import Container
 from autoq.testing._family_runs import Cell, Reach, quantised_formats, run_family
 
@@ -148,7 +148,11 @@ def document(cells: Mapping[str, Sequence[Cell]]) -> str:
         parts.append(
             "\n".join([*_head(container), *(row(f, container, cells[f.name]) for f in FAMILIES)])
         )
-        absent = [fmt for fmt in quantised_formats() if (container, fmt) not in LAYOUTS]
+        absent = [
+            fmt.name
+            for fmt in FORMATS.values()
+            if fmt.name != NONE and (container, fmt.name) not in LAYOUTS
+        ]
         parts += [f"\nNot {fmt}: {WITHOUT_LAYOUT[container, fmt]}." for fmt in absent]
         parts.append("")
     parts.append("## What stays unquantised, and what is refused\n")

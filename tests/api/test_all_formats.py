@@ -8,20 +8,22 @@ from typing import Any
 import pytest
 
 import autoq
-from autoq.errors import InputError
+from autoq.errors import ExportError, InputError
 from autoq.export import read_quantized
 from autoq.formats import FORMATS, NONE, Container
 
 MODELOPT, COMPRESSED = Container.MODELOPT, Container.COMPRESSED_TENSORS
 ALL = tuple(name for name in FORMATS if name != NONE)
 OUTSIDE_MODELOPT = {"int8_sq", "int8_wo", "mxfp4"}
+MODELOPT_ALONE, NOWHERE = {"nvfp4_svdquant"}, {"int4_dq"}
 
 
 @pytest.mark.parametrize("container", Container)
 def test_they_are_searched_together_and_each_can_be_chosen(
     container: Container, llama_folder: Path, quick: dict[str, Any], tmp_path: Path
 ) -> None:
-    formats = [name for name in ALL if container is COMPRESSED or name not in OUTSIDE_MODELOPT]
+    lacking = NOWHERE | (MODELOPT_ALONE if container is COMPRESSED else OUTSIDE_MODELOPT)
+    formats = [name for name in ALL if name not in lacking]
     # A format each, and one group is free.
     leaves = (
         "self_attn.q_proj+k_proj+v_proj",
@@ -60,3 +62,41 @@ def test_a_format_that_the_container_cannot_hold_is_refused_by_name(
             **{**quick, "formats": ("mxfp4", "fp8")},
             container=MODELOPT.value,
         )
+
+
+def test_a_format_that_no_container_holds_is_searched_and_measured_and_not_exported(
+    llama_folder: Path, quick: dict[str, Any], tmp_path: Path
+) -> None:
+    options = {**quick, "formats": ("int4_dq", "fp8"), "effective_bits": 6.0}
+    with pytest.raises(
+        InputError, match=r"no container has a place for int4_dq; leave out --export"
+    ):
+        autoq.search(llama_folder, **options, export=tmp_path / "out")
+    study = autoq.search(llama_folder, **options)
+    plan = study.plan()
+    assert "int4_dq" in plan.assignment.values() and "fp8" in plan.assignment.values()
+    assert plan.effective_bits <= 6.0
+    with pytest.raises(ExportError, match=r"cannot be int4_dq in modelopt: .*take int4_awq"):
+        study.export(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    study.store.close()
+
+
+def test_a_branch_of_low_rank_is_stored_exported_and_loaded(
+    llama_folder: Path, quick: dict[str, Any], tmp_path: Path
+) -> None:
+    options = {**quick, "formats": ("nvfp4", "nvfp4_svdquant")}
+    study = autoq.search(
+        llama_folder,
+        **{**options, "effective_bits": 6.0},
+        rules=["*.mlp.down_proj=nvfp4_svdquant"],
+        export=tmp_path / "out",
+    )
+    assert "nvfp4_svdquant" in study.plan().assignment.values()
+    scores = study.sensitivity.scores().sum(axis=0)
+    losses = dict(zip(study.sensitivity.formats, scores.tolist(), strict=True))
+    assert losses["nvfp4_svdquant"] < 0.9 * losses["nvfp4"]
+    loaded = autoq.load(tmp_path / "out")
+    ranks = [m.branch.rank for m in loaded.modules() if getattr(m, "branch", None) is not None]
+    assert set(ranks) <= {4, 8} and ranks  # of 64 and of 128 rows or columns
+    study.store.close()

@@ -11,7 +11,7 @@ from autoq.api.config import ScoringConfig
 from autoq.api.serialize import calibration_from_plain, calibration_to_plain
 from autoq.errors import InputError
 from autoq.formats import CalibrationMethod
-from autoq.layers import LayerCalibration
+from autoq.layers import LayerCalibration, LowRank
 
 
 def same(left, right):
@@ -29,11 +29,13 @@ def test_calibrations_come_back_to_the_bit_and_shared_importances_are_stored_onc
         importance=importance,
         input_rows=7,
     )
+    branch = LowRank(torch.rand(2, 16).bfloat16(), torch.rand(3, 2).bfloat16())
     table = {
         ("q", "nvfp4"): shared,
         ("k", "nvfp4"): shared,
         ("o", "nvfp4"): LayerCalibration(weight_amax=2.0, input_amax=3.0, importance=scale),
         ("q", "fp8"): LayerCalibration(weight_amax=1.25, input_amax=0.5),
+        ("q", "nvfp4_svdquant"): replace(shared, low_rank=branch),
         ("q", "w4a8_awq"): replace(shared, codes=torch.arange(24, dtype=torch.uint8).view(3, 8)),
     }
     records, arrays = calibration_to_plain(table)
@@ -44,6 +46,11 @@ def test_calibrations_come_back_to_the_bit_and_shared_importances_are_stored_onc
         assert same(found[key].pre_quant_scale, entry.pre_quant_scale)
         assert same(found[key].importance, entry.importance)
         assert same(found[key].codes, entry.codes)
+        assert (found[key].low_rank is None) == (entry.low_rank is None)
+        if entry.low_rank is not None:
+            assert found[key].low_rank.down.dtype == torch.bfloat16
+            assert torch.equal(found[key].low_rank.down, entry.low_rank.down)
+            assert torch.equal(found[key].low_rank.up, entry.low_rank.up)
         assert found[key].folds_into == entry.folds_into
         assert found[key].input_rows == entry.input_rows
         assert found[key].weight_amax == entry.weight_amax

@@ -23,6 +23,7 @@ CONFIGS = {
     "fp8_pc_pt": "FP8_PER_CHANNEL_PER_TOKEN_CFG",
     "nvfp4": "NVFP4_DEFAULT_CFG",
     "nvfp4_wo": "W4A16_NVFP4_CFG",
+    "nvfp4_svdquant": "NVFP4_SVDQUANT_DEFAULT_CFG",
     "mxfp8": "MXFP8_DEFAULT_CFG",
     "int4_awq": "INT4_AWQ_CFG",
     "w4a8_awq": "W4A8_AWQ_BETA_CFG",
