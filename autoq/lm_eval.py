@@ -2,9 +2,13 @@
 
     python -m autoq.lm_eval run --model autoq --model_args pretrained=CHECKPOINT --tasks ...
 
-lm-eval 0.4 does not look for models of other packages, so something has to tell it first: this
-module; in programs `import autoq.lm_eval` before `lm_eval.simple_evaluate(model="autoq", ...)`; and
-for lm-eval's own command a bundled task, named by its file, among the tasks.
+lm-eval 0.4 reads no entry points and has no option that names a module: its own command knows the
+models in its registry, and looks a model up before it loads any task by name. `--include_path`
+does not help, because what a task file names is not imported for it. So something has to tell it
+first: this module; in programs `import autoq.lm_eval` before
+`lm_eval.simple_evaluate(model="autoq", ...)`. For lm-eval's own command a bundled task does it that is
+named by its file (`--tasks PATH/autoq_choices.yaml,...`), because the functions of files are imported
+while the command line is read; without one `lm_eval --model autoq` ends with "Unknown model 'autoq'".
 """
 
 from __future__ import annotations
