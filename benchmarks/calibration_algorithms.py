@@ -41,9 +41,7 @@ def main() -> None:
     rows = list(_rows(own, peer))
     print(_markdown(rows))
     if arguments.out:
-        versions = {**({} if peer is None else peer["versions"]), **own["versions"]}
-        result = {"processor": _processor(), "versions": versions, "rows": rows}
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        arguments.out.write_text(json.dumps(_result(arguments, own, peer, rows), indent=1) + "\n")
 
 
 def _arguments() -> argparse.Namespace:
@@ -96,6 +94,22 @@ def _rows(own: dict[str, Any], peer: dict[str, Any] | None) -> Iterator[dict[str
         }
         if any(found.values()):
             yield {"algorithm": case.name, "format": case.fmt, "note": case.note, **found}
+
+
+def _result(
+    arguments: argparse.Namespace,
+    own: dict[str, Any],
+    peer: dict[str, Any] | None,
+    rows: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """What the JSON file holds: hardware and versions, settings, and the rows."""
+    settings = ("sequences", "sequence_length", "held_out_sequences", "repetitions")
+    return {
+        "processor": _processor(),
+        "versions": {**({} if peer is None else peer["versions"]), **own["versions"]},
+        "settings": {name: getattr(arguments, name) for name in settings},
+        "rows": rows,
+    }
 
 
 def _figures(rows: dict[str, Any], name: str, fmt: str) -> dict[str, Any] | None:
