@@ -17,7 +17,7 @@ from autoq.layers.quantize import code_grid, fake_quantize_weight, weight_scheme
 from autoq.models import discover, forward_logits, slot_weight
 from autoq.testing.tiny_models import make_tiny_model
 
-FOUR_BITS = ("nvfp4", "nvfp4_wo", "mxfp4", "w4a8_awq", "int4_awq")
+FOUR_BITS = ("nvfp4", "nvfp4_wo", "mxfp4", "w4a8_awq", "int4_awq", "int4_dq")
 LAYER = "model.layers.1.mlp.down_proj"
 
 
@@ -109,7 +109,7 @@ def test_codes_that_make_up_for_errors_need_no_searched_scales(fmt):
         errors[text] = float((inputs @ (values - weight).t()).square().sum())
         grid = code_grid(weight, FORMATS[fmt], entry, scale_dtype=torch.bfloat16)
         if fmt != "w4a8_awq":  # whose grid is that before the second level
-            on_grid = (values / grid.step)[..., None] == grid.levels
+            on_grid = values[..., None] == grid.levels * grid.step[..., None]
             assert bool(on_grid.any(-1).all())  # the scales are those under which codes were chosen
     assert errors["gptq"] < 0.9 * errors["rtn"]
 
