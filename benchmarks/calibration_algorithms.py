@@ -7,7 +7,8 @@ every algorithm in one format, and are measured on the same held-out tokens. The
 the squared error of its outputs over their squares, on the original model's inputs; a row has the
 mean over all layers, and in the column before it that of largest magnitudes in the same format by the
 same tool. Time is processor time of everything from the model to the calibrated one, forward passes
-included, the median of three runs; memory is the most that was resident above what was before.
+included, the median of three runs; memory is the most that was resident above what was before, a lower
+bound: what earlier cases left to the allocator is there already.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def _result(
     settings = ("sequences", "sequence_length", "held_out_sequences", "repetitions")
     return {
         "processor": _processor(),
-        "versions": {**({} if peer is None else peer["versions"]), **own["versions"]},
+        "versions": {"autoq": own["versions"], "modelopt": peer and peer["versions"]},
         "settings": {name: getattr(arguments, name) for name in settings},
         "rows": rows,
     }

@@ -85,6 +85,7 @@ CASES = (
         peer_inputs=PER_TOKEN,
         note="autoq searches alpha by layer, ModelOpt takes 1",
     ),
+    Case("svdquant+gptq", "nvfp4_svdquant", "awq+gptq", note="autoq's default"),
     Case(
         "svdquant",
         "nvfp4_svdquant",
