@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil  # type: ignore[import-untyped]
 from sqlalchemy import Delete, Engine, delete, event, make_url, text
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from autoq.studies._leases import START_TOLERANCE_SECONDS, pid_namespace, process_started
@@ -33,6 +33,7 @@ GRACE_SECONDS = 60
 
 _MOST_RETRIES = 3
 _BUSY_TIMEOUT_SECONDS = 60
+_LONGEST_REASON = 160  # characters
 
 
 def trial_storage(
@@ -123,21 +124,38 @@ def has_heartbeat(storage: BaseStorage, trial_id: int) -> bool:
 
 def rewrite_finished_trials(
     storage: BaseStorage, complete: Mapping[int, FrozenTrial], withdrawn: Collection[int]
-) -> None:
+) -> str:
     """Give finished trials other numbers, all or none; their notes, files and places stay.
 
-    Optuna has no call for that: it never changes a finished trial. So this writes its tables.
+    Optuna has no call for that: it never changes a finished trial. So this writes its tables, as
+    its own private classes describe them.
 
     Args:
         storage: of a store that is a file or a database.
         complete: Optuna's id of a trial -> the values, user attributes and times that it gets.
         withdrawn: ids of trials that no longer say anything; they count as failed.
+    Returns:
+        Why nothing was changed, as with a version of Optuna that keeps trials otherwise; nothing
+        where all was.
     """
+    try:
+        _rewrite(_uncached(storage).engine, complete, withdrawn)
+    except (ImportError, AttributeError, TypeError, SQLAlchemyError) as error:
+        import optuna
+
+        line = " ".join(str(error).split())[:_LONGEST_REASON]
+        return f"the tables of Optuna {optuna.__version__} were not as expected ({line})"
+    return ""
+
+
+def _rewrite(
+    engine: Engine, complete: Mapping[int, FrozenTrial], withdrawn: Collection[int]
+) -> None:
     from optuna.storages._rdb import models
     from optuna.trial import TrialState
 
     finite = models.TrialValueModel.TrialValueType.FINITE
-    with Session(_uncached(storage).engine) as session, session.begin():
+    with Session(engine) as session, session.begin():
         for trial_id in [*complete, *withdrawn]:
             session.execute(_of_trial(models.TrialValueModel, trial_id))
             row = session.get_one(models.TrialModel, trial_id)

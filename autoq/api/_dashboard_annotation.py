@@ -259,5 +259,12 @@ def _trial_files(study: Study, trial: FrozenTrial) -> dict[str, bytes]:
 
 
 def _assignment_of(trial: FrozenTrial) -> dict[str, str]:
+    """Group -> format; nothing of trials that somebody else added."""
     plan = trial.user_attrs.get("plan")
-    return json.loads(plan) if isinstance(plan, str) else {}
+    if not isinstance(plan, str) or "source" not in trial.user_attrs:
+        return {}
+    try:
+        found = json.loads(plan)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

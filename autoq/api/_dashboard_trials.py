@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,8 @@ STUDY, PLAN, MADE_BY = "autoq_study", "autoq_plan", "autoq_made_by"
 
 MEASURED_PLANS = "measured plans"
 METRIC_NAMES = ("effective bits", "KL divergence")
+_OWN_ATTRIBUTES = {"plan", "label", "source", "effective_bits", KL_DIVERGENCE}
+"""Of every trial that is made here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +61,20 @@ class _Wanted:
         return trial
 
 
-def measured_plans_study(study: Study, storage: optuna.storages.BaseStorage) -> optuna.Study:
+def measured_plans_study(
+    study: Study,
+    storage: optuna.storages.BaseStorage,
+    say: Callable[[str], None] = lambda line: None,
+) -> optuna.Study:
     """The Optuna study of the plans that were measured, made or brought up to date.
 
     Two objectives, divergence and bits: over many budgets one of them says nothing. Numbers that
     changed are changed in place, so that whatever users wrote and attached stays; a plan that is
-    no longer measured on the same tokens as the others becomes a failed trial.
+    no longer measured on the same tokens as the others becomes a failed trial. Trials that users
+    added are left alone.
 
+    Args:
+        say: told where numbers could not be changed.
     Raises:
         InputError: somebody else's Optuna study has the name.
     """
@@ -80,11 +89,15 @@ def measured_plans_study(study: Study, storage: optuna.storages.BaseStorage) -> 
         )
         found.set_user_attr(STUDY, study.name)
         found.set_user_attr(MADE_BY, MEASURED_PLANS)
-    present = {str(trial.user_attrs.get("plan")): trial for trial in found.get_trials()}
-    _bring_up_to_date(storage, present, wanted)
-    for plan, trial in wanted.items():
+    present: dict[str, FrozenTrial] = {}
+    for trial in filter(_is_ours, found.get_trials()):
+        present.setdefault(trial.user_attrs["plan"], trial)
+    problem = _bring_up_to_date(storage, present, wanted)
+    if problem:
+        say(f"{name} shows older numbers: {problem}")
+    for plan, measured in wanted.items():
         if plan not in present:
-            found.add_trial(trial.as_trial())
+            found.add_trial(measured.as_trial())
     # What was read before, the study keeps; so it is read anew.
     return optuna.load_study(study_name=name, storage=storage)
 
@@ -93,8 +106,12 @@ def _bring_up_to_date(
     storage: optuna.storages.BaseStorage,
     present: Mapping[str, FrozenTrial],
     wanted: Mapping[str, _Wanted],
-) -> None:
-    """Change the trials that are not as they should be; when one was measured may differ."""
+) -> str:
+    """Change the trials that are not as they should be; when one was measured may differ.
+
+    Returns:
+        Why they could not be changed; nothing where they are as they should be.
+    """
     changed = {
         trial._trial_id: wanted[plan].as_trial()
         for plan, trial in present.items()
@@ -105,8 +122,12 @@ def _bring_up_to_date(
         for plan, trial in present.items()
         if plan not in wanted and trial.state.name == "COMPLETE"
     ]
-    if changed or withdrawn:
-        rewrite_finished_trials(storage, changed, withdrawn)
+    return rewrite_finished_trials(storage, changed, withdrawn) if changed or withdrawn else ""
+
+
+def _is_ours(trial: FrozenTrial) -> bool:
+    """Whether the trial is a plan that was measured here, and not one that a user added."""
+    return trial.user_attrs.keys() >= _OWN_ATTRIBUTES and isinstance(trial.user_attrs["plan"], str)
 
 
 def refinements(study: Study, storage: optuna.storages.BaseStorage) -> list[optuna.Study]:

@@ -88,7 +88,7 @@ def check_names(aim: Aim) -> None:
         text = aim.objective.text
         raise InputError(
             f"trials minimise the objective, and {text} is better the higher it is; write "
-            f"1 - {text}"
+            f"1 - {text} as the objective"
         )
 
 

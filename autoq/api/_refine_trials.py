@@ -200,11 +200,13 @@ def fail_stale_trials(trials: Trials) -> None:
 
 
 def _counts(entry: FrozenTrial) -> bool:
-    """Not surplus, and not one that died; that is tried again under another number."""
+    """Not surplus, no user's own, and not one that died: that is tried again under another number."""
     from optuna.trial import TrialState
 
     if SURPLUS in entry.user_attrs:
         return False
+    if entry.state in (TrialState.COMPLETE, TrialState.PRUNED):
+        return entry.user_attrs.keys() >= {POSITION, PLAN, SOURCE, LOSSES}
     return entry.state is not TrialState.FAIL or FAILURE in entry.user_attrs
 
 

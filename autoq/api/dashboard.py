@@ -92,7 +92,7 @@ def prepare_store(
         say(f"preparing {name}")
         study = open_study(name, store)
         try:
-            for optuna_study in _optuna_studies(study, storage):
+            for optuna_study in _optuna_studies(study, storage, say):
                 annotate(study, optuna_study, artifacts=folder)
                 shown.append(optuna_study.study_name)
         except (InputError, StudyLockedError) as error:
@@ -114,7 +114,9 @@ def dashboard_application(prepared: PreparedStore) -> WSGIApplication:
     return application
 
 
-def _optuna_studies(study: Study, storage: optuna.storages.BaseStorage) -> Iterator[optuna.Study]:
+def _optuna_studies(
+    study: Study, storage: optuna.storages.BaseStorage, say: Callable[[str], None]
+) -> Iterator[optuna.Study]:
     refined = refinements(study, storage)
     yield from refined
     known = existing_measured_plans(study, storage)
@@ -123,7 +125,7 @@ def _optuna_studies(study: Study, storage: optuna.storages.BaseStorage) -> Itera
     study.plan()  # refuses before anything is made
     try:
         with study.store.lease(study.id):
-            known = measured_plans_study(study, storage)
+            known = measured_plans_study(study, storage, say)
     except StudyLockedError:
         if known is None:
             raise
