@@ -22,6 +22,7 @@ from autoq.export import (
     StreamedPlan,
     WeightOnlyCalibration,
     check_destination,
+    is_held,
     verify_written,
     warnings_for,
     write_checkpoint,
@@ -210,6 +211,11 @@ def _refuse_none(fmt: QuantFormat) -> None:
     if fmt.name == NONE:
         raise InputError(
             "compress needs a format that quantises, got none; copy the folder instead"
+        )
+    if not is_held(fmt.name):
+        raise InputError(
+            f"compress needs a format that a container holds, and none has a place for {fmt.name}; "
+            "search it to measure it"
         )
 
 

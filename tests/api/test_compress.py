@@ -13,7 +13,8 @@ from torch import Tensor
 from autoq.api.compressing import compress
 from autoq.errors import ExportError, InputError, ModelError, VerificationError
 from autoq.export import _shards as shards
-from autoq.export import export_checkpoint, read_quantized, verify_logits
+from autoq.export import export_checkpoint, is_held, read_quantized, verify_logits
+from autoq.export._layouts import LAYOUTS
 from autoq.formats import FORMATS, NONE, Container, FormatName
 from autoq.layers import LayerCalibration
 from autoq.layers.quantize import input_scale
@@ -31,7 +32,9 @@ def needs_no_inputs(fmt: FormatName, container: Container) -> bool:
 
 
 FROM_WEIGHTS_ALONE = [
-    entry.name for entry in FORMATS.values() if needs_no_inputs(entry.name, COMPRESSED)
+    entry.name
+    for entry in FORMATS.values()
+    if is_held(entry.name) and needs_no_inputs(entry.name, COMPRESSED)
 ]
 
 
@@ -211,3 +214,10 @@ def test_what_the_disk_changed_is_found_and_nothing_is_left(
     with pytest.raises(VerificationError, match=r"k_proj.weight_packed differs"):
         compress(source, tmp_path / "out", fmt=W4A8)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_format_that_no_container_holds_is_refused_before_anything_is_read(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(InputError, match=r"none has a place for int4_dq; search it to measure it"):
+        compress(tmp_path / "absent", tmp_path / "out", fmt="int4_dq", container="modelopt")

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from autoq.cli._tables import print_summary
-from autoq.formats import ENGINES, FORMATS, Container
+from autoq.formats import ENGINES, FORMATS, Container, feasible_formats, parse_target
 from autoq.formats.kv_cache import KV_CACHE_FORMATS
 from autoq.report import report_data
 
@@ -46,7 +46,8 @@ def test_every_number_in_the_matrix_is_explained(run):
 
 def test_one_target_says_what_a_search_would_take(run):
     output = run("targets", "vllm:h200").stdout
-    named = [entry.name for entry in FORMATS.values() if entry.when_named]
+    running = feasible_formats(parse_target("vllm:h200"), Container.COMPRESSED_TENSORS)
+    named = [name for name in running if FORMATS[name].when_named]
     assert "vllm:h200: vLLM 0.33 on NVIDIA H200" in output
     assert "out_features must be divisible by 128" in " ".join(output.split())
     assert "no experts of a mixture" in " ".join(output.split())
