@@ -154,7 +154,9 @@ def search(
         calibration: "best": scales by the error that they leave, and 4-bit codes that make up for
             each other's errors (GPTQ); "scales": the nearest codes instead, which is quicker; or
             "max" for scales from largest magnitudes only, as other tools have them (input scales
-            of AWQ formats and of int8_sq are searched all the same).
+            of AWQ formats and of int8_sq are searched all the same). Or algorithms joined by "+",
+            of which each format takes what it can, such as "percentile:99.9+awq+gptq"; those of
+            `autoq.formats.ALGORITHMS`.
         estimator: name of the way to score, one of `autoq.search.estimators.ESTIMATORS`; None is
             the one that wins the benchmark.
         draws: of labels for every sequence; None is what the estimator likes.
