@@ -64,14 +64,21 @@ class Support:
     reason: str
     source: str  # what the statement rests on, in words
     out_features_multiple: int = 1  # rows that a weight must be divisible by, beyond the format's
+    counts_fused_rows: bool = False  # the multiple is of all rows of a matrix that engines fuse
     runs_experts: bool = True  # a mixture's experts, too, and not plain linears alone
+    alone: tuple[Verdict, str] | None = None  # and why, in a checkpoint of this one format
+    mixed: tuple[Verdict, str] | None = None  # and why, in a checkpoint of several formats
+
+    def within(self, *, is_mixed: bool) -> tuple[Verdict, str]:
+        """How it runs in a checkpoint, and why; `verdict` is what holds for either kind."""
+        return (self.mixed if is_mixed else self.alone) or (self.verdict, self.reason)
 
     def misfit(self, out_features: int, *, is_expert: bool) -> str | None:
         """Why the engine does not take a matrix in this format that it runs; None if it does."""
         if is_expert and not self.runs_experts:
             return (
-                f"runs no experts of {self.format} from {self.container} checkpoints and would take "
-                "them for unquantised ones without an error"
+                f"runs no experts of {self.format} from {self.container} checkpoints: it stops at "
+                "their scales"
             )
         if out_features % self.out_features_multiple:
             return (

@@ -139,12 +139,12 @@ def test_mixed_without_nvfp4_is_another_method_to_sglang(whole: Whole) -> None:
     the_fault(folder, "has no weight_scale_2")
 
 
-def test_unknown_algorithm_is_silent(whole: Whole) -> None:
+def test_unknown_algorithm_is_silent_but_in_vllm(whole: Whole) -> None:
     def unknown(manifest: dict[str, Any]) -> None:
         manifest["quantized_layers"][DOWN] = {"quant_algo": "NF3"}
 
     folder = change_manifests(whole(MODELOPT), unknown)
-    assert outcome(folder, DOWN, "vllm:b200") == SILENT
+    assert outcome(folder, DOWN, "vllm:b200") == "refuses"
     assert outcome(folder, DOWN, "sglang:b200") == SILENT
     assert outcome(folder, DOWN, "tensorrt-llm:b200") == "refuses"
 
@@ -152,7 +152,7 @@ def test_unknown_algorithm_is_silent(whole: Whole) -> None:
 def test_exclusion_that_is_part_of_quantised_names(whole: Whole) -> None:
     folder = change_manifests(whole(MODELOPT), lambda m: m["ignore"].append(LAYER))
     the_fault(folder, f"the exclusion {LAYER!r} is part of the name of {LAYER}.")
-    assert outcome(folder, DOWN, "vllm:b200") == SILENT
+    assert outcome(folder, DOWN, "vllm:b200") == "refuses"
 
 
 def test_excluding_one_of_a_fused_set(whole: Whole) -> None:
@@ -262,7 +262,9 @@ def test_status_missing(whole: Whole) -> None:
     the_fault(folder, "quantization_status must be 'compressed'")
 
 
-def test_module_in_no_group_stops_sglang_and_is_silent_in_vllm(whole: Whole) -> None:
+def test_module_in_no_group_stops_sglang_and_vllm_and_is_silent_in_transformers(
+    whole: Whole,
+) -> None:
     def forget(manifest: dict[str, Any]) -> None:
         for group in manifest["config_groups"].values():
             group["targets"] = [t for t in group["targets"] if "down" not in t]
@@ -270,7 +272,7 @@ def test_module_in_no_group_stops_sglang_and_is_silent_in_vllm(whole: Whole) -> 
     folder = change_manifests(whole(COMPRESSED), forget)
     the_fault(folder, "the manifest says that it is not quantised")
     assert outcome(folder, DOWN, "sglang:h200") == "refuses"
-    assert outcome(folder, DOWN, "vllm:h200") == SILENT
+    assert outcome(folder, DOWN, "vllm:h200") == "refuses"
     assert outcome(folder, DOWN, "transformers:cpu") == SILENT
 
 

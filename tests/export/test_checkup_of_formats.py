@@ -55,7 +55,7 @@ def test_vllm_takes_blocks_of_single_layers_in_any_spelling(
 def test_experts_that_an_engine_does_not_run_in_a_format(uniform_plan: Any, tmp_path: Path) -> None:
     folder = uniform_plan("mixtral", MODELOPT, "fp8_pc_pt").export(tmp_path / "out").path
     expert = "model.layers.0.block_sparse_moe.experts.0.w1"
-    assert outcome(folder, expert, "vllm:h200").does == "SILENTLY UNQUANTISED"
+    assert outcome(folder, expert, "vllm:h200").does == "refuses"
     assert outcome(folder, expert, "tensorrt-llm:h200").does == "native"
     assert outcome(folder, "model.layers.0.self_attn.q_proj", "vllm:h200").does == "native"
 

@@ -32,7 +32,7 @@ HELD_BY_COMPRESSED = set(FORMATS) - {"nvfp4_svdquant", "int4_dq"}
 CELLS = [
     ("vllm:h200", MODELOPT, "fp8", "native", "FP8 matrix units"),
     ("vllm:h200", MODELOPT, "nvfp4", "weight-only", "no FP4 matrix units before 10.0"),
-    ("vllm:h200", MODELOPT, "w4a8_awq", "no", "unquantised without an error"),
+    ("vllm:h200", MODELOPT, "w4a8_awq", "no", "stops at the layer's scales"),
     ("vllm:h200", COMPRESSED, "w4a8_awq", "native", "INT4 x FP8 kernel"),
     ("vllm:b200", MODELOPT, "nvfp4", "native", "FP4 matrix units"),
     ("vllm:b200", COMPRESSED, "w4a8_awq", "no", "for 9.0 (Hopper) alone"),
@@ -61,7 +61,7 @@ CELLS = [
     ("transformers:cpu", COMPRESSED, "w4a8_awq", "emulated", "the model's dtype"),
     ("transformers:a100", COMPRESSED, "nvfp4", "emulated", "the model's dtype"),
     ("vllm:h100", MODELOPT, "fp8_pc_pt", "native", "FP8 matrix units"),
-    ("vllm:a100", COMPRESSED, "fp8_pc_pt", "no", "begin with 8.9"),
+    ("vllm:a100", COMPRESSED, "fp8_pc_pt", "weight-only", "no FP8 matrix units"),
     ("sglang:h100", MODELOPT, "fp8_pc_pt", "no", "unquantised without an error"),
     ("sglang:h100", COMPRESSED, "fp8_pc_pt", "native", "FP8 matrix units"),
     ("tensorrt-llm:h200", COMPRESSED, "fp8_pc_pt", "native", "FP8 matrix units"),
@@ -78,11 +78,11 @@ CELLS = [
     ("sglang:b200", MODELOPT, "mxfp8", "no", "that one format only"),
     ("tensorrt-llm:b200", MODELOPT, "mxfp8", "no", "development sources"),
     ("vllm:b200", COMPRESSED, "mxfp4", "native", "a power of two per 32"),
-    ("vllm:b200", MODELOPT, "mxfp4", "no", "unquantised without an error"),
+    ("vllm:b200", MODELOPT, "mxfp4", "no", "stops at the layer's scales"),
     ("sglang:b200", COMPRESSED, "mxfp4", "no", "experts only"),
     ("transformers:cpu", COMPRESSED, "mxfp4", "emulated", "the model's dtype"),
     ("transformers:cpu", MODELOPT, "none", "native", "as the model stores it"),
-    ("vllm:h200", MODELOPT, "int4_awq", "no", "unquantised without an error"),
+    ("vllm:h200", MODELOPT, "int4_awq", "no", "stops at the layer's scales"),
     ("vllm:t4", COMPRESSED, "int4_awq", "native", "inputs stay 16-bit, as the format says"),
     ("sglang:b200", COMPRESSED, "int4_awq", "native", "inputs stay 16-bit"),
     ("tensorrt-llm:h100", MODELOPT, "int4_awq", "native", "inputs stay 16-bit"),
@@ -208,9 +208,28 @@ def test_what_engines_ask_for_beyond_the_format():
     assert stricter == {("vllm", "w4a8_awq"): 128, **block}
     assert all(record.verdict.runs for record in SUPPORT if record.out_features_multiple != 1)
     without_experts = [record for record in SUPPORT if not record.runs_experts]
-    assert [(entry.engine, entry.container, entry.format) for entry in without_experts] == [
-        ("vllm", MODELOPT, "fp8_pc_pt")
-    ]
+    assert {(entry.engine, entry.container, entry.format) for entry in without_experts} == {
+        ("vllm", MODELOPT, "fp8_block"),
+        ("vllm", MODELOPT, "fp8_pc_pt"),
+    }
+    assert {record.format for record in SUPPORT if record.counts_fused_rows} == {"w4a8_awq"}
+
+
+def test_what_differs_between_one_format_and_several():
+    differing = {
+        (record.engine, record.format, capability): (record.alone, record.mixed)
+        for record in SUPPORT
+        for capability in record.capabilities
+        if record.alone or record.mixed
+    }
+    formats_on_turing = {fmt for engine, fmt, capability in differing if engine == "vllm"}
+    assert formats_on_turing == {"fp8", "fp8_pc_pt", "fp8_block", "mxfp8"}
+    turing = support(parse_target("vllm:t4"), MODELOPT, "fp8")
+    assert not turing.within(is_mixed=False)[0].runs
+    assert turing.within(is_mixed=True)[0] == "weight-only"
+    blackwell = support(parse_target("sglang:b200"), MODELOPT, "mxfp8")
+    assert blackwell.within(is_mixed=False)[0] == "native"
+    assert not blackwell.within(is_mixed=True)[0].runs
 
 
 def test_a_misfit_is_said_of_experts_first_and_then_of_rows():

@@ -15,13 +15,23 @@ from autoq.export.checkup._files import StoredTensors
 from autoq.export.checkup._fp8 import in_our_words
 from autoq.export.checkup._manifest import Manifest, read_manifest
 from autoq.export.checkup._modules import StoredModule, linear_modules
-from autoq.formats import ENGINES, HARDWARE, Container, Engine, Hardware, Target, support
+from autoq.export.checkup._rows import counted_rows
+from autoq.formats import (
+    ENGINES,
+    HARDWARE,
+    Container,
+    Engine,
+    FormatName,
+    Hardware,
+    Support,
+    Target,
+    support,
+)
 
 __all__ = ["CheckpointReport", "LayerReport", "Outcome", "check_checkpoint"]
 
 UNQUANTIZED = "unquantised"
 REFUSES = "refuses"
-SILENT = Fate.SILENT.value
 UNKNOWN = "unknown"
 
 
@@ -97,6 +107,24 @@ def _faults_without_manifest(modules: Mapping[str, StoredModule]) -> Iterator[st
     yield f"{hit} has codes or scales, and neither config.json nor hf_quant_config.json says so"
 
 
+@dataclass(frozen=True, slots=True)
+class _Looked:
+    """What is looked at: a module of a checkpoint."""
+
+    manifest: Manifest
+    modules: Mapping[str, StoredModule]
+    module: StoredModule
+
+    def misfit(self, record: Support, fmt: FormatName) -> str | None:
+        """Why the engine does not take this matrix in a format that it runs."""
+        container, module = self.manifest.container, self.module
+        config = self.manifest.config
+        rows = counted_rows(record, container, fmt, self.modules, module, config)
+        is_expert = experts_parent(module.name) is not None
+        found = (record.misfit(count, is_expert=is_expert) for count in rows)
+        return next((reason for reason in found if reason is not None), None)
+
+
 def _layer(
     module: StoredModule,
     manifest: Manifest,
@@ -105,12 +133,13 @@ def _layer(
 ) -> LayerReport:
     engines = ENGINES.values() if target is None else [target.engine]
     outcomes: dict[str, Outcome] = {}
+    looked = _Looked(manifest, modules, module)
     for engine in engines:
         reading = read_as(engine.name, manifest, modules, module)
         if target is not None:
-            outcomes[str(target)] = _on(target, reading, manifest.container, module)
+            outcomes[str(target)] = _on(target, reading, looked)
         else:
-            outcomes[engine.name] = _anywhere(engine, reading, manifest.container, module)
+            outcomes[engine.name] = _anywhere(engine, reading, looked)
     return LayerReport(module.name, _stored(module, manifest), outcomes)
 
 
@@ -124,7 +153,7 @@ def _stored(module: StoredModule, manifest: Manifest) -> str:
     return str(declared.format or declared.label)
 
 
-def _on(target: Target, reading: Reading, container: Container, module: StoredModule) -> Outcome:
+def _on(target: Target, reading: Reading, looked: _Looked) -> Outcome:
     if reading.fate is Fate.UNQUANTIZED:
         return Outcome(UNQUANTIZED, "", True)
     if reading.fate is not Fate.QUANTIZED or reading.declared is None:
@@ -132,25 +161,20 @@ def _on(target: Target, reading: Reading, container: Container, module: StoredMo
     fmt = reading.declared.format
     if fmt is None:
         return Outcome(UNKNOWN, f"autoq's tables do not have {reading.declared.label}", False)
-    record = support(target, container, fmt)
-    if not record.verdict.runs:
-        return Outcome(REFUSES, record.reason, False)
-    is_expert = experts_parent(module.name) is not None
-    rows, _ = module.shape(container, fmt) or (0, 0)  # of no shape: a fault already
-    misfit = record.misfit(rows, is_expert=is_expert)
+    record = support(target, looked.manifest.container, fmt)
+    verdict, reason = record.within(is_mixed=looked.manifest.is_mixed)
+    if not verdict.runs:
+        return Outcome(REFUSES, reason, False)
+    misfit = looked.misfit(record, fmt)
     if misfit is not None:
-        does = SILENT if is_expert and not record.runs_experts else REFUSES
-        return Outcome(does, f"{target.engine.title} {misfit}", False)
-    return Outcome(record.verdict.value, record.reason, True)
+        return Outcome(REFUSES, f"{target.engine.title} {misfit}", False)
+    return Outcome(verdict.value, reason, True)
 
 
-def _anywhere(
-    engine: Engine, reading: Reading, container: Container, module: StoredModule
-) -> Outcome:
+def _anywhere(engine: Engine, reading: Reading, looked: _Looked) -> Outcome:
     """On each generation of hardware; generations that are treated alike in one piece."""
     found = [
-        (hardware, _on(Target(engine, hardware), reading, container, module))
-        for hardware in _generations()
+        (hardware, _on(Target(engine, hardware), reading, looked)) for hardware in _generations()
     ]
     if not any(outcome.runs for _, outcome in found):
         return found[-2][1]  # of the newest GPU; the last is the CPU

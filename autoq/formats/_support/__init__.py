@@ -1,7 +1,9 @@
 """Which engine runs which format on which GPUs: a module for each family of formats.
 
-GPU engines were read, not run: their loaders, kernels' guards and documentation. transformers was
-executed on a CPU. Versions are those of `autoq.formats._places.ENGINES`.
+vLLM's records are compared with what its own code answers on a CPU for a described GPU:
+configuration, methods, choice of kernels, loading (`tests/export/engine_golden`); its kernels were
+not run. SGLang and TensorRT-LLM were read, not run: loaders, kernels' guards and documentation.
+transformers was executed on a CPU. Versions are those of `autoq.formats._places.ENGINES`.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ FROM_AMPERE = AMPERE + ADA + HOPPER + BLACKWELL
 FROM_ADA = ADA + HOPPER + BLACKWELL
 CPU = (None,)
 
-VLLM = ("vllm", "vLLM 0.33's source: read, not run")
+VLLM = ("vllm", "vLLM 0.33's own code, asked on a CPU; its kernels were not run")
 SGLANG = ("sglang", "SGLang 0.5.23's source: read, not run")
 TENSORRT = (
     "tensorrt-llm",
@@ -48,6 +48,14 @@ NO_FP4_UNITS = (
 NO_PACKED_READER = (
     "transformers has no reader of modelopt checkpoints: packed weights do not fit their layers"
 )
+UNKNOWN_TO_VLLM = (
+    "vLLM knows no {} in modelopt checkpoints: it refuses one of that alone, and stops at the "
+    "layer's scales in a mixed one"
+)
+UNKNOWN_TO_SGLANG = (
+    "SGLang knows no {} in modelopt checkpoints and would build the layer unquantised without an "
+    "error"
+)
 EMULATION = "unpacked to the model's dtype, inputs rounded as the format says"
 
 Row: TypeAlias = tuple[tuple[int | None, ...], Verdict, str]
@@ -61,6 +69,9 @@ def records(
     *rows: Row,
     out_features_multiple: int = 1,
     runs_experts: bool = True,
+    counts_fused_rows: bool = False,
+    alone: tuple[Verdict, str] | None = None,
+    mixed: tuple[Verdict, str] | None = None,
 ) -> Iterator[Support]:
     """One record for each row.
 
@@ -68,6 +79,9 @@ def records(
         engine: name and source.
         out_features_multiple: see `Support`; of those rows that run.
         runs_experts: see `Support`; of those rows that run.
+        counts_fused_rows: see `Support`.
+        alone: see `Support`; of those rows that do not run.
+        mixed: see `Support`; of those rows that do not run.
     """
     for capabilities, verdict, reason in rows:
         yield Support(
@@ -80,6 +94,9 @@ def records(
             source=engine[1],
             out_features_multiple=out_features_multiple if verdict.runs else 1,
             runs_experts=runs_experts or not verdict.runs,
+            counts_fused_rows=counts_fused_rows,
+            alone=None if verdict.runs else alone,
+            mixed=None if verdict.runs else mixed,
         )
 
 

@@ -33,6 +33,11 @@ from autoq.formats._support._cells import (
 _FP8 = FormatName("fp8")
 _PER_CHANNEL, _BLOCK = FormatName("fp8_pc_pt"), FormatName("fp8_block")
 
+_TOO_OLD = (
+    "vLLM takes modelopt checkpoints that are FP8 alone from 8.0 on; beside other formats it widens "
+    "the weights here"
+)
+_WIDENED_BESIDE_OTHERS = (WEIGHT_ONLY, NO_FP8_UNITS)
 _FROM_ADA_ON = "SGLang multiplies FP8 weights and inputs from 8.9 on"
 _NONSENSE = (
     "transformers has no reader of modelopt checkpoints: it loads {} without its scales and "
@@ -52,9 +57,10 @@ def _per_tensor() -> Iterator[Support]:
     native = (FROM_ADA, NATIVE, FP8_UNITS)
     yield from records(
         *(VLLM, MODELOPT, _FP8),
-        (TURING, NO, "vLLM takes fp8 from modelopt checkpoints from 8.0 on"),
+        (TURING, NO, _TOO_OLD),
         (AMPERE, WEIGHT_ONLY, NO_FP8_UNITS),
         native,
+        mixed=_WIDENED_BESIDE_OTHERS,
     )
     yield from records(
         *(VLLM, COMPRESSED, _FP8), (TURING + AMPERE, WEIGHT_ONLY, NO_FP8_UNITS), native
@@ -79,13 +85,15 @@ def _per_channel_and_token() -> Iterator[Support]:
     fmt = _PER_CHANNEL
     yield from everywhere(fmt)
     native = (FROM_ADA, NATIVE, FP8_UNITS)
-    too_old = "vLLM's products with a scale per channel begin with 8.9"
     for container in Container:
+        is_too_old = container is MODELOPT
         yield from records(
             *(VLLM, container, fmt),
-            (TURING + AMPERE, NO, too_old),
+            (TURING, NO if is_too_old else WEIGHT_ONLY, _TOO_OLD if is_too_old else NO_FP8_UNITS),
+            (AMPERE, WEIGHT_ONLY, NO_FP8_UNITS),
             native,
             runs_experts=container is not MODELOPT,
+            mixed=_WIDENED_BESIDE_OTHERS,
         )
         too_old_for_tensorrt = (AMPERE, NO, "FP8 matrix units begin with 8.9")
         hopper_alone = "TensorRT-LLM multiplies with scales per channel and token on 9.0 alone"
@@ -108,13 +116,20 @@ def _in_blocks() -> Iterator[Support]:
     fmt = _BLOCK
     yield from everywhere(fmt)
     native = (FROM_ADA, NATIVE, FP8_UNITS)
-    too_old = "whether vLLM runs FP8 blocks before 8.9 was not looked into"
+    widened = (
+        "vLLM multiplies FP8 blocks as they are from 9.0 on; here the weights are widened in the "
+        "kernel and inputs stay 16-bit"
+    )
     for container in Container:
+        is_too_old = container is MODELOPT
         yield from records(
             *(VLLM, container, fmt),
-            (TURING + AMPERE, NO, too_old),
-            native,
+            (TURING, NO if is_too_old else WEIGHT_ONLY, _TOO_OLD if is_too_old else widened),
+            (AMPERE + ADA, WEIGHT_ONLY, widened),
+            (HOPPER + BLACKWELL, NATIVE, FP8_UNITS),
             out_features_multiple=128,
+            runs_experts=container is not MODELOPT,
+            mixed=_WIDENED_BESIDE_OTHERS,
         )
     other_name = (
         "SGLang wants the scales of blocks under another name than vLLM does in modelopt "

@@ -20,6 +20,8 @@ from autoq.formats._support._cells import (
     SGLANG,
     TENSORRT,
     TURING,
+    UNKNOWN_TO_SGLANG,
+    UNKNOWN_TO_VLLM,
     VLLM,
     emulated,
     everywhere,
@@ -28,10 +30,6 @@ from autoq.formats._support._cells import (
 
 _W4A8 = FormatName("w4a8_awq")
 
-_NO_W4A8_AWQ = (
-    "{} knows no W4A8_AWQ in modelopt checkpoints and would build the layer unquantised without an "
-    "error"
-)
 _INT4_TIMES_FP8 = "multiplied by an INT4 x FP8 kernel"
 
 
@@ -42,7 +40,7 @@ def support() -> Iterator[Support]:
 
 def _with_fp8_inputs() -> Iterator[Support]:
     yield from everywhere(_W4A8)
-    yield from records(VLLM, MODELOPT, _W4A8, (GPUS, NO, _NO_W4A8_AWQ.format("vLLM")))
+    yield from records(VLLM, MODELOPT, _W4A8, (GPUS, NO, UNKNOWN_TO_VLLM.format("W4A8_AWQ")))
     hopper_alone = (
         "vLLM's INT4 x FP8 kernel is for 9.0 (Hopper) alone, and nothing stands in for it"
     )
@@ -51,8 +49,11 @@ def _with_fp8_inputs() -> Iterator[Support]:
         (HOPPER, NATIVE, _INT4_TIMES_FP8),
         (TURING + AMPERE + ADA + BLACKWELL, NO, hopper_alone),
         out_features_multiple=128,
+        counts_fused_rows=True,
     )
-    yield from records(SGLANG, MODELOPT, _W4A8, (FROM_AMPERE, NO, _NO_W4A8_AWQ.format("SGLang")))
+    yield from records(
+        SGLANG, MODELOPT, _W4A8, (FROM_AMPERE, NO, UNKNOWN_TO_SGLANG.format("W4A8_AWQ"))
+    )
     experts_only = (
         "SGLang multiplies INT4 by FP8 for experts only, and not in a checkpoint that mixes formats"
     )

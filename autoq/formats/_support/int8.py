@@ -20,6 +20,8 @@ from autoq.formats._support._cells import (
     SGLANG,
     TENSORRT,
     TURING,
+    UNKNOWN_TO_SGLANG,
+    UNKNOWN_TO_VLLM,
     VLLM,
     emulated,
     everywhere,
@@ -29,7 +31,6 @@ from autoq.formats._support._cells import (
 _SMOOTH = FormatName("int8_sq")
 
 _UNITS = "multiplied by INT8 matrix units"
-_NO_INT8_ALGORITHM = "{} knows no INT8 in modelopt checkpoints and would build the layer unquantised without an error"
 _NO_INT8_IN_TENSORRT = (
     "TensorRT-LLM's PyTorch backend has no INT8 layers; its older engines took them from "
     "checkpoints of their own"
@@ -44,9 +45,12 @@ def support() -> Iterator[Support]:
     """Of SmoothQuant."""
     yield from outside_compressed_tensors(_SMOOTH)
     old = (AMPERE + ADA + HOPPER, NATIVE, _UNITS)
-    documented = "vLLM's documentation has INT8 up to 9.0: not for 10.0 and newer (Blackwell)"
+    at_work = (
+        "vLLM takes int8_sq for 10.0 and newer (Blackwell), and its INT8 product refuses there when "
+        "it is first called"
+    )
     yield from records(
-        VLLM, COMPRESSED, _SMOOTH, (TURING, NATIVE, _UNITS), old, (BLACKWELL, NO, documented)
+        VLLM, COMPRESSED, _SMOOTH, (TURING, NATIVE, _UNITS), old, (BLACKWELL, NO, at_work)
     )
     refused = "SGLang's INT8 product refuses 10.0 and newer (Blackwell)"
     yield from records(SGLANG, COMPRESSED, _SMOOTH, old, (BLACKWELL, NO, refused))
@@ -56,9 +60,7 @@ def support() -> Iterator[Support]:
 def outside_compressed_tensors(fmt: FormatName) -> Iterator[Support]:
     """Where a format with INT8 weights does not run: all of modelopt, all of TensorRT-LLM."""
     yield from everywhere(fmt)
-    yield from records(VLLM, MODELOPT, fmt, (GPUS, NO, _NO_INT8_ALGORITHM.format("vLLM")))
-    yield from records(
-        SGLANG, MODELOPT, fmt, (FROM_AMPERE, NO, _NO_INT8_ALGORITHM.format("SGLang"))
-    )
+    yield from records(VLLM, MODELOPT, fmt, (GPUS, NO, UNKNOWN_TO_VLLM.format("INT8")))
+    yield from records(SGLANG, MODELOPT, fmt, (FROM_AMPERE, NO, UNKNOWN_TO_SGLANG.format("INT8")))
     for container in (MODELOPT, COMPRESSED):
         yield from records(TENSORRT, container, fmt, (FROM_AMPERE, NO, _NO_INT8_IN_TENSORRT))

@@ -9,6 +9,7 @@ from autoq.formats._places import Support
 from autoq.formats._support._cells import (
     ADA,
     AMPERE,
+    BLACKWELL,
     COMPRESSED,
     FROM_AMPERE,
     GPUS,
@@ -19,6 +20,8 @@ from autoq.formats._support._cells import (
     SGLANG,
     TENSORRT,
     TURING,
+    UNKNOWN_TO_SGLANG,
+    UNKNOWN_TO_VLLM,
     VLLM,
     WEIGHT_ONLY,
     emulated,
@@ -28,12 +31,11 @@ from autoq.formats._support._cells import (
 
 _MXFP8, _MXFP4 = FormatName("mxfp8"), FormatName("mxfp4")
 
-_WITH_SCALED_UNITS, _WORKSTATION = (100, 103), (120,)
-_BEFORE = AMPERE + ADA + HOPPER + _WORKSTATION
+_BEFORE = AMPERE + ADA + HOPPER
 _SCALED_UNITS = "multiplied by matrix units that take a power of two per 32"
 _WIDENED = (
-    "vLLM multiplies microscaled weights as they are on 10.0 and 10.3; here they are widened in "
-    "the kernel and inputs stay 16-bit"
+    "vLLM multiplies microscaled weights as they are from 10.0 on; here they are widened in the "
+    "kernel and inputs stay 16-bit"
 )
 _NONSENSE = (
     "transformers has no reader of modelopt checkpoints: it loads mxfp8 without its scales and "
@@ -49,12 +51,17 @@ def support() -> Iterator[Support]:
 
 def _mxfp8() -> Iterator[Support]:
     yield from everywhere(_MXFP8)
-    native = (_WITH_SCALED_UNITS, NATIVE, _SCALED_UNITS)
+    native = (BLACKWELL, NATIVE, _SCALED_UNITS)
+    too_old = (
+        "vLLM takes modelopt checkpoints that are mxfp8 alone from 8.0 on; beside other formats it "
+        "widens the weights here"
+    )
     yield from records(
         *(VLLM, MODELOPT, _MXFP8),
-        (TURING, NO, "vLLM takes mxfp8 from modelopt checkpoints from 8.0 on"),
+        (TURING, NO, too_old),
         (_BEFORE, WEIGHT_ONLY, _WIDENED),
         native,
+        mixed=(WEIGHT_ONLY, _WIDENED),
     )
     yield from records(
         *(VLLM, COMPRESSED, _MXFP8), (TURING + _BEFORE, WEIGHT_ONLY, _WIDENED), native
@@ -63,7 +70,10 @@ def _mxfp8() -> Iterator[Support]:
         "SGLang reads mxfp8 in modelopt checkpoints of that one format only: in mixed ones it wants "
         "the scales under another name than vLLM does"
     )
-    yield from records(SGLANG, MODELOPT, _MXFP8, (FROM_AMPERE, NO, other_name))
+    yield from records(SGLANG, MODELOPT, _MXFP8, (AMPERE + ADA + HOPPER + (120,), NO, other_name))
+    yield from records(
+        *(SGLANG, MODELOPT, _MXFP8), ((100, 103), NO, other_name), alone=(NATIVE, _SCALED_UNITS)
+    )
     no_scheme = "SGLang has no mxfp8 scheme for compressed-tensors checkpoints"
     yield from records(SGLANG, COMPRESSED, _MXFP8, (FROM_AMPERE, NO, no_scheme))
     unreleased = "released TensorRT-LLM has no mxfp8 layers; its development sources do"
@@ -76,15 +86,15 @@ def _mxfp8() -> Iterator[Support]:
 def _mxfp4() -> Iterator[Support]:
     yield from everywhere(_MXFP4)
     experts_only = "{} has MXFP4 for experts only, and not in checkpoints of this container"
-    yield from records(VLLM, MODELOPT, _MXFP4, (GPUS, NO, _NO_MXFP4_ALGORITHM.format("vLLM")))
+    yield from records(VLLM, MODELOPT, _MXFP4, (GPUS, NO, UNKNOWN_TO_VLLM.format("MXFP4")))
     yield from records(
         *(VLLM, COMPRESSED, _MXFP4),
         (TURING, NO, "vLLM widens mxfp4 weights from 8.0 on"),
         (_BEFORE, WEIGHT_ONLY, _WIDENED),
-        (_WITH_SCALED_UNITS, NATIVE, _SCALED_UNITS),
+        (BLACKWELL, NATIVE, _SCALED_UNITS),
     )
     yield from records(
-        *(SGLANG, MODELOPT, _MXFP4), (FROM_AMPERE, NO, _NO_MXFP4_ALGORITHM.format("SGLang"))
+        *(SGLANG, MODELOPT, _MXFP4), (FROM_AMPERE, NO, UNKNOWN_TO_SGLANG.format("MXFP4"))
     )
     yield from records(
         *(SGLANG, COMPRESSED, _MXFP4),
@@ -94,9 +104,3 @@ def _mxfp4() -> Iterator[Support]:
         reason = experts_only.format("TensorRT-LLM")
         yield from records(TENSORRT, container, _MXFP4, (FROM_AMPERE, NO, reason))
     yield from emulated(_MXFP4)
-
-
-_NO_MXFP4_ALGORITHM = (
-    "{} knows no MXFP4 in modelopt checkpoints and would build the layer unquantised without an "
-    "error"
-)

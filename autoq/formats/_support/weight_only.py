@@ -19,6 +19,8 @@ from autoq.formats._support._cells import (
     NO,
     SGLANG,
     TENSORRT,
+    UNKNOWN_TO_SGLANG,
+    UNKNOWN_TO_VLLM,
     VLLM,
     emulated,
     everywhere,
@@ -29,10 +31,6 @@ from autoq.formats._support.int8 import outside_compressed_tensors
 _INT4, _INT8, _NVFP4 = FormatName("int4_awq"), FormatName("int8_wo"), FormatName("nvfp4_wo")
 
 _WIDENED = "the weights are widened in the kernel and inputs stay 16-bit, as the format says"
-_NO_W4A16_AWQ = (
-    "{} knows no W4A16_AWQ in modelopt checkpoints and would build the layer unquantised without "
-    "an error"
-)
 
 
 def support() -> Iterator[Support]:
@@ -46,8 +44,10 @@ def support() -> Iterator[Support]:
 
 def _int4() -> Iterator[Support]:
     yield from everywhere(_INT4)
-    yield from records(VLLM, MODELOPT, _INT4, (GPUS, NO, _NO_W4A16_AWQ.format("vLLM")))
-    yield from records(SGLANG, MODELOPT, _INT4, (FROM_AMPERE, NO, _NO_W4A16_AWQ.format("SGLang")))
+    yield from records(VLLM, MODELOPT, _INT4, (GPUS, NO, UNKNOWN_TO_VLLM.format("W4A16_AWQ")))
+    yield from records(
+        SGLANG, MODELOPT, _INT4, (FROM_AMPERE, NO, UNKNOWN_TO_SGLANG.format("W4A16_AWQ"))
+    )
     yield from _compressed_in_vllm_and_sglang(_INT4)
     undocumented = "TensorRT-LLM's documentation has W4A16_AWQ for 8.0, 8.9 and 9.0"
     yield from records(
