@@ -14,7 +14,6 @@ from autoq.api.compressing import compress
 from autoq.errors import ExportError, InputError, ModelError, VerificationError
 from autoq.export import _shards as shards
 from autoq.export import export_checkpoint, is_held, read_quantized, verify_logits
-from autoq.export._layouts import LAYOUTS
 from autoq.formats import FORMATS, NONE, Container, FormatName
 from autoq.layers import LayerCalibration
 from autoq.layers.quantize import input_scale
