@@ -11,7 +11,7 @@ import torch
 import autoq
 from autoq.api import kv_cache
 from autoq.api.kv_cache import CacheWish, cache_formats, stored_layers, with_cache
-from autoq.errors import InputError, ModelError, UnknownNameError
+from autoq.errors import ExportError, InputError, ModelError, UnknownNameError
 from autoq.formats import FormatName
 from autoq.layers.kv_cache import cache_scale, fake_quantize_cache, watched_cache
 from autoq.models import forward_logits
@@ -186,3 +186,49 @@ def test_unknown_names_and_models_without_a_cache(
     folder = write_tiny_model("t5", tmp_path / "t5")
     with pytest.raises(ModelError, match="has an encoder"):
         search(folder, quick, kv_formats=("fp8",))
+
+
+# Exporting
+
+
+@pytest.mark.parametrize(
+    ("container", "fmt"), [("modelopt", "nvfp4"), ("compressed-tensors", "fp8")]
+)
+def test_a_search_that_exports_writes_the_cache_and_it_is_measured(
+    llama_folder: Path, quick: Any, tmp_path: Path, container: str, fmt: str
+) -> None:
+    study = search(
+        llama_folder,
+        quick,
+        kv_formats=(fmt,),
+        container=container,
+        export=tmp_path / "out",
+        dtype="float32",
+    )
+    assert study.summary()["export"]["container"] == container
+    options = {"reference": llama_folder, "sequences": 2, "sequence_length": 32, "batch_size": 2}
+    found = autoq.evaluate(tmp_path / "out", dtype="float32", **options)["metrics"]
+    measured = study.summary()["measured"]
+    assert found["kl_divergence"]["value"] == pytest.approx(measured["kl_divergence"], rel=1e-6)
+    plain = search(llama_folder, quick, container=container, dtype="float32").summary()["measured"]
+    assert measured["kl_divergence"] != pytest.approx(plain["kl_divergence"], rel=1e-3)
+
+
+def test_what_cannot_be_exported_is_refused_with_the_reason(
+    llama_folder: Path, quick: Any, tmp_path: Path
+) -> None:
+    study = search(llama_folder, quick, kv_formats=("int8",), measure=False)
+    for container, words in (
+        ("modelopt", "in int8 from modelopt"),
+        ("onnx", "writes no format of the key/value cache into onnx"),
+        ("tensorrt-llm", "writes no format of the key/value cache into tensorrt-llm"),
+    ):
+        with pytest.raises(ExportError, match=words):
+            study.export(tmp_path / "out", container=container)
+    formats = ("fp8", "nvfp4")
+    study = search(
+        llama_folder, quick, kv_formats=formats, kv_bits=6.3, kv_scope="layer", measure=False
+    )
+    with pytest.raises(ExportError, match="one format of the key/value cache for all layers"):
+        study.export(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
