@@ -53,28 +53,26 @@ def one_number_changed(study: autoq.Study, value: float) -> str:
     return json.dumps(study.store.plan(record.plan_id).assignment)
 
 
-@pytest.mark.parametrize(
-    "attributes",
-    [
-        {},
-        {"plan": "my own"},
-        {"plan": ["no", "text"], "source": "me"},
-        {"plan": "no JSON", "source": "me"},
-        {"plan": "[]", "source": "me"},
-    ],
-)
-def test_a_complete_trial_of_a_users_stays_as_it_is(
-    measured: autoq.Study, attributes: dict[str, Any]
-) -> None:
+THEIRS: list[dict[str, Any]] = [
+    {},
+    {"plan": "my own"},
+    {"plan": ["no", "text"], "source": "me"},
+    {"plan": "no JSON", "source": "me"},
+    {"plan": "[]", "source": "me"},
+]
+
+
+def test_complete_trials_of_a_users_stay_as_they_are(measured: autoq.Study) -> None:
     first = shown(measured)
-    first.add_trial(optuna.trial.create_trial(values=[5.0, 0.25], user_attrs=attributes))
+    count = len(first.trials)
+    for attributes in THEIRS:
+        first.add_trial(optuna.trial.create_trial(values=[5.0, 0.25], user_attrs=attributes))
     plan = one_number_changed(measured, 0.125)
-    second = shown(measured)
-    *ours, theirs = second.trials
-    assert len(ours) == len(first.trials) - 1
-    assert (theirs.state.name, theirs.values) == ("COMPLETE", [5.0, 0.25])
-    assert theirs.user_attrs == attributes
-    assert all(trial.state.name == "COMPLETE" for trial in ours)
+    trials = shown(measured).trials
+    assert all(trial.state.name == "COMPLETE" for trial in trials)
+    ours, theirs = trials[:count], trials[count:]
+    assert [trial.user_attrs for trial in theirs] == THEIRS
+    assert all(trial.values == [5.0, 0.25] for trial in theirs)
     assert [t.values[1] for t in ours if t.user_attrs["plan"] == plan] == [0.125]
 
 
@@ -88,7 +86,7 @@ def test_a_copy_of_one_of_our_trials_does_not_take_its_place(measured: autoq.Stu
     assert found[len(found) - 1].values == own.values
 
 
-@pytest.mark.parametrize("missing", ["TrialValueModel", "TrialUserAttributeModel", "models"])
+@pytest.mark.parametrize("missing", ["TrialUserAttributeModel", "models"])
 def test_where_optunas_tables_are_others_older_numbers_are_shown_and_that_is_said(
     measured: autoq.Study, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
