@@ -155,6 +155,26 @@ def test_exclusion_that_is_part_of_quantised_names(whole: Whole) -> None:
     assert outcome(folder, DOWN, "vllm:b200") == "refuses"
 
 
+def test_exclusion_with_a_star_takes_more_than_its_layer(whole: Whole) -> None:
+    entry = "model.layers.0.self*"
+    folder = change_manifests(whole(MODELOPT), lambda m: m["ignore"].append(entry))
+    the_fault(folder, f"the exclusion {entry!r} is part of the name of {LAYER}.self_attn")
+    assert outcome(folder, Q, "vllm:b200") == "refuses"
+    assert outcome(folder, DOWN, "vllm:b200") == "native"
+
+
+def test_fused_parts_in_different_groups(whole: Whole) -> None:
+    """vLLM would take the first part's scheme for all."""
+
+    def tear(manifest: dict[str, Any]) -> None:
+        fp8, nvfp4 = manifest["config_groups"].values()
+        fp8["targets"] = [target.replace("(q|k|v|", "(q|v|") for target in fp8["targets"]]
+        nvfp4["targets"].append(f"{LAYER}.self_attn.k_proj")
+
+    folder = change_manifests(whole(COMPRESSED), tear)
+    the_fault(folder, "and the manifest gives them different formats")
+
+
 def test_excluding_one_of_a_fused_set(whole: Whole) -> None:
     folder = change_manifests(whole(MODELOPT), lambda m: m["ignore"].append(Q))
     assert outcome(folder, Q, "vllm:h200") == "refuses"
