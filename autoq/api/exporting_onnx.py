@@ -34,8 +34,27 @@ def refuse_missing_packages() -> None:
         )
 
 
+def refuse_past(container: str | None, with_past: bool) -> None:
+    """Refuse a cache as inputs and outputs where a container has none.
+
+    Raises:
+        InputError: it is asked for, and the container is another.
+    """
+    if with_past and container != ONNX:
+        raise InputError(
+            f"only the container {ONNX} takes the keys and values of earlier tokens, and engines of "
+            f"{container or 'the others'} keep them themselves; leave with_past out"
+        )
+
+
 def export_onnx_plan(
-    study: Study, plan: PlanRecord, destination: Path, *, overwrite: bool, progress: Progress
+    study: Study,
+    plan: PlanRecord,
+    destination: Path,
+    *,
+    overwrite: bool,
+    progress: Progress,
+    with_past: bool = False,
 ) -> dict[str, Any]:
     """Write, run and record the graph of `plan`; the study's lease must be held.
 
@@ -47,14 +66,19 @@ def export_onnx_plan(
     """
     try:
         with study.repeated_stage(EXPORT):
-            return _export(study, plan, destination, overwrite, progress)
+            return _export(study, plan, destination, overwrite, progress, with_past)
     finally:
         # The plan stands whether or not a graph of it could be written.
         study.store.set_status(study.id, WorkStatus.DONE)
 
 
 def _export(
-    study: Study, plan: PlanRecord, destination: Path, overwrite: bool, progress: Progress
+    study: Study,
+    plan: PlanRecord,
+    destination: Path,
+    overwrite: bool,
+    progress: Progress,
+    with_past: bool,
 ) -> dict[str, Any]:
     from autoq.export.onnx import OnnxExport, export_onnx, refuse_onnx
 
@@ -70,6 +94,7 @@ def _export(
                 overwrite=overwrite,
                 progress=lambda: advance(1),
                 provenance=provenance(study, plan),
+                with_past=with_past,
             )
 
     return recorded_export(study, plan, ONNX, destination, write)

@@ -316,6 +316,7 @@ class Study(StudyData):
         container: str | None = None,
         tp_size: int = 1,
         pp_size: int = 1,
+        with_past: bool = False,
         overwrite: bool = False,
         check_logits: bool = True,
         progress: Progress | None = None,
@@ -333,6 +334,8 @@ class Study(StudyData):
                 transformers' own method fp8.
             tp_size: ranks that share every layer, of the container "tensorrt-llm" only.
             pp_size: stages of layers, of the container "tensorrt-llm" only.
+            with_past: keys and values of earlier tokens are inputs and outputs of the graph, of the
+                container "onnx" only.
             check_logits: load a compressed-tensors checkpoint with transformers, too, and compare
                 its logits with the simulation's, or a transformers-fp8 one and its weights; takes
                 the memory of two more models.
@@ -342,7 +345,12 @@ class Study(StudyData):
             StudyLockedError: another process works on the study.
         """
         from autoq.api.exporting import export_plan
-        from autoq.api.exporting_onnx import ONNX, export_onnx_plan, refuse_missing_packages
+        from autoq.api.exporting_onnx import (
+            ONNX,
+            export_onnx_plan,
+            refuse_missing_packages,
+            refuse_past,
+        )
         from autoq.api.exporting_tensorrt_llm import (
             TENSORRT_LLM,
             export_tensorrt_llm_plan,
@@ -352,6 +360,7 @@ class Study(StudyData):
         from autoq.export._types import Spelling
 
         refuse_parallel(container, tp_size, pp_size)
+        refuse_past(container, with_past)
         own = spelled(container)
         if container == ONNX:
             refuse_missing_packages()
@@ -369,7 +378,12 @@ class Study(StudyData):
             renewing = RenewingProgress(progress or SilentProgress(), lease)
             if container == ONNX:
                 return export_onnx_plan(
-                    self, plan, Path(destination), overwrite=overwrite, progress=renewing
+                    self,
+                    plan,
+                    Path(destination),
+                    overwrite=overwrite,
+                    progress=renewing,
+                    with_past=with_past,
                 )
             if container == TENSORRT_LLM:
                 return export_tensorrt_llm_plan(

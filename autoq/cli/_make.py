@@ -51,6 +51,13 @@ def export(
         int, typer.Option(min=1, help="Ranks that share every layer; tensorrt-llm only.")
     ] = 1,
     pp: Annotated[int, typer.Option(min=1, help="Stages of layers; tensorrt-llm only.")] = 1,
+    with_past: Annotated[
+        bool,
+        typer.Option(
+            "--with-past",
+            help="Keys and values of earlier tokens as inputs and outputs of the graph; onnx only.",
+        ),
+    ] = False,
     overwrite: Overwrite = False,
     trust_remote_code: TrustRemoteCode = False,
     store: Store = DEFAULT_STORE,
@@ -74,6 +81,7 @@ def export(
             container=container,
             tp_size=tp,
             pp_size=pp,
+            with_past=with_past,
             overwrite=overwrite,
             progress=make_progress(quiet=quiet),
         )

@@ -6,7 +6,6 @@ torch's exporter writes everything but the quantised products. In the place of e
 
 from __future__ import annotations
 
-import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -19,9 +18,9 @@ from torch import Tensor, nn
 
 from autoq.errors import ExportError
 from autoq.export._folding import fold, folded_scales
+from autoq.export._onnx_interface import AsGraph, Interface
 from autoq.export._plan import ExportPlan
 from autoq.layers.taps import MatrixCall, tapped
-from autoq.models.forward import forward_logits, output_kind
 from autoq.models.loading import quiet_transformers
 
 OPSET = 21
@@ -29,22 +28,14 @@ OPSET = 21
 
 PRODUCT_DOMAIN, PRODUCT, SLOT = "autoq", "Product", "slot"
 
-_EXAMPLE_SHAPE = (2, 8)  # batch, tokens: any that are not 1, which torch takes for a constant
 
+def traced(plan: ExportPlan, interface: Interface) -> ir.Model:
+    """The graph of the plan's model, with the interface's inputs and outputs; sizes are dynamic.
 
-def traced(plan: ExportPlan) -> ir.Model:
-    """The graph of the plan's model; batch and sequence are dynamic.
-
-    Returns:
-        Inputs "input_ids" and, where the model takes one, "attention_mask", INT64 [batch, sequence];
-        output "logits" FLOAT [batch, sequence, vocabulary], or "last_hidden_state". No cache.
     Raises:
         ExportError: torch cannot trace the model.
     """
-    model = plan.model
-    names = input_names(model)
-    example = tuple(torch.ones(_EXAMPLE_SHAPE, dtype=torch.int64) for _ in names)
-    batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence")
+    model, example, dynamic = plan.model, interface.example, interface.dynamic
     with (
         in_float32(model, _replacements(plan)),
         tapped(model, plan.quantized_slots, _open_product),
@@ -52,14 +43,14 @@ def traced(plan: ExportPlan) -> ir.Model:
     ):
         try:
             program = torch.onnx.export(
-                _TokensIn(model),
-                example,
+                AsGraph(interface),
+                tuple(example.values()),
                 dynamo=True,
                 verbose=False,
                 opset_version=OPSET,
-                input_names=list(names),
-                output_names=[output_name(model)],
-                dynamic_shapes=({0: batch, 1: sequence},) * len(names),
+                input_names=list(interface.inputs),
+                output_names=list(interface.outputs),
+                dynamic_shapes={"values": tuple(dynamic[name] for name in interface.inputs)},
             )
         except Exception as error:  # whatever the model's code or torch's exporter says
             raise ExportError(
@@ -78,17 +69,6 @@ def _hold_values(model: ir.Model) -> None:
     for name, value in model.graph.initializers.items():
         if value.const_value is not None:
             value.const_value = ir.tensor(value.const_value.numpy(), name=name)
-
-
-def input_names(model: nn.Module) -> tuple[str, ...]:
-    """What the graph takes."""
-    parameters = inspect.signature(model.forward).parameters
-    return ("input_ids", *(["attention_mask"] if "attention_mask" in parameters else []))
-
-
-def output_name(model: nn.Module) -> str:
-    """What the graph gives."""
-    return "logits" if output_kind(model) == "logits" else "last_hidden_state"
 
 
 @contextmanager
@@ -123,17 +103,6 @@ def _forget_origins(model: ir.Model) -> None:
         node.metadata_props.clear()
         for value in node.outputs:
             value.metadata_props.clear()
-
-
-class _TokensIn(nn.Module):
-    """What is exported: token ids and their mask in, one tensor out."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        return forward_logits(self.model, input_ids, attention_mask)
 
 
 def _open_product(call: MatrixCall, inputs: Tensor) -> Tensor:

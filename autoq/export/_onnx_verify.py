@@ -12,25 +12,22 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from onnx_ir.tape import Tape
-from torch import Tensor, nn
+from torch import Tensor
 
 from autoq.errors import VerificationError
 from autoq.export._folding import has_folded_scale
 from autoq.export._onnx_graph import INPUT_KEY, SLOT_KEY, expected_constants
+from autoq.export._onnx_interface import Interface, interface_of
 from autoq.export._onnx_numerics import dequantized, runtime_options
-from autoq.export._onnx_trace import OPSET, in_float32, input_names, output_name
+from autoq.export._onnx_trace import OPSET, in_float32
 from autoq.export._plan import ExportPlan
 from autoq.formats import FORMATS
 from autoq.layers.quantize import dequantize_weight, fake_quantize_input
 from autoq.layers.simulate import SimulatedModel
 from autoq.layers.taps import MatrixCall, tapped
 from autoq.models import SlotName, WeightSlot
-from autoq.models.forward import forward_logits, text_config
 
 ONNX_FILE, ONNX_DATA = "model.onnx", "model.onnx.data"
-
-_PROBE_SHAPES = ((1, 16), (3, 7))
-"""Batch and tokens: neither is what the graph was traced with, so that it has to be dynamic."""
 
 PRODUCT_BOUND = 1e-4
 """Largest allowed root mean square of onnxruntime's values minus the simulation's, relative to these.
@@ -57,13 +54,19 @@ def tensor_digests(model: ir.Model) -> dict[str, str]:
     return {name: _digest(_tensor(value)) for name, value in model.graph.initializers.items()}
 
 
-def verify_onnx(folder: Path, plan: ExportPlan, digests: Mapping[str, str]) -> OnnxReport:
+def verify_onnx(
+    folder: Path,
+    plan: ExportPlan,
+    digests: Mapping[str, str],
+    interface: Interface | None = None,
+) -> OnnxReport:
     """Read a graph back, compare all that it stores, and run it.
 
     Args:
         folder: holds `model.onnx` and `model.onnx.data`.
         plan: what was to be written.
         digests: `tensor_digests` of what was handed to the writer.
+        interface: what the graph takes and gives; None is what it does without a cache.
     Raises:
         VerificationError: the graph is no valid ONNX; a code or scale is not the searched model's,
             or stands for another value in onnxruntime; another tensor is not as it was written; or
@@ -74,7 +77,7 @@ def verify_onnx(folder: Path, plan: ExportPlan, digests: Mapping[str, str]) -> O
     model = _read(path)
     known = _verify_slots(model, plan)
     others = _verify_others(model, digests, known)
-    forced, free = _compare_run(path, model, plan)
+    forced, free = _compare_run(path, model, plan, interface or interface_of(plan.model))
     return OnnxReport(
         quantized_matrices=len(plan.quantized_slots),
         unquantized_tensors=others,
@@ -170,7 +173,9 @@ def _compare(name: str, stored: ir.TensorProtocol, expected: ir.TensorProtocol) 
         )
 
 
-def _compare_run(path: Path, model: ir.Model, plan: ExportPlan) -> tuple[float, float]:
+def _compare_run(
+    path: Path, model: ir.Model, plan: ExportPlan, interface: Interface
+) -> tuple[float, float]:
     """How far onnxruntime's values are from the simulation's: in a layer, and at the end.
 
     Of all probes the largest.
@@ -183,11 +188,11 @@ def _compare_run(path: Path, model: ir.Model, plan: ExportPlan) -> tuple[float, 
     with in_float32(plan.model), torch.no_grad():
         simulated = _simulated(plan)
         try:
-            for shape in _PROBE_SHAPES:
-                feeds = _probe(plan.model, shape)
+            for feeds in interface.probes:
                 theirs = _run(_session(data, options), feeds, path)
-                free = max(free, _distance(theirs[output_name(plan.model)], _logits(plan, feeds)))
-                forced = max(forced, _forced_distance(plan, feeds, theirs, inputs))
+                end = interface.output
+                free = max(free, _distance(theirs[end], interface.call(feeds)[end]))
+                forced = max(forced, _forced_distance(plan, interface, feeds, theirs, inputs))
         finally:
             simulated.restore()
     return forced, free
@@ -213,6 +218,7 @@ def _expose_inputs(model: ir.Model) -> dict[SlotName, list[str]]:
 
 def _forced_distance(
     plan: ExportPlan,
+    interface: Interface,
     feeds: Mapping[str, Tensor],
     theirs: Mapping[str, Tensor],
     inputs: Mapping[SlotName, list[str]],
@@ -241,9 +247,9 @@ def _forced_distance(
         return call.compute(read)
 
     with tapped(plan.model, plan.quantized_slots, product):
-        ours = _logits(plan, feeds)
-    end = output_name(plan.model)
-    return max(largest, _checked(end, _distance(theirs[end], ours)))
+        ours = interface.call(feeds)
+    ends = [_checked(end, _distance(theirs[end], found)) for end, found in ours.items()]
+    return max(largest, *ends)
 
 
 def _checked(what: str, difference: float) -> float:
@@ -259,17 +265,6 @@ def _distance(one: Tensor, other: Tensor) -> float:
     if one.shape != other.shape:
         return float("inf")
     return float((one - other).norm() / other.norm().clamp(min=torch.finfo(other.dtype).tiny))
-
-
-def _probe(model: nn.Module, shape: tuple[int, int]) -> dict[str, Tensor]:
-    """What the graph takes: where there is a mask, half of the last of several rows is padding."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(text_config(model).vocab_size, shape, generator=generator)
-    mask = torch.ones_like(ids)
-    if shape[0] > 1:
-        mask[-1, shape[1] // 2 :] = 0
-    feeds = {"input_ids": ids, "attention_mask": mask}
-    return {name: feeds[name] for name in input_names(model)}
 
 
 def _run(session: Any, feeds: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -310,10 +305,6 @@ def _simulated(plan: ExportPlan) -> SimulatedModel:
         container=plan.container,
         scale_dtype=plan.scale_dtype,
     )
-
-
-def _logits(plan: ExportPlan, feeds: Mapping[str, Tensor]) -> Tensor:
-    return forward_logits(plan.model, **feeds)
 
 
 def _tensor(value: ir.Value) -> ir.TensorProtocol:

@@ -2,7 +2,8 @@
 
 The graph computes in float32 what the simulation does: codes and scales are initialisers, the
 inputs of quantised products go through QuantizeLinear and DequantizeLinear, and what is not
-quantised is as torch's exporter writes it. It takes whole sequences and keeps no cache.
+quantised is as torch's exporter writes it. It takes whole sequences, or with the keys and values of
+earlier tokens the next ones.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from autoq.errors import ExportError
 from autoq.export._folder import check_destination, copy_companions, exported_files, written_folder
 from autoq.export._folding import folding_refusals
 from autoq.export._onnx_graph import fill_products, narrow_matrices
+from autoq.export._onnx_interface import interface_of
 from autoq.export._onnx_numerics import onnx_formats, onnx_refusal
 from autoq.export._onnx_trace import traced
 from autoq.export._onnx_verify import (
@@ -86,6 +88,7 @@ def export_onnx(
     overwrite: bool = False,
     provenance: Mapping[str, Any] | None = None,
     progress: Callable[[], None] | None = None,
+    with_past: bool = False,
 ) -> OnnxExport:
     """Write `model.onnx` and `model.onnx.data`; the folder appears complete and checked, or not.
 
@@ -99,6 +102,8 @@ def export_onnx(
         overwrite: replace a checkpoint that is at `destination`.
         provenance: what to say of the graph's origin in its metadata; JSON values.
         progress: called after each quantised matrix.
+        with_past: the graph takes keys and values of earlier tokens and gives those of all, as
+            "past_key_values.N.key" and "present.N.key", FLOAT [batch, heads, tokens, features].
     Raises:
         ExportError: ONNX cannot hold the plan, torch cannot trace the model, the destination is in
             use, or it cannot be written.
@@ -107,7 +112,8 @@ def export_onnx(
     """
     refuse_onnx(plan)
     check_destination(destination, source, overwrite=overwrite)
-    graph = traced(plan)
+    interface = interface_of(plan.model, with_past=with_past)
+    graph = traced(plan, interface)
     narrow_matrices(graph, plan.scale_dtype)
     fill_products(graph, plan, progress or _nothing)
     graph.metadata_props[_METADATA] = json.dumps(_metadata(plan, provenance or {}))
@@ -119,7 +125,7 @@ def export_onnx(
         config = model_config(plan.model, source, plan.scale_dtype)
         (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
         del graph
-        report = verify_onnx(folder, plan, digests)
+        report = verify_onnx(folder, plan, digests, interface)
         files = exported_files(folder)
     return OnnxExport(
         path=destination, files=files, stored_bytes=report.stored_bytes, report=report

@@ -41,6 +41,8 @@ def test_what_cannot_be_is_said_before_work(
 ) -> None:
     with pytest.raises(ExportError, match=r"cannot be nvfp4 in onnx.*it can hold: fp8, "):
         study.export(tmp_path / "out", container="onnx", effective_bits=5.0)
+    with pytest.raises(InputError, match=r"only the container onnx .* leave with_past out"):
+        study.export(tmp_path / "out", container="modelopt", with_past=True)
     monkeypatch.setattr(exporting_onnx, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="onnx, onnxscript, onnxruntime; install autoq with"):
         study.export(tmp_path / "out", container="onnx")
