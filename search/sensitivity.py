@@ -161,7 +161,8 @@ class SensitivityScorer(ABC):
         self._last_inputs = None
 
     def _scored_product(self, call: MatrixCall, inputs: Tensor) -> Tensor:
-        self._reach.ran(call.slot.name, inputs.shape[0])
+        if not self._activations.measures:
+            self._reach.ran(call.slot.name, inputs.shape[0])
         if not inputs.requires_grad:
             # Parameters are frozen: what has no layer before it starts a graph of its own.
             inputs = inputs.detach().requires_grad_(True)

@@ -27,6 +27,7 @@ class ActivationBudget:
         self._limit = limit_bytes
         self._left = limit_bytes
         self._sizes: dict[tuple[object, ...], int] = {}
+        self.measures = False  # while a block runs to be thrown away, for what it would keep
         self._needs: list[int] = []  # of every block, in the order in which they ran last
         self._run = 0
 
@@ -50,7 +51,11 @@ class ActivationBudget:
         parts = tuple(type(part) for part in block.modules())
         kind = (type(block), parts, tuple(p.shape for p in block.parameters()), shapes)
         if kind not in self._sizes:
-            self._sizes[kind] = _kept_bytes(block, forward)
+            self.measures = True
+            try:
+                self._sizes[kind] = _kept_bytes(block, forward)
+            finally:
+                self.measures = False
         return self._books(self._sizes[kind])
 
     def _books(self, needed: int) -> bool:

@@ -197,3 +197,14 @@ def test_the_same_seed_takes_the_same_tokens(llama):
     )
     assert np.array_equal(first, second)
     assert not np.array_equal(first, other)
+
+
+def test_a_later_batch_takes_the_tokens_that_it_would_take_after_others(llama):
+    """The first batch of a scorer also runs blocks to see what they keep; that counts for nothing."""
+    model, calibration, loss = llama
+    first, second = (scorer_of(model, calibration) for _ in range(2))
+    first.score_batch(0, loss)
+    after, alone = first.score_batch(1, loss), second.score_batch(1, loss)
+    rows, _ = projected_rows(scorer_of(model, calibration), loss)
+    assert max(rows) < SEQUENCES * TOKENS
+    assert np.array_equal(after, alone)
