@@ -373,3 +373,75 @@ def test_command(whole: Whole) -> None:
         assert runner.invoke(app, ["verify", str(folder), *options]).exit_code == 4
     (folder / "model.safetensors").unlink()
     assert runner.invoke(app, ["verify", str(folder)]).exit_code == 2
+
+
+def reciprocals(tensors: dict[str, Tensor], suffix: str) -> None:
+    for name in [name for name in tensors if name.endswith(f".{suffix}")]:
+        tensors[name] = tensors[name].reciprocal()
+
+
+@pytest.mark.parametrize(
+    ("container", "suffix"),
+    [(MODELOPT, "weight_scale_2"), (COMPRESSED, "weight_global_scale")],
+)
+def test_a_global_scale_that_is_the_other_containers(
+    whole: Whole, container: Container, suffix: str
+) -> None:
+    """amax / 2688 in one and 2688 / amax in the other; all of a fused set alike, so in step."""
+    folder = change_tensors(whole(container), lambda t: reciprocals(t, suffix))
+    the_fault(folder, f"{GATE}.{suffix} is ")
+    assert len(check_checkpoint(folder).faults) == 2 * 3  # gate, up and down of two layers
+
+
+def cached(folder: Path, names: tuple[str, str]) -> Path:
+    """With a cache in FP8, whose scales have these names under the attention's."""
+    scheme = {"num_bits": 8, "type": "float", "strategy": "tensor"}
+    change_manifests(folder, lambda m: m.update(kv_cache_scheme=scheme))
+    scales = {
+        f"model.layers.{layer}.self_attn.{name}": torch.ones(1)
+        for layer in (0, 1)
+        for name in names
+    }
+    return change_tensors(folder, lambda t: t.update(scales))
+
+
+def test_cache_scales_under_names_of_the_other_container(whole: Whole) -> None:
+    folder = cached(whole(COMPRESSED), ("k_proj.k_scale", "v_proj.v_scale"))
+    the_fault(folder, f"transformers looks for {LAYER}.self_attn.k_scale")
+    assert len(check_checkpoint(folder).faults) == 1
+
+
+def test_cache_scales_under_their_own_names(whole: Whole) -> None:
+    assert check_checkpoint(cached(whole(COMPRESSED), ("k_scale", "v_scale"))).faults == ()
+
+
+def test_a_target_that_names_no_module(whole: Whole) -> None:
+    def add(manifest: dict[str, Any]) -> None:
+        group = next(iter(manifest["config_groups"].values()))
+        group["targets"] += ["Linear4bit", QKV, f"{LAYER}.self_attn.w_proj"]
+
+    folder = change_manifests(whole(COMPRESSED), add)
+    found = check_checkpoint(folder).faults
+    assert [fault.split(",")[0] for fault in found] == [
+        f"a config group names {LAYER}.self_attn.w_proj"
+    ]
+
+
+@pytest.mark.parametrize(("value", "count"), [(1.0, 0), (2.0, 3)])
+def test_input_scales_that_no_engine_reads(
+    uniform_plan: Any, tmp_path: Path, value: float, count: int
+) -> None:
+    """TensorRT-LLM multiplies inputs of W4A16_AWQ where it fuses nothing; q, k and v are fused."""
+    folder = uniform_plan("llama", MODELOPT, "int4_awq").export(tmp_path / "out").path
+    attention = f"{LAYER}.self_attn"
+
+    def scale(tensors: dict[str, Tensor]) -> None:
+        columns = tensors[f"{attention}.q_proj.weight"].shape[1]
+        for leaf in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            tensors[f"{attention}.{leaf}.pre_quant_scale"] = torch.full(
+                (columns,), value, dtype=torch.bfloat16
+            )
+
+    found = check_checkpoint(change_tensors(folder, scale)).faults
+    assert len(found) == count
+    assert all("pass over it in W4A16_AWQ" in fault and "o_proj" not in fault for fault in found)

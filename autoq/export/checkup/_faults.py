@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 
 from autoq.errors import ExportError
-from autoq.export._aliases import experts_parent, fused_siblings
 from autoq.export._layouts import LAYOUTS, TensorRule
 from autoq.export.checkup._files import StoredTensor, StoredTensors
+from autoq.export.checkup._fused import exclusion_faults, fusion_faults
 from autoq.export.checkup._manifest import Declared, Manifest
 from autoq.export.checkup._modules import StoredModule
-from autoq.export.verify import same_bits
-from autoq.formats import Container
+from autoq.formats import FORMATS, Container, FormatName, WeightElement
 
-_SHARED = ("weight_scale_2", "weight_global_scale", "input_scale", "input_global_scale")
 _KV_SCALES = (".k_scale", ".v_scale")
+_BESIDE_PROJECTIONS = (".k_proj.k_scale", ".v_proj.v_scale")
 _COMPRESSED = "compressed"
+_CODES_UNDER_TOP = 6.0 * 448.0
+"""Of NVFP4, the largest code under the largest block scale."""
+_LARGEST_WEIGHT = 65504.0
+"""Float16's largest number, which no matrix of a language model comes near."""
 
 
 def faults(
@@ -32,8 +35,8 @@ def faults(
             yield from _module_faults(manifest, module, tensors)
         except ExportError as error:
             yield str(error)
-    yield from _fusion_faults(manifest, modules, tensors)
-    yield from _exclusion_faults(manifest, modules)
+    yield from fusion_faults(manifest, modules, tensors)
+    yield from exclusion_faults(manifest, modules)
 
 
 def _manifest_faults(manifest: Manifest, modules: Mapping[str, StoredModule]) -> Iterator[str]:
@@ -42,6 +45,11 @@ def _manifest_faults(manifest: Manifest, modules: Mapping[str, StoredModule]) ->
     if manifest.container is Container.COMPRESSED_TENSORS:
         if manifest.flat.get("quantization_status") != _COMPRESSED:
             yield "quantization_status must be 'compressed', or transformers reads garbage"
+        for target in _nobodys(manifest.plain_targets, modules):
+            yield (
+                f"a config group names {target}, which has no tensors: TensorRT-LLM stops at it, "
+                "and other engines pass over it"
+            )
         return
     nested = manifest.nested
     if nested is None:
@@ -57,14 +65,20 @@ def _manifest_faults(manifest: Manifest, modules: Mapping[str, StoredModule]) ->
                     f"config.json's {ours} and hf_quant_config.json's {theirs} differ: TensorRT-LLM "
                     "believes the second, other engines the first"
                 )
+    for name in _nobodys(manifest.layers, modules):
+        yield f"quantized_layers names {name}, which has no tensors"
+
+
+def _nobodys(names: Iterable[str], modules: Mapping[str, StoredModule]) -> Iterator[str]:
+    """Those that name neither a module nor what engines make of several."""
     leaves: dict[str, set[str]] = {}
     for name in modules:
         parent, _, leaf = name.rpartition(".")
         leaves.setdefault(parent, set()).add(leaf)
     inside = "\n" + "\n".join(modules)
-    for name in manifest.layers:
+    for name in names:
         if name not in modules and not _is_alias(name, inside, leaves):
-            yield f"quantized_layers names {name}, which has no tensors"
+            yield name
 
 
 def _alike(one: Any, other: Any) -> bool:
@@ -95,6 +109,14 @@ def _cache_faults(manifest: Manifest, tensors: StoredTensors) -> Iterator[str]:
         )
     if stored and not promised:
         yield f"{stored[0]} is a scale of a quantised key/value cache, which no manifest promises"
+    misplaced = [name for name in stored if name.endswith(_BESIDE_PROJECTIONS)]
+    is_theirs = manifest.container is Container.COMPRESSED_TENSORS and not manifest.is_fp8
+    if promised and misplaced and is_theirs:
+        attention, _, leaf = misplaced[0].rsplit(".", 2)
+        yield (
+            f"{misplaced[0]} is modelopt's name: transformers looks for {attention}.{leaf}, takes 0 "
+            "for what it does not find and computes garbage"
+        )
     for name in stored:
         if not _is_positive(tensors.read(name)):
             yield f"{name} must be positive and finite everywhere, and is not"
@@ -156,6 +178,8 @@ def _layout_faults(
             yield f"{stored.name} must have shape {rule.shape(*shape)}, got {stored.shape}"
         elif wrong := _wrong_values(rule, stored, tensors):
             yield f"{stored.name} must {wrong}, and does not"
+        elif wrong := _turned_scale(name, declared.format, container, stored, tensors):
+            yield wrong
         elif name == "weight_shape" and not _spans(
             got := tensors.read(stored.name).tolist(), shape
         ):
@@ -167,6 +191,25 @@ def _wrong_values(rule: TensorRule, stored: StoredTensor, tensors: StoredTensors
     if not (rule.is_scale or rule.is_factor or stored.dtype == torch.float8_e4m3fn):
         return None
     return rule.wrong_values(tensors.read(stored.name))
+
+
+def _turned_scale(
+    name: str, fmt: FormatName, container: Container, stored: StoredTensor, tensors: StoredTensors
+) -> str | None:
+    """What is wrong with NVFP4's top scale, which one container holds as the other's reciprocal."""
+    is_divisor = name == "weight_global_scale"
+    if FORMATS[fmt].weight_element is not WeightElement.E2M1 or not (
+        is_divisor or name == "weight_scale_2"
+    ):
+        return None
+    scale = float(tensors.read(stored.name))
+    largest = _CODES_UNDER_TOP * (1 / scale if is_divisor else scale)
+    if largest <= _LARGEST_WEIGHT:
+        return None
+    return (
+        f"{stored.name} is {scale:.3g}, under which weights reach {largest:.3g}, as no model's do: "
+        f"it is the reciprocal of what {container} checkpoints hold"
+    )
 
 
 def _spans(declared: list[int], packed: tuple[int, int]) -> bool:
@@ -191,59 +234,3 @@ def _dtypes(dtypes: Any) -> str:
 def _is_positive(values: torch.Tensor) -> bool:
     numbers = values.float()
     return bool((torch.isfinite(numbers) & (numbers > 0)).all())
-
-
-def _fusion_faults(
-    manifest: Manifest, modules: Mapping[str, StoredModule], tensors: StoredTensors
-) -> Iterator[str]:
-    seen: set[str] = set()
-    for name in modules:
-        fused = None if experts_parent(name) else fused_siblings(name, modules)
-        if fused is None or fused[0] in seen:
-            continue
-        seen.add(fused[0])
-        members = ", ".join(fused[1])
-        try:
-            labels = [manifest.declared(part) for part in fused[1]]
-        except ExportError:
-            continue  # said of the module already
-        if len(set(labels)) > 1:
-            yield f"engines fuse {members}, and the manifest gives them different formats"
-            continue
-        yield from _sharing_faults(fused[1], modules, tensors)
-
-
-def _sharing_faults(
-    parts: tuple[str, ...], modules: Mapping[str, StoredModule], tensors: StoredTensors
-) -> Iterator[str]:
-    is_two_level = any(
-        {"weight_scale_2", "weight_global_scale"} & modules[p].tensors.keys() for p in parts
-    )
-    for suffix in (*_SHARED, "pre_quant_scale"):
-        stored = [modules[part].tensors.get(suffix) for part in parts]
-        if not is_two_level or not any(stored):
-            continue
-        values = [tensors.read(tensor.name) for tensor in stored if tensor is not None]
-        lacking = len(values) < len(stored)
-        if lacking or any(not same_bits(value, values[0]) for value in values):
-            yield (
-                f"engines fuse {', '.join(parts)} and take one {suffix} of all: they must be equal, "
-                "bit for bit, or weights come out wrong without an error"
-            )
-
-
-def _exclusion_faults(manifest: Manifest, modules: Mapping[str, StoredModule]) -> Iterator[str]:
-    """vLLM excludes what contains an entry; it and SGLang refuse fused parts that are torn apart."""
-    if manifest.container is not Container.MODELOPT:
-        return
-    quantized = "\n".join(module.name for module in modules.values() if module.is_quantized)
-    for entry in manifest.ignored:
-        bare = entry.removesuffix("*").removesuffix(".") if entry.endswith("*") else entry
-        if not bare or any(sign in bare for sign in "*?["):
-            continue
-        if bare in quantized:
-            hit = next(name for name in quantized.splitlines() if bare in name)
-            yield (
-                f"the exclusion {entry!r} is part of the name of {hit}, which is quantised: vLLM "
-                "leaves that out, too, and other engines do not"
-            )

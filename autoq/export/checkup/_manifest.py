@@ -89,6 +89,19 @@ class Manifest:
         found = self.flat.get("ignore") or []
         return [entry for entry in found if isinstance(entry, str)]
 
+    @property
+    def plain_targets(self) -> list[str]:
+        """compressed-tensors: modules that one of several groups gives by name.
+
+        TensorRT-LLM looks for them where there are several; classes have no dot in their names.
+        """
+        groups = self.flat.get("config_groups")
+        if not isinstance(groups, Mapping) or len(groups) < 2:
+            return []
+        lists = [group.get("targets") for group in groups.values() if isinstance(group, Mapping)]
+        found = [target for one in lists if isinstance(one, list) for target in one]
+        return [t for t in found if isinstance(t, str) and "." in t and not t.startswith("re:")]
+
     def entry(self, module: str) -> Declared | None:
         """ModelOpt: what the module's own entry, or the one of its experts, says."""
         found = self.layers.get(module) or self.layers.get(experts_parent(module) or module)
