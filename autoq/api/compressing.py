@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from autoq.api._block_calibration import CalibrationData, calibrated_by_blocks
-from autoq.api.config import parse_calibration, parse_container
+from autoq.api.config import parse_calibration, parse_container, refuse_idle_calibration
 from autoq.api.exporting import inexpressible
 from autoq.errors import InputError
 from autoq.export import (
@@ -32,6 +32,7 @@ from autoq.formats import (
     NONE,
     Calibration,
     CalibrationMethod,
+    CalibrationRecipe,
     Container,
     FormatName,
     QuantFormat,
@@ -83,7 +84,7 @@ def compress(
         exclude: globs over layers to leave as they are.
         calibration: "best" and so on, as for a search. From weights alone "best", "scales" and "mse"
             choose block scales by the squared error that they leave, "max" and "rtn" by the largest
-            magnitude, and there is no more to it.
+            magnitude, and there is no more to it; algorithms by name that need data are refused.
         calibration_data: as for a search; None calibrates formats with a stored input scale on the
             bundled text, and no others.
         calibration_sequences: how many sequences to calibrate on.
@@ -97,8 +98,9 @@ def compress(
         The path, the container, bits per weight, stored bytes, files with their hashes, the layers
         that stayed as they are by reason, and what was compared.
     Raises:
-        InputError: the format quantises nothing, no layer can take it, a pattern matches nothing, or
-            a layer is to be calibrated and in no block.
+        InputError: the format quantises nothing, no layer can take it, a pattern matches nothing, a
+            calibration is named that the format cannot take or that lacks data, or a layer is to be
+            calibrated and in no block.
         DataError: the calibration data cannot be read, or are too few.
         ModelError: the folder is no whole model, a weight or a layer's input holds NaN or infinity,
             or the model cannot be run block by block.
@@ -117,6 +119,7 @@ def compress(
         seed=seed,
     )
     _refuse_none(wanted)
+    refuse_idle_calibration(method, [wanted.name])
     source, target = Path(model), Path(destination)
     give_back_large_blocks_at_once()
     check_destination(target, source, overwrite=overwrite)
@@ -130,7 +133,7 @@ def compress(
         matrices = SourceMatrices.of(source, unloaded, model_map)
         table: Mapping[tuple[SlotName, FormatName], LayerCalibration]
         if calibration_data is None and not _needs_inputs(wanted, held_in):
-            _note_what_needs_data(wanted, method, progress)
+            _say_what_needs_data(wanted, method, progress)
             calibrated_on = "weights alone"
             table = WeightOnlyCalibration(
                 matrices, model_map, choice.slot_formats, method=method, scale_dtype=scale_dtype
@@ -225,13 +228,23 @@ def _needs_inputs(fmt: QuantFormat, container: Container) -> bool:
     return input_scale(fmt, anything, container=container) is not None
 
 
-def _note_what_needs_data(fmt: QuantFormat, method: Calibration, progress: Progress) -> None:
+def _say_what_needs_data(fmt: QuantFormat, method: Calibration, progress: Progress) -> None:
+    """
+    Raises:
+        InputError: algorithms that need data were asked for by name.
+    """
     taken = fmt.algorithm(method)
-    if taken.searches_input_scales or taken.feeds_errors_back:
-        progress.note(
-            f"{fmt.name} is written without input scales and error feedback (AWQ, SmoothQuant, "
-            "GPTQ), which need data: name some (--calib), or search, and it loses less"
+    if not (taken.searches_input_scales or taken.feeds_errors_back):
+        return
+    if isinstance(method, CalibrationRecipe):
+        raise InputError(
+            f"calibration {method} of {fmt.name} needs data, and none are named; name some (--calib), "
+            "or take mse or rtn, which need none"
         )
+    progress.note(
+        f"{fmt.name} is written without input scales and error feedback (AWQ, SmoothQuant, "
+        "GPTQ), which need data: name some (--calib), or search, and it loses less"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -20,7 +20,13 @@ from autoq.formats import (
 from autoq.layers.quantize import Container
 from autoq.search.estimators import DEFAULT_ESTIMATOR, ESTIMATORS
 
-__all__ = ["DTYPES", "ScoringConfig", "parse_calibration", "parse_container"]
+__all__ = [
+    "DTYPES",
+    "ScoringConfig",
+    "parse_calibration",
+    "parse_container",
+    "refuse_idle_calibration",
+]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -58,7 +64,7 @@ class ScoringConfig:
             )
         for name in self.formats:
             FORMATS[name]
-        self._refuse_idle_calibration()
+        refuse_idle_calibration(self.calibration, self.formats)
         for field_name in ("calibration_sequences", "sequence_length", "batch_size"):
             if getattr(self, field_name) < 1:
                 raise InputError(f"{field_name} must be >= 1, got {getattr(self, field_name)}")
@@ -73,17 +79,6 @@ class ScoringConfig:
             raise InputError(f"confidence must be in (0, 1), got {self.confidence:g}; try 0.95")
         if self.dtype not in DTYPES:
             raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
-
-    def _refuse_idle_calibration(self) -> None:
-        if not isinstance(self.calibration, CalibrationRecipe):
-            return
-        taken = [FORMATS[name].algorithm(self.calibration) for name in self.formats]
-        for name in self.calibration.idle(taken):
-            raise InputError(
-                f"calibration {self.calibration} names {name}, which none of the formats "
-                f"{', '.join(self.formats)} can take; leave it out or offer a format that is "
-                "calibrated by it (`autoq formats`)"
-            )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -124,3 +119,19 @@ def parse_container(name: str) -> Container:
             f"no container named {name!r}; known: {known}; `autoq export` alone also writes onnx, "
             "tensorrt-llm and transformers-fp8, of studies searched for one of these"
         ) from None
+
+
+def refuse_idle_calibration(calibration: Calibration, formats: Sequence[FormatName]) -> None:
+    """
+    Raises:
+        InputError: an algorithm was asked for by name that none of the formats can take.
+    """
+    if not isinstance(calibration, CalibrationRecipe):
+        return
+    taken = [FORMATS[name].algorithm(calibration) for name in formats]
+    for name in calibration.idle(taken):
+        raise InputError(
+            f"calibration {calibration} names {name}, which none of the formats "
+            f"{', '.join(formats)} can take; leave it out or offer a format that is "
+            "calibrated by it (`autoq formats`)"
+        )

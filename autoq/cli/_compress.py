@@ -34,8 +34,9 @@ def compress(
     calibration: Annotated[
         str,
         typer.Option(
-            metavar="best|max|mse|rtn",
-            help="best, mse: block scales by squared error; max, rtn: by largest magnitude.",
+            metavar="best|scales|max|NAME[+NAME..]",
+            help="From weights alone best and mse choose block scales by squared error, max and rtn "
+            "by largest magnitude; with data as for `search`.",
         ),
     ] = "best",
     calib: Annotated[

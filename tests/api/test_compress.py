@@ -220,3 +220,22 @@ def test_a_format_that_no_container_holds_is_refused_before_anything_is_read(
 ) -> None:
     with pytest.raises(InputError, match=r"none has a place for int4_dq; search it to measure it"):
         compress(tmp_path / "absent", tmp_path / "out", fmt="int4_dq", container="modelopt")
+
+
+@pytest.mark.parametrize(
+    ("fmt", "calibration", "message"),
+    [
+        ("int4_awq", "gptq", r"calibration gptq of int4_awq needs data.*--calib"),
+        ("int4_awq", "awq", r"calibration awq of int4_awq needs data"),
+        ("fp8_pc_pt", "awq", r"names awq, which none of the formats fp8_pc_pt can take"),
+        ("int4_awq", "mse+percentile:99", r"names percentile, which none"),
+    ],
+)
+def test_a_calibration_by_name_that_would_not_be_done_is_refused(
+    fmt: str, calibration: str, message: str, tmp_path: Path
+) -> None:
+    source = write_tiny_model("llama", tmp_path / "model")
+
+    with pytest.raises(InputError, match=message):
+        compress(source, tmp_path / "out", fmt=fmt, calibration=calibration)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
