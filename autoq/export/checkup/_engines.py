@@ -17,7 +17,7 @@ import torch
 from autoq.errors import ExportError
 from autoq.export._aliases import experts_parent, fused_siblings
 from autoq.export._manifest_reading import pattern_matcher
-from autoq.export.checkup._fp8 import is_left_out
+from autoq.export.checkup._fp8 import has_other_blocks, is_left_out
 from autoq.export.checkup._manifest import FP8_BLOCKS, Declared, Manifest, modelopt_declared
 from autoq.export.checkup._modules import StoredModule
 from autoq.formats import Container
@@ -143,7 +143,12 @@ def _by_exceptions(case: _Case) -> Reading:
     found = {is_left_out(case.engine, part, ignored) for part in parts}
     if len(found) > 1:
         raise ExportError(f"one part of {fused} is left out, and another is not")
-    return _nothing() if found == {True} else Reading(Fate.QUANTIZED, FP8_BLOCKS)
+    if found == {True}:
+        return _nothing()
+    if case.engine == "transformers" and has_other_blocks(case.module):
+        reason = f"transformers takes the blocks of {fused} to be as high as its rows / its scales"
+        return Reading(Fate.REFUSED, reason=reason)
+    return Reading(Fate.QUANTIZED, FP8_BLOCKS)
 
 
 def _vllm(case: _Case) -> Reading:

@@ -1,7 +1,8 @@
 """transformers' own fp8 checkpoints: each engine's rule for what is left out, and our words for it.
 
 Entries are taken for names; transformers takes them for regular expressions, in which those of
-modules match themselves. Executed with transformers 5.23; read in vLLM 0.33, SGLang 0.5.23 and TensorRT-LLM of about 1.2.
+modules match themselves. Executed with transformers 5.23; read in vLLM 0.33, SGLang 0.5.23 and
+TensorRT-LLM of about 1.2.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 
-from autoq.export._fp8_manifest import our_name
+from autoq.export._fp8_manifest import BLOCK_SIZE, our_name
 from autoq.export.checkup._modules import StoredModule
 
 
@@ -22,9 +23,21 @@ def in_our_words(modules: Mapping[str, StoredModule]) -> dict[str, StoredModule]
     }
 
 
+def is_head(module: str) -> bool:
+    """Whether it is the output head, which no engine takes for blocks; many manifests omit it."""
+    return module.rpartition(".")[2] == "lm_head"
+
+
 def is_left_out(engine: str, module: str, entries: Iterable[str]) -> bool:
-    """Whether one of the manifest's entries names the module, as the engine reads them."""
-    return any(_RULES[engine](module, entry) for entry in entries)
+    """Whether the module is the head, or an entry of the manifest names it by the engine's rule."""
+    return is_head(module) or any(_RULES[engine](module, entry) for entry in entries)
+
+
+def has_other_blocks(module: StoredModule) -> bool:
+    """Whether transformers divides a matrix into blocks of another height than the 128 it has."""
+    weight = module.tensors.get("weight")
+    rows = 0 if weight is None else weight.shape[0]
+    return rows > BLOCK_SIZE[0] and rows % BLOCK_SIZE[0] != 0
 
 
 def _exactly(module: str, entry: str) -> bool:

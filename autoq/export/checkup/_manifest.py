@@ -17,6 +17,7 @@ from autoq.export._fp8_manifest import BLOCK_FORMAT, left_out_modules
 from autoq.export._manifest_reading import container_of, pattern_matcher, spelling_of
 from autoq.export._modelopt_manifest import MIXED, MODELOPT_ENTRIES
 from autoq.export._types import Spelling
+from autoq.export.checkup._fp8 import is_head
 from autoq.formats import Container, FormatName
 from autoq.models.folder import read_config
 
@@ -114,7 +115,7 @@ class Manifest:
             ExportError: a pattern cannot be used, or several groups claim the module.
         """
         if self.is_fp8:
-            return None if module in self.ignored else FP8_BLOCKS
+            return None if is_head(module) or module in self.ignored else FP8_BLOCKS
         if self.container is Container.COMPRESSED_TENSORS:
             return self._declared_by_groups(module)
         if self.is_mixed:
