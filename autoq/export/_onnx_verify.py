@@ -70,7 +70,7 @@ def verify_onnx(
     Raises:
         VerificationError: the graph is no valid ONNX; a code or scale is not the searched model's,
             or stands for another value in onnxruntime; another tensor is not as it was written; or
-            the logits differ by more than `LOGITS_BOUND`.
+            a product's input or an output differs by more than `PRODUCT_BOUND`.
     """
     path = folder / ONNX_FILE
     _check(path)
