@@ -101,7 +101,8 @@ def check_finite(output: Tensor, whose: str) -> None:
         return
     if not bool(torch.isfinite(output).all()):
         raise EvaluationError(
-            f"the {whose} model's output holds NaN or Inf; measure with --dtype float32"
+            f"the {whose} model's output holds NaN or Inf; search or measure with --dtype "
+            "float32, or take another plan"
         )
 
 

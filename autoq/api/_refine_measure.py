@@ -172,7 +172,10 @@ class TrialMeasurer(ModelBorrower):
         losses = tuple(gathered.losses) or (loss,)
         if not all(map(math.isfinite, (loss, *losses))):
             text = self.metrics.aim.objective.text
-            raise EvaluationError(f"the objective {text} is not a finite number")
+            raise EvaluationError(
+                f"the objective {text} is not a finite number; write another, or search with "
+                "--dtype float32"
+            )
         return Measured(losses, tuple(gathered.divergences), complete, loss, metrics or {})
 
     def _beside(self, *, paused: bool = True) -> Reference:

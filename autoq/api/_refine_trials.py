@@ -117,13 +117,13 @@ def check_start(trials: Trials) -> None:
     """Refuse to go on from a start that cannot be measured: nothing could be compared with it.
 
     Raises:
-        InputError: says why the measurement failed.
+        InputError: says why the measurement failed, and what to do, as the failure itself does.
     """
     for entry in trials.get_trials(deepcopy=False):
         if entry.user_attrs.get(SOURCE) == Source.START and FAILURE in entry.user_attrs:
             raise InputError(
                 "a refinement begins by measuring the plan as it is, and that failed: "
-                f"{entry.user_attrs[FAILURE]}; search with --dtype float32 or choose another plan"
+                f"{entry.user_attrs[FAILURE]}"
             )
 
 

@@ -6,14 +6,14 @@ import shutil
 
 import optuna
 import pytest
+import torch
 
 import autoq
 from autoq.api import open_study
 from autoq.api._refine_measure import TrialMeasurer
 from autoq.errors import EvaluationError, InputError, ModelError, UnknownNameError
-from autoq.studies import (
-    trial_storage,
-)
+from autoq.evaluators.fidelity import check_finite
+from autoq.studies import trial_storage
 from tests.api.refinements import QUICK, SMALL, entries
 
 
@@ -38,13 +38,20 @@ def test_a_start_that_cannot_be_measured_ends_the_refinement_at_once(study, monk
 
     def fail(self, assignment, **options):
         tried.append(assignment)
-        raise EvaluationError("the quantised model's output holds NaN or Inf")
+        check_finite(torch.tensor([torch.nan]), "quantised")
 
     monkeypatch.setattr(TrialMeasurer, "measure", fail)
     for _ in range(2):  # run again, it says so without measuring
-        with pytest.raises(InputError, match=r"^a refinement begins by .*NaN or Inf; search with"):
+        with pytest.raises(
+            InputError, match=r"^a refinement begins by .*NaN or Inf; search .*plan$"
+        ):
             study.refine(trials=20, **SMALL)
     assert tried == [study.unrefined_plan().to_plan().assignment]
+
+
+def test_an_objective_without_a_value_for_the_start_is_not_blamed_on_the_model(study):
+    with pytest.raises(InputError, match=r"'log\(0-kl\)' has no value .*; write another$"):
+        study.refine(trials=2, objective="log(0-kl)", **SMALL)
 
 
 def test_a_worker_with_another_model_is_refused(study, llama_folder, tmp_path):

@@ -148,7 +148,7 @@ def test_measuring_repeats_itself():
 def test_broken_outputs_are_refused(broken, position, whose):
     tensors = list(pair())
     tensors[position][1, 2, 0] = broken
-    text = rf"the {whose} model's output holds NaN or Inf; measure with --dtype float32"
+    text = rf"the {whose} model's output holds NaN or Inf; search or measure with --dtype float32"
     with pytest.raises(AutoqError, match=text):
         measure_fidelity([tuple(tensors)], has_vocabulary=True, causal=True)
 
