@@ -235,12 +235,16 @@ def cached_layers(model: nn.Module, run: Callable[[], Any]) -> tuple[CachedLayer
 
 
 def attention_modules(model: nn.Module) -> list[str]:
-    """Paths of the innermost modules that are given the cache and know their layer's number."""
+    """Paths of the innermost modules that are given the cache and know their layer's number.
+
+    Those with a convolution keep their own state in it, and no keys.
+    """
     taking = [
         path
         for path, module in model.named_modules()
         if isinstance(getattr(module, "layer_idx", None), int)
         and _cache_argument(module) is not None
+        and not any(isinstance(part, nn.Conv1d) for part in module.modules())
     ]
     return [path for path in taking if not any(other.startswith(f"{path}.") for other in taking)]
 

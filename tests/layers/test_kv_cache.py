@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+import transformers
 
 from autoq.errors import InputError, ModelError, UnknownNameError
 from autoq.formats.kv_cache import KV_CACHE_FORMATS, kv_cache_refusal
@@ -166,6 +167,23 @@ def test_models_without_a_cache_of_keys_and_values_are_refused(family, words):
     model = make_family_model(family)
     with pytest.raises(ModelError, match=words):
         cached_layers(model, lambda: forward_logits(model, token_ids()))
+
+
+def test_convolutions_that_keep_their_state_in_the_cache_are_left_alone():
+    torch.manual_seed(0)
+    model = transformers.Lfm2ForCausalLM(
+        transformers.Lfm2Config(
+            vocab_size=300,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            full_attn_idxs=[1],
+        )
+    )
+    found = layers_of(model)
+    assert [layer.name for layer in found] == ["model.layers.1.self_attn"]
 
 
 # Simulation
