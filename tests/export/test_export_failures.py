@@ -476,7 +476,7 @@ def test_another_plan_than_the_exported_one_is_found(
         (lambda c: c.update(quantization_config=[]), "quantization_config of .* must be an object"),
         (
             lambda c: c["quantization_config"].update(quant_method="gptq"),
-            r"must be modelopt or compressed-tensors to be read, got 'gptq'",
+            r"must be modelopt, compressed-tensors or transformers' fp8 to be read, got 'gptq'",
         ),
         (
             lambda c: c["quantization_config"].update(quant_algo="W4A4_OTHER"),

@@ -422,7 +422,7 @@ def test_uniform_manifests_are_read(
     [
         (
             lambda c: c["quantization_config"].update(quant_method="gptq"),
-            "must be modelopt or compressed-tensors to be read, got 'gptq'",
+            "must be modelopt, compressed-tensors or transformers' fp8 to be read, got 'gptq'",
         ),
         (lambda c: c.pop("quantization_config"), "has scales, and .* has no manifest"),
         (lambda c: c.update(architectures=["Unheard"]), "got 'Unheard'$"),

@@ -32,6 +32,7 @@ CASES = [
     ("int8_sq", Container.COMPRESSED_TENSORS),
     ("int8_wo", Container.COMPRESSED_TENSORS),
     ("nvfp4_wo", Container.MODELOPT),
+    ("int4_dq", Container.MODELOPT),
 ]
 
 
