@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
@@ -20,7 +22,10 @@ CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
+_TRIM_THRESHOLD = -1  # M_TRIM_THRESHOLD
 _LARGE_BYTES = 4 << 20
+_LARGEST_MMAP_THRESHOLD_BYTES = 32 << 20
+"""As far as glibc raises it by itself; its limit for trimming is then twice that."""
 
 
 def peak_rss_bytes() -> int:
@@ -59,17 +64,33 @@ def give_back_freed_memory() -> None:
             trim(0)
 
 
-def give_back_large_blocks_at_once() -> None:
+@contextmanager
+def large_blocks_given_back_at_once() -> Iterator[None]:
     """Have the C library map every block of 4 MiB or more by itself, so that freeing gives it back.
 
     Left alone glibc raises that limit to 32 MiB once larger blocks come and go, and puts what is
-    below among small blocks, between which holes remain. It holds for the process, costs the
-    clearing of fresh memory, and does nothing where the C library has no such setting.
+    below among small blocks, between which holes remain. It holds for all threads of the process,
+    and costs the clearing of fresh memory; so behind it the limits are those that glibc would have
+    come to by itself. Nothing happens where the C library has no such setting, or where the user
+    has set the limit.
     """
-    if sys.platform == "linux":
+    set_option = None
+    if sys.platform == "linux" and not _mmap_threshold_is_set():
         set_option = getattr(ctypes.CDLL(None), "mallopt", None)
-        if set_option is not None:
-            set_option(_MMAP_THRESHOLD, _LARGE_BYTES)
+    if set_option is None:
+        yield
+        return
+    set_option(_MMAP_THRESHOLD, _LARGE_BYTES)
+    try:
+        yield
+    finally:
+        set_option(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD_BYTES)
+        set_option(_TRIM_THRESHOLD, 2 * _LARGEST_MMAP_THRESHOLD_BYTES)
+
+
+def _mmap_threshold_is_set() -> bool:
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    return "MALLOC_MMAP_THRESHOLD_" in os.environ or "malloc.mmap_threshold" in tunables
 
 
 def _peak_in_status(status: Path) -> int | None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -111,3 +114,47 @@ def test_freed_memory_goes_back() -> None:
 def test_a_c_library_without_the_function_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     memory.give_back_freed_memory()
+
+
+_COUNT_MAPPED_BLOCKS = """
+import ctypes
+from autoq.memory import large_blocks_given_back_at_once
+
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd a b c d e".split()]
+
+library = ctypes.CDLL(None)
+library.mallinfo2.restype = Info
+library.malloc.restype = ctypes.c_void_p
+library.malloc.argtypes = [ctypes.c_size_t]
+
+def is_mapped(mebibytes):
+    before = library.mallinfo2().hblks
+    assert library.malloc(mebibytes << 20)
+    return library.mallinfo2().hblks > before
+
+with large_blocks_given_back_at_once():
+    inside = is_mapped(3), is_mapped(5)
+print(*inside, is_mapped(5), is_mapped(31), is_mapped(33))
+"""
+
+
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the C library has no mallinfo2"
+)
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        ({}, "False True False False True"),
+        # The user's 64 MiB stay, before and behind.
+        ({"MALLOC_MMAP_THRESHOLD_": str(64 * MIB)}, "False False False False False"),
+    ],
+)
+def test_large_blocks_are_mapped_by_themselves_only_meanwhile(
+    chosen: dict[str, str], expected: str
+) -> None:
+    """In a process of its own, since the setting is one of the whole process."""
+    environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"} | chosen
+    command = [sys.executable, "-c", _COUNT_MAPPED_BLOCKS]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == expected

@@ -39,7 +39,7 @@ from autoq.formats import (
 )
 from autoq.layers import LayerCalibration
 from autoq.layers.quantize import input_scale
-from autoq.memory import give_back_large_blocks_at_once
+from autoq.memory import large_blocks_given_back_at_once
 from autoq.models import GroupName, ModelMap, SlotName, discover
 from autoq.models.folder import storage_dtype
 from autoq.models.loading import unloaded_model
@@ -121,7 +121,6 @@ def compress(
     _refuse_none(wanted)
     refuse_idle_calibration(method, [wanted.name])
     source, target = Path(model), Path(destination)
-    give_back_large_blocks_at_once()
     check_destination(target, source, overwrite=overwrite)
     unloaded = unloaded_model(source, trust_remote_code=trust_remote_code)
     model_map = discover(unloaded, include=include, exclude=exclude)
@@ -130,6 +129,7 @@ def compress(
     for line in warnings_for(unloaded, model_map, choice.slot_formats, held_in, scale_dtype):
         progress.note(line)
     with ExitStack() as stack:
+        stack.enter_context(large_blocks_given_back_at_once())
         matrices = SourceMatrices.of(source, unloaded, model_map)
         table: Mapping[tuple[SlotName, FormatName], LayerCalibration]
         if calibration_data is None and not _needs_inputs(wanted, held_in):
