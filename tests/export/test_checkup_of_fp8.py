@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from autoq.export._types import Spelling
 from autoq.export.checkup import check_checkpoint
+from autoq.export.checkup._fp8 import is_left_out
 from autoq.formats import ENGINES, FormatName, parse_target
 from autoq.layers import Container
 
@@ -62,3 +63,21 @@ def test_blocks_that_transformers_takes_for_others(folder: Path) -> None:
     assert (found.does, found.runs) == ("refuses", False)
     assert "as high as its rows / its scales" in found.reason
     assert outcome("vllm:a100").reason != found.reason
+
+
+@pytest.mark.parametrize(
+    ("module", "entry", "is_out"),
+    [
+        ("model.layers.1.mlp.down_proj", "model.layers.1.mlp.down_proj", True),
+        ("model.layers.1.mlp.down_proj", "model.layers.1.mlp", False),
+        ("model.layers.1.mlp.experts.3.down_proj", "model.layers.1.mlp.experts", True),
+        ("model.layers.1.mlp.experts.3.down_proj", "model.layers.1.mlp.experts.0.up_proj", True),
+        ("model.layers.1.mlp.experts.3.down_proj", "model.layers.11.mlp.experts", False),
+        ("model.layers.1.mlp.experts.3.down_proj", "model.layers.1.mlp", False),
+    ],
+)
+def test_vllm_leaves_out_all_experts_of_a_layer_or_none(
+    module: str, entry: str, is_out: bool
+) -> None:
+    """As vLLM 0.33 matches names: exactly, and experts by the name of all in any longer one."""
+    assert is_left_out("vllm", module, [entry]) == is_out

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 
+from autoq.export._aliases import experts_parent
 from autoq.export._fp8_manifest import BLOCK_SIZE, our_name
 from autoq.export.checkup._modules import StoredModule
 
@@ -40,8 +41,10 @@ def has_other_blocks(module: StoredModule) -> bool:
     return rows > BLOCK_SIZE[0] and rows % BLOCK_SIZE[0] != 0
 
 
-def _exactly(module: str, entry: str) -> bool:
-    return module == entry
+def _exactly_or_all_experts(module: str, entry: str) -> bool:
+    """vLLM: the name; experts are one module, which an entry that has its name in it leaves out."""
+    parent = experts_parent(module)
+    return module == entry if parent is None else parent in entry
 
 
 def _with_or_without_model(module: str, entry: str) -> bool:
@@ -55,7 +58,7 @@ def _at_an_end(module: str, entry: str) -> bool:
 
 
 _RULES: Mapping[str, Callable[[str, str], bool]] = {
-    "vllm": _exactly,
+    "vllm": _exactly_or_all_experts,
     "sglang": _with_or_without_model,
     "tensorrt-llm": fnmatchcase,
     "transformers": _at_an_end,
