@@ -74,7 +74,7 @@ class _Helper:
         self._process.stdin.close()
 
     def end(self) -> str:
-        """Wait for the end, or bring it about; the last line of what went wrong, if anything."""
+        """Wait for the end, or bring it about; what went wrong, in a line, if anything did."""
         try:
             code = self._process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
@@ -85,6 +85,8 @@ class _Helper:
             lines = errors.read().strip().splitlines()
         if not code or self._stopped:
             return ""
+        if code < 0:  # what it wrote before says nothing of that
+            return f"killed by signal {-code}"
         return lines[-1] if lines else f"exit code {code}"
 
     def stop(self) -> None:

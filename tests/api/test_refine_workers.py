@@ -13,6 +13,7 @@ import optuna
 import pytest
 
 import autoq
+from autoq.api._refine_process import _Helper
 from autoq.api._refine_trials import POSITION, DeadTrials, read_history
 from autoq.api._refine_worker import Worker
 from autoq.api.refining import RefineOptions, open_trials
@@ -105,6 +106,13 @@ def test_two_workers_share_the_trials_and_a_third_joins_them(study):
     history = read_history(open_trials(study, study.unrefined_plan(), RefineOptions(**SMALL)))
     assert sorted(trial.number for trial in history.finished) == list(range(10))
     assert history.unfinished == 0
+
+
+def test_a_worker_that_was_killed_is_reported_as_killed_whatever_it_wrote_before():
+    helper = _Helper({"store": "sqlite://"}, 2)
+    helper._errors.write("a warning of some library\n")
+    helper._process.kill()
+    assert helper.end() == "killed by signal 9"
 
 
 def test_a_trial_whose_worker_died_before_its_first_sign_is_tried_again(study, monkeypatch):
