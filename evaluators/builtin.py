@@ -191,7 +191,7 @@ TOP1_AGREEMENT = OutputEvaluator(
 PERPLEXITY = OutputEvaluator(
     name="perplexity",
     metrics=tuple(
-        _lower(f"{whose}{unit}perplexity")
+        Metric(name=f"{whose}{unit}perplexity", better="lower", of_text=bool(unit))
         for unit in ("", "word_", "byte_")
         for whose in ("", "reference_")
     ),

@@ -64,7 +64,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
                 f"{type(model).__name__} does not; leave the tasks out"
             )
         if tokenizer is None:
-            raise InputError("evaluation tasks need the model's tokenizer, and there is none")
+            raise InputError(
+                "evaluation tasks need the model's tokenizer, and its folder has none; copy "
+                "tokenizer.json there, or leave the tasks out"
+            )
         self.model, self.tokenizer = model, tokenizer
         self.max_length = positive("max_length", max_length or positions(model))
         self._rows = (

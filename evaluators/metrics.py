@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from autoq.errors import EvaluationError, UnknownNameError
+from autoq.errors import EvaluationError, InputError, UnknownNameError
 from autoq.evaluators import floor, generation, packed_cost  # noqa: F401  (they register themselves)
 from autoq.evaluators._task_examples import ExamplePart
 from autoq.evaluators.builtin import OutputEvaluator, evaluate_outputs
@@ -123,8 +123,7 @@ def measure_metrics(
         EvaluationError: this model has no such number, for example because its output is NaN.
     """
     asked = wanted(names)
-    for evaluator in asked.evaluators:
-        check_needs(evaluator, subject)
+    check_can_have(asked, subject)
     by_outputs = [e for e in asked.evaluators if isinstance(e, OutputEvaluator)]
     found: dict[str, Estimate] = {}
     if by_outputs:
@@ -136,6 +135,23 @@ def measure_metrics(
         found.update(_task_estimates(subject, asked.tasks, limit, examples))
     check_values(found)
     return found
+
+
+def check_can_have(asked: Wanted, subject: Subject) -> None:
+    """Refuse metrics that such a model cannot have; tasks are not looked at.
+
+    Raises:
+        InputError: names what is asked for, and what is missing.
+    """
+    for evaluator in asked.evaluators:
+        check_needs(evaluator, subject)
+    known = known_metrics()
+    of_text = [name for name in asked.metrics if known[name][1].of_text]
+    if of_text and subject.tokenizer is None:
+        raise InputError(
+            f"words and bytes of {', '.join(of_text)} are counted with the model's tokenizer, and "
+            "there is none; copy tokenizer.json into the model's folder, or ask for perplexity"
+        )
 
 
 def _task_estimates(
@@ -159,5 +175,5 @@ def check_values(estimates: dict[str, Estimate]) -> None:
         if not math.isfinite(estimate.value):
             raise EvaluationError(
                 f"{name} came out as {estimate.value}; the model's output is unusable, so this "
-                "plan is not judged by it"
+                "plan is not judged by it; search or measure with --dtype float32, or take another plan"
             )

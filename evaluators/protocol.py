@@ -43,6 +43,7 @@ class Metric:
     better: Literal["lower", "higher"]
     perfect: float | None = None  # of the original beside itself; None: depends on the model
     repeatable: bool = True  # measuring again gives the same bits; times do not
+    of_text: bool = False  # counts the text's words or bytes, which only a tokenizer knows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -99,7 +99,9 @@ def _tasks(
         return {}
     return folder_tasks(
         subject,
-        None if original is None else Subject(model=original.model, tokenizer=original.tokenizer),
+        None
+        if original is None
+        else Subject(model=original.model, tokenizer=original.tokenizer_if_any),
         wanted.tasks,
         limit=wanted.limit,
         batch_size=wanted.task_batch_size,

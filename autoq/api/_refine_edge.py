@@ -11,7 +11,7 @@ from autoq.api._refine_metrics import Aim, check_can_have, check_names
 from autoq.errors import InputError, ModelError
 from autoq.evaluators import Subject
 from autoq.evaluators.tasks import count_examples
-from autoq.models.loading import load_tokenizer, unloaded_model
+from autoq.models.loading import load_tokenizer_if_any, unloaded_model
 from autoq.studies import is_in_memory
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def check_aim(aim: Aim, model: str | Path | nn.Module, *, trust_remote_code: boo
     Raises:
         UnknownNameError, InputError: as `check_names` and `check_can_have`.
         DataError: a task needs a dataset that cannot be had.
-        ModelError: the folder has no tokenizer.
+        ModelError: the folder has a tokenizer that cannot be read.
     """
     check_names(aim)
     if not (aim.asked.evaluators or aim.asked.tasks):
@@ -104,5 +104,5 @@ def _subject(model: str | Path | nn.Module, *, trust_remote_code: bool) -> Subje
         built: Any = unloaded_model(model, trust_remote_code=trust_remote_code)
     except ModelError:
         return None  # loading it says what is wrong, if anything is
-    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer_if_any(model, trust_remote_code=trust_remote_code)
     return Subject(model=built, tokenizer=tokenizer)

@@ -26,8 +26,8 @@ from autoq.evaluators import (
 )
 from autoq.evaluators.builtin import OutputEvaluator
 from autoq.evaluators.metrics import Wanted, is_better_higher, wanted
+from autoq.evaluators.metrics import check_can_have as check_metrics_of
 from autoq.evaluators.outputs import SequenceOutputs
-from autoq.evaluators.protocol import check_needs
 from autoq.evaluators.tasks import ExamplePart, check_can_run, check_is_single_number
 
 _FEWEST_PARTS = 8
@@ -98,8 +98,7 @@ def check_can_have(aim: Aim, subject: Subject) -> None:
     Raises:
         InputError: names what is asked for, and what is missing.
     """
-    for evaluator in aim.asked.evaluators:
-        check_needs(evaluator, subject)
+    check_metrics_of(aim.asked, subject)
     if aim.asked.tasks:
         check_can_run(subject)
 
@@ -115,7 +114,7 @@ class AimedMetrics:
         self.aim = aim
         self.properties = output_properties(loaded.model)
         asked = aim.asked
-        self.tokenizer = loaded.tokenizer if asked.evaluators or asked.tasks else None
+        self.tokenizer = loaded.tokenizer_if_any if asked.evaluators or asked.tasks else None
         self.subject = Subject(model=loaded.model, tokenizer=self.tokenizer)
         check_can_have(aim, self.subject)
         self.by_outputs = [e for e in asked.evaluators if isinstance(e, OutputEvaluator)]
@@ -206,7 +205,9 @@ class AimedMetrics:
         for constraint in self.aim.constraints:
             limit = constraint.limit(original.get(constraint.metric))
             if constraint.metric not in metrics:
-                raise EvaluationError(f"no task gave the metric {constraint.metric}")
+                raise EvaluationError(
+                    f"no task gave the metric {constraint.metric}; leave the constraint out"
+                )
             excess = metrics[constraint.metric] - limit
             found[str(constraint)] = excess if constraint.kind == "at_most" else -excess
         return found

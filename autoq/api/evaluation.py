@@ -98,7 +98,8 @@ def evaluate(
             str(target), store, effective_bits=effective_bits, trust_remote_code=trust_remote_code
         )
         loaded = study.loaded()
-        check_can_measure(Subject(model=loaded.model, tokenizer=loaded.tokenizer), wanted, tasks)
+        subject = Subject(model=loaded.model, tokenizer=loaded.tokenizer_if_any)
+        check_can_measure(subject, wanted, tasks)
         tokens = held_out_tokens(study, source, sequences=sequences)
         fidelity = measure_plan(study, plan, tokens, data=source, progress=progress)
         found = {

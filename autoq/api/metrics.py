@@ -17,8 +17,7 @@ from autoq.data import TokenData
 from autoq.errors import InputError
 from autoq.evaluators import Estimate, Reference, Subject, known_metrics, measure_metrics
 from autoq.evaluators.cache import CachedOutputs, LogitsCache
-from autoq.evaluators.metrics import wanted
-from autoq.evaluators.protocol import check_needs
+from autoq.evaluators.metrics import check_can_have, wanted
 from autoq.layers.simulate import SimulatedModel
 from autoq.models.forward import forward_logits, is_causal, output_kind
 from autoq.progress import Progress
@@ -54,8 +53,7 @@ def check_metrics(subject: Subject, names: Sequence[str]) -> None:
     Raises:
         InputError: names the evaluator and what is missing.
     """
-    for evaluator in wanted(names).evaluators:
-        check_needs(evaluator, subject)
+    check_can_have(wanted(names), subject)
 
 
 def plan_metrics(
@@ -72,7 +70,7 @@ def plan_metrics(
     batches = token_batches(tokens, study.config.batch_size, loaded.device)
     simulated = study.simulate(plan)
     try:
-        subject = Subject(model=simulated.model, tokenizer=loaded.tokenizer)
+        subject = Subject(model=simulated.model, tokenizer=loaded.tokenizer_if_any)
         reference = Reference(batches, lambda: _paused(simulated))
         found = _measure(subject, reference, names, progress)
     finally:

@@ -24,7 +24,13 @@ from autoq.models.forward import (
     refuse_other_inputs,
     text_config,
 )
-from autoq.models.loading import load_model, load_tokenizer, model_fingerprint, use_eager_experts
+from autoq.models.loading import (
+    has_tokenizer,
+    load_model,
+    load_tokenizer,
+    model_fingerprint,
+    use_eager_experts,
+)
 from autoq.models.weights import fingerprint_of_module
 from autoq.search._batch_loss import LabelSource
 from autoq.search.estimators import ESTIMATORS
@@ -66,6 +72,15 @@ class LoadedModel:
         if self.path is None:
             return None
         return load_tokenizer(self.path, trust_remote_code=self.trust_remote_code)
+
+    @property
+    def tokenizer_if_any(self) -> Any:
+        """The same, and None for a folder without one: most metrics need none.
+
+        Raises:
+            ModelError: the folder has one that cannot be read.
+        """
+        return None if self.path is None or not has_tokenizer(self.path) else self.tokenizer
 
     @property
     def device(self) -> torch.device:

@@ -15,7 +15,7 @@ from autoq.api.task import resolve_device
 from autoq.evaluators import Estimate, compare
 from autoq.evaluators.protocol import Subject
 from autoq.evaluators.tasks import TaskFailure, TaskRun, run_tasks
-from autoq.models import load_tokenizer
+from autoq.models.loading import load_tokenizer_if_any
 from autoq.progress import Progress
 from autoq.studies import PlanRecord, StudyStore
 
@@ -41,7 +41,7 @@ def folder_subject(
             checkpoint's own.
     Raises:
         ExportError, InputError: as `autoq.load`.
-        ModelError: the folder has no tokenizer.
+        ModelError: the folder has a tokenizer that cannot be read.
     """
     place = resolve_device(device)
     if dtype == "auto" and place.type == "cpu":
@@ -52,7 +52,7 @@ def folder_subject(
         dtype=None if dtype == "auto" else dtype,
         trust_remote_code=trust_remote_code,
     )
-    tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer_if_any(path, trust_remote_code=trust_remote_code)
     return Subject(model=model, tokenizer=tokenizer)
 
 
@@ -61,7 +61,7 @@ def plan_subject(study: Study, plan: PlanRecord) -> Iterator[Subject]:
     """A study's plan, simulated in its own model until the context ends."""
     simulated = study.simulate(plan)
     try:
-        yield Subject(model=simulated.model, tokenizer=study.loaded().tokenizer)
+        yield Subject(model=simulated.model, tokenizer=study.loaded().tokenizer_if_any)
     finally:
         simulated.restore()
 
@@ -92,7 +92,7 @@ def study_tasks(
     Returns:
         "tasks" and "task_failures", as plain data.
     """
-    original = Subject(model=study.loaded().model, tokenizer=study.loaded().tokenizer)
+    original = Subject(model=study.loaded().model, tokenizer=study.loaded().tokenizer_if_any)
     with progress.task(f"tasks on the {ORIGINAL}", len(names)) as advance:
         own, failures = _run(original, names, limit, batch_size, advance)
     for run in own:

@@ -128,8 +128,7 @@ def load_tokenizer(path: Path | str, *, trust_remote_code: bool = False) -> PreT
     folder = Path(path)
     if not folder.is_dir():
         raise ModelError(f"a tokenizer is read from a model folder, and {folder} is none")
-    has_vocabulary = any((folder / name).is_file() for name in _TOKENIZER_FILES)
-    if not has_vocabulary and not any(folder.glob("*.tiktoken")):
+    if not has_tokenizer(folder):
         raise ModelError(
             f"text needs the model's tokenizer, and {folder} has none (no tokenizer.json); "
             "copy it there, or give token ids as .npy or .pt"
@@ -141,6 +140,26 @@ def load_tokenizer(path: Path | str, *, trust_remote_code: bool = False) -> PreT
             )
     except Exception as error:  # as in load_model
         raise ModelError(f"the tokenizer in {folder} cannot be read: {_line(error)}") from error
+
+
+def has_tokenizer(path: Path | str) -> bool:
+    """Whether a model folder holds a tokenizer's vocabulary, readable or not."""
+    folder = Path(path)
+    named = any((folder / name).is_file() for name in _TOKENIZER_FILES)
+    return named or any(folder.glob("*.tiktoken"))
+
+
+def load_tokenizer_if_any(
+    path: Path | str, *, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase | None:
+    """As `load_tokenizer`, and None for a folder without one: metrics of tokens need none.
+
+    Raises:
+        ModelError: the folder has one that cannot be read.
+    """
+    if not has_tokenizer(path):
+        return None
+    return load_tokenizer(path, trust_remote_code=trust_remote_code)
 
 
 def model_fingerprint(path: Path | str) -> str:
