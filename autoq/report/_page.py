@@ -11,6 +11,7 @@ from autoq.report._data import GroupRow, ReportData
 from autoq.report._heat_map import heat_map, plan_strip
 from autoq.report._html import document, section, table, tile
 from autoq.report._validation_page import quality_table, scatter
+from autoq.report.kv_cache import cache_words
 from autoq.report.markup import Markup, join, tag
 from autoq.report.numbers import (
     MISSING,
@@ -94,6 +95,7 @@ def _tiles(data: ReportData) -> Markup:
             f"95 % {interval_text(low, high)}",
         ),
         *(tile(name, *_first_words(value)) for name, value in takes_lines(data)),
+        *_cache_tile(data),
         *_calibrated_tile(data),
         tile(
             "gap to the bound", percent_text(data.gap), f"no plan is below {loss_text(data.bound)}"
@@ -104,6 +106,13 @@ def _tiles(data: ReportData) -> Markup:
         tiles.append(tile(f"measured {metric_text(name)}", metric_value_text(name, value), more))
     tiles += _floor_tile(data)
     return tag("div", *tiles, class_="tiles")
+
+
+def _cache_tile(data: ReportData) -> list[Markup]:
+    if data.kv_cache is None:
+        return []
+    formats, more = cache_words(data.kv_cache)
+    return [tile("key/value cache", formats, more)]
 
 
 def _calibrated_tile(data: ReportData) -> list[Markup]:

@@ -59,6 +59,22 @@ def test_page_is_well_formed_and_names_every_group(make_summary, plans):
     assert "the output layer" in outline.texts
 
 
+def test_page_says_what_the_key_value_cache_is(make_summary, plans):
+    layers = [("a", "fp8"), ("b", "nvfp4"), ("c", "nvfp4")]
+    cache = {
+        "bits": 5.6666,
+        "bytes_per_token": 1088.0,
+        "predicted_loss": 0.00042,
+        "layers": [{"name": name, "format": fmt} for name, fmt in layers],
+    }
+    texts = parsed(render_html(report_data(make_summary(kv_cache=cache), plans))).texts
+    assert "key/value cache" in texts
+    assert "nvfp4 in 2 layers, fp8 in 1 layer" in texts
+    more = "5.667 bits per element, 1,088 bytes per token, predicted loss 4.200e-04"
+    assert more in texts, [text for text in texts if "per element" in text]
+    assert "key/value cache" not in parsed(render_html(report_data(make_summary(), plans))).texts
+
+
 def test_page_fetches_nothing(make_summary, plans):
     page = render_html(report_data(make_summary(), plans))
     outline = parsed(page)
