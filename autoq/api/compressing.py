@@ -16,6 +16,7 @@ from torch import nn
 from autoq.api._block_calibration import CalibrationData, calibrated_by_blocks
 from autoq.api.config import parse_calibration, parse_container, refuse_idle_calibration
 from autoq.api.exporting import inexpressible
+from autoq.api.stages import note_unseen_slots
 from autoq.errors import InputError
 from autoq.export import (
     SourceMatrices,
@@ -153,6 +154,7 @@ def compress(
                 )
             )
             calibrated_on, table = found.description, found.table
+            note_unseen_slots(table, progress)
         plan = StreamedPlan(
             unloaded,
             model_map,

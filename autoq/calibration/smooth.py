@@ -39,9 +39,12 @@ def search_smoothing_scale(
         container: whose run time is meant.
         strength: the alpha to take without a search, in [0, 1]; None searches.
     Returns:
-        float32 [in_features] of powers of two, to multiply the input by.
+        float32 [in_features] of powers of two, to multiply the input by; None, too, where no input
+        came.
     """
     if strength is not None:
+        if not statistics.row_count:
+            return None  # the input's channels are not known
         return candidate([weight.float() for weight in weights], statistics.channel_amax, strength)
     return search_input_scale(
         weights,

@@ -23,6 +23,7 @@ from autoq.formats import CalibrationMethod, Container, FormatName
 from autoq.models import discover, load_model
 from autoq.models.forward import forward_logits
 from autoq.models.loading import unloaded_model
+from autoq.progress import SilentProgress
 from autoq.testing.tiny_models import VOCABULARY_SIZE, write_family_model
 
 MODELOPT, COMPRESSED = Container.MODELOPT, Container.COMPRESSED_TENSORS
@@ -250,3 +251,35 @@ def test_a_full_disk_leaves_nothing(
     with pytest.raises(ExportError, match=r"cannot write .*out: No space left on device; free"):
         compress_on(source, tmp_path / "out", ids, "fp8", MODELOPT)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ids.npy", "model"]
+
+
+class Notes(SilentProgress):
+    """What was said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def test_experts_that_no_token_reached_are_named(tmp_path: Path) -> None:
+    source = write_family_model("mixtral", tmp_path / "model")
+    np.save(tmp_path / "ids.npy", np.full((2, 1), 3))  # one token goes to some experts only
+    notes = Notes()
+
+    compress(
+        source,
+        tmp_path / "out",
+        fmt="fp8",
+        container=MODELOPT,
+        calibration_data=str(tmp_path / "ids.npy"),
+        calibration_sequences=1,
+        sequence_length=1,
+        progress=notes,
+    )
+
+    assert any(
+        line.startswith("no calibration token reached model.layers.0.mlp.experts.")
+        for line in notes.lines
+    )

@@ -113,3 +113,15 @@ def test_silent_channels_and_columns_do_no_harm():
     scale = search([weight], rows)
     assert torch.isfinite(scale).all()
     assert (scale > 0).all()
+
+
+def test_without_inputs_there_is_no_scale_of_a_given_strength_either() -> None:
+    found = search_smoothing_scale(
+        [normal(4, 16)],
+        statistics_of(torch.empty(0, 16)),
+        INT8_SQ,
+        scale_dtype=torch.bfloat16,
+        container=Container.COMPRESSED_TENSORS,
+        strength=0.5,
+    )
+    assert found is None
