@@ -169,11 +169,12 @@ def _stated_format(manifest: Mapping[str, Any], container: Container | None) -> 
     for entry in KV_CACHE_FORMATS.values():
         if entry.name == NONE or kv_cache_refusal(entry.name, container) is not None:
             continue
-        if container is Container.MODELOPT and name == entry.modelopt_name:
-            return entry.name
-        if container is Container.MODELOPT:
-            continue
         wanted = manifest_entries(entry.name, container)["kv_cache_scheme"]
+        if container is Container.MODELOPT:
+            # ModelOpt itself writes the name into hf_quant_config.json alone.
+            if name == entry.modelopt_name or (name is None and scheme == wanted):
+                return entry.name
+            continue
         given = {"symmetric": True, "dynamic": False, **scheme} if isinstance(scheme, dict) else {}
         if all(given.get(key) == value for key, value in wanted.items()):
             return entry.name

@@ -161,6 +161,18 @@ def test_a_scale_that_was_changed_is_found(mixed_plan: MixedPlan, tmp_path: Path
         read_quantized(out)
 
 
+@pytest.mark.parametrize("fmt", ["fp8", "nvfp4"])
+def test_checkpoints_of_modelopt_itself_name_the_scheme_alone(
+    mixed_plan: MixedPlan, tmp_path: Path, fmt: str
+) -> None:
+    planned = mixed_plan("llama", MODELOPT)
+    out = planned.export(tmp_path / "out", kv_cache=cache_of(planned.tiny.model, fmt)).path
+    before = read_quantized(out).kv_cache
+    edit_config(out, lambda m: m.pop("kv_cache_quant_algo"))
+    assert before is not None and before.format == fmt
+    assert read_quantized(out).kv_cache == before
+
+
 def test_without_scales_fp8_is_kept_under_a_scale_of_one(
     mixed_plan: MixedPlan, tmp_path: Path
 ) -> None:
