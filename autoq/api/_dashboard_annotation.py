@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoq.api._dashboard_files import ArtifactFiles
 from autoq.api._dashboard_trials import METRIC_NAMES, PLAN, trial_rows
+from autoq.api.measured import KL_DIVERGENCE
 from autoq.api.study import Study
 from autoq.api.summary import group_rows, summarise
 from autoq.errors import InputError
@@ -157,9 +158,12 @@ def _result_text(result: Mapping[str, Any]) -> str:
         return f"The start is kept: {result['reason']}."
     found = result["held_out"]
     start, refined = (loss_text(found[name]["value"]) for name in ("start", "refined"))
+    objective = result.get("objective", "kl")
+    aim = "" if objective in ("kl", KL_DIVERGENCE) else f" by {objective}"
+    tie = ", a tie" if found.get("refined_is") == "tie" else ""
     return (
-        f"A better plan was found: KL divergence {refined} on held-out tokens, where the start "
-        f"has {start}."
+        f"A better plan was found{aim}: KL divergence {refined} on held-out tokens, where the start "
+        f"has {start}{tie}."
     )
 
 

@@ -175,7 +175,13 @@ def _lines(result: dict[str, Any]) -> list[str]:
 def _outcome(result: dict[str, Any], verdict: str) -> str:
     label = result["plan"]["label"]
     if result["improved"]:
-        return f"refined: {label} is {verdict} on held-out text"
+        beside = {"tie": "ties with the start"}.get(verdict, f"is {verdict}")
+        if result["objective"] in ("kl", "kl_divergence"):
+            return f"refined: {label} {beside} on held-out text"
+        return (
+            f"refined: {label}, chosen by {result['objective']}, {beside} by KL divergence on "
+            "held-out text"
+        )
     return f"kept {label}, which an earlier refinement found: {result['reason']}"
 
 

@@ -94,6 +94,22 @@ def test_the_note_of_a_refinement_ranks_its_trials(
             },
             "A better plan was found: KL divergence 0.2500 on held-out",
         ),
+        (
+            {
+                "accepted": True,
+                "reason": "",
+                "objective": "ppl",
+                "held_out": {
+                    "start": {"value": 0.5},
+                    "refined": {"value": 0.75},
+                    "refined_is": "tie",
+                },
+            },
+            (
+                "A better plan was found by ppl: KL divergence 0.7500 on held-out tokens, where the "
+                "start has 0.5000, a tie."
+            ),
+        ),
     ],
 )
 def test_the_note_of_a_refinement_tells_its_result(

@@ -72,6 +72,23 @@ def test_a_refined_plan_stands_beside_its_start(run, refining):
     ]
 
 
+@pytest.mark.parametrize(
+    ("objective", "verdict", "line"),
+    [
+        ("kl", "tie", "ties with the start on held-out text"),
+        ("ppl", "worse", "is worse by KL divergence on held-out text"),
+    ],
+)
+def test_a_plan_chosen_by_another_objective_is_not_called_better_by_divergence(
+    run, refining, objective, verdict, line
+):
+    held_out = {**REFINED["held_out"], "refined_is": verdict}
+    refining({**REFINED, "objective": objective, "held_out": held_out})
+    said = run("refine", "--quiet").stdout.splitlines()[1]
+    assert said.endswith(line)
+    assert ("chosen by ppl," in said) == (objective == "ppl")
+
+
 def test_where_nothing_was_found_the_reason_is_said(run, refining):
     refining(KEPT)
     lines = run("refine", "--quiet").stdout.splitlines()
