@@ -204,7 +204,7 @@ def test_what_engines_ask_for_beyond_the_format():
         for record in SUPPORT
         if record.out_features_multiple != 1
     }
-    block = {(engine, "fp8_block"): 128 for engine in ("vllm", "sglang", "tensorrt-llm")}
+    block = {(engine, "fp8_block"): 128 for engine in ("vllm", "tensorrt-llm")}
     assert stricter == {("vllm", "w4a8_awq"): 128, **block}
     assert all(record.verdict.runs for record in SUPPORT if record.out_features_multiple != 1)
     without_experts = [record for record in SUPPORT if not record.runs_experts]

@@ -12,7 +12,7 @@ from autoq.export._aliases import experts_parent
 from autoq.export.checkup._engines import Fate, Reading, read_as
 from autoq.export.checkup._faults import faults
 from autoq.export.checkup._files import StoredTensors
-from autoq.export.checkup._fp8 import in_our_words
+from autoq.export.checkup._fp8 import in_our_words, in_own_container
 from autoq.export.checkup._manifest import Manifest, read_manifest
 from autoq.export.checkup._modules import StoredModule, linear_modules
 from autoq.export.checkup._rows import counted_rows
@@ -162,6 +162,8 @@ def _on(target: Target, reading: Reading, looked: _Looked) -> Outcome:
     if fmt is None:
         return Outcome(UNKNOWN, f"autoq's tables do not have {reading.declared.label}", False)
     record = support(target, looked.manifest.container, fmt)
+    if looked.manifest.is_fp8:
+        record = in_own_container(record, target)
     verdict, reason = record.within(is_mixed=looked.manifest.is_mixed)
     if not verdict.runs:
         return Outcome(REFUSES, reason, False)

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from autoq.export._aliases import experts_parent
 from autoq.export._fp8_manifest import BLOCK_SIZE, our_name
 from autoq.export.checkup._modules import StoredModule
+from autoq.formats import Support, Target, Verdict
+
+_FP8_UNITS_FROM = 89
 
 
 def in_our_words(modules: Mapping[str, StoredModule]) -> dict[str, StoredModule]:
@@ -63,3 +67,16 @@ _RULES: Mapping[str, Callable[[str, str], bool]] = {
     "tensorrt-llm": fnmatchcase,
     "transformers": _at_an_end,
 }
+
+
+def in_own_container(record: Support, target: Target) -> Support:
+    """SGLang finds the size of blocks here, and not in the groups of compressed-tensors."""
+    capability = target.hardware.capability
+    if target.engine.name != "sglang" or capability is None or capability < _FP8_UNITS_FROM:
+        return record
+    return replace(
+        record,
+        verdict=Verdict.NATIVE,
+        reason="multiplied by FP8 matrix units",
+        out_features_multiple=128,
+    )

@@ -29,7 +29,7 @@ FROM_ADA = ADA + HOPPER + BLACKWELL
 CPU = (None,)
 
 VLLM = ("vllm", "vLLM 0.33's own code, asked on a CPU; its kernels were not run")
-SGLANG = ("sglang", "SGLang 0.5.23's source: read, not run")
+SGLANG = ("sglang", "SGLang 0.5.23's own code, asked on a CPU; its kernels were not run")
 TENSORRT = (
     "tensorrt-llm",
     "TensorRT-LLM's documentation and source of about 1.2: read, not run",

@@ -38,7 +38,6 @@ _TOO_OLD = (
     "the weights here"
 )
 _WIDENED_BESIDE_OTHERS = (WEIGHT_ONLY, NO_FP8_UNITS)
-_FROM_ADA_ON = "SGLang multiplies FP8 weights and inputs from 8.9 on"
 _NONSENSE = (
     "transformers has no reader of modelopt checkpoints: it loads {} without its scales and "
     "computes nonsense without an error"
@@ -65,11 +64,16 @@ def _per_tensor() -> Iterator[Support]:
     yield from records(
         *(VLLM, COMPRESSED, _FP8), (TURING + AMPERE, WEIGHT_ONLY, NO_FP8_UNITS), native
     )
-    only_compressed = (
-        "SGLang takes fp8 from modelopt checkpoints from 8.9 on; from compressed-tensors ones it "
-        "runs weight-only here"
+    too_old_alone = (
+        "SGLang takes modelopt checkpoints that are fp8 alone from 8.9 on; beside nvfp4, and from "
+        "compressed-tensors, it widens the weights here"
     )
-    yield from records(SGLANG, MODELOPT, _FP8, (AMPERE, NO, only_compressed), native)
+    yield from records(
+        *(SGLANG, MODELOPT, _FP8),
+        (AMPERE, NO, too_old_alone),
+        native,
+        mixed=_WIDENED_BESIDE_OTHERS,
+    )
     yield from records(SGLANG, COMPRESSED, _FP8, (AMPERE, WEIGHT_ONLY, NO_FP8_UNITS), native)
     too_old = "TensorRT-LLM runs fp8 from 8.9 on, where FP8 matrix units begin"
     yield from records(TENSORRT, MODELOPT, _FP8, (AMPERE, NO, too_old), native)
@@ -108,14 +112,13 @@ def _per_channel_and_token() -> Iterator[Support]:
         "layer unquantised without an error; it takes it from compressed-tensors"
     )
     yield from records(SGLANG, MODELOPT, fmt, (FROM_AMPERE, NO, unknown))
-    yield from records(SGLANG, COMPRESSED, fmt, (AMPERE, NO, _FROM_ADA_ON), native)
+    yield from records(SGLANG, COMPRESSED, fmt, (AMPERE, WEIGHT_ONLY, NO_FP8_UNITS), native)
     yield from emulated(fmt, _NONSENSE.format(fmt))
 
 
 def _in_blocks() -> Iterator[Support]:
     fmt = _BLOCK
     yield from everywhere(fmt)
-    native = (FROM_ADA, NATIVE, FP8_UNITS)
     widened = (
         "vLLM multiplies FP8 blocks as they are from 9.0 on; here the weights are widened in the "
         "kernel and inputs stay 16-bit"
@@ -133,12 +136,14 @@ def _in_blocks() -> Iterator[Support]:
         )
     other_name = (
         "SGLang wants the scales of blocks under another name than vLLM does in modelopt "
-        "checkpoints; it takes them from compressed-tensors"
+        "checkpoints"
     )
     yield from records(SGLANG, MODELOPT, fmt, (FROM_AMPERE, NO, other_name))
-    yield from records(
-        *(SGLANG, COMPRESSED, fmt), (AMPERE, NO, _FROM_ADA_ON), native, out_features_multiple=128
+    fused = (
+        "SGLang knows the size of blocks in compressed-tensors only where a group is for every "
+        "Linear, and without it stops at the scales of fused layers"
     )
+    yield from records(SGLANG, COMPRESSED, fmt, (FROM_AMPERE, NO, fused))
     only_uniform = (
         "TensorRT-LLM knows fp8_pb_wo, as vLLM reads it, in checkpoints of that one format only; it "
         "takes blocks from compressed-tensors"
