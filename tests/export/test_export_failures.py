@@ -184,7 +184,7 @@ def test_warnings_name_who_can_load_it(
     ("container", "fmt", "engines"),
     [
         (COMPRESSED, "w4a8_awq", ["vLLM"]),
-        (COMPRESSED, "fp8_block", ["SGLang", "TensorRT-LLM", "vLLM"]),
+        (COMPRESSED, "fp8_block", ["TensorRT-LLM", "vLLM"]),
         (MODELOPT, "fp8_block", ["vLLM"]),
         (COMPRESSED, "fp8_pc_pt", []),
     ],
