@@ -22,6 +22,9 @@ taken, standard errors grow by 0.4 % in the median and by 20 % at the worst of 7
 SMALLEST_PROBABILITY = 1 / 8
 """What `importance` does not see coming counts eight times at most."""
 
+_SIZES = 8
+"""How many numbers of rows there can be."""
+
 
 def importance(inputs: Tensor, output_gradient: Tensor) -> Tensor:
     """How much a row can contribute to a layer's scores, on no scale.
@@ -75,3 +78,24 @@ def inclusion_probabilities(
     below = torch.searchsorted(added, bound, right=True).sub_(1)
     threshold = (bound + second[below]) / first[below]
     return (size / threshold).clamp_(smallest, 1.0)
+
+
+def sampled_rows(probability: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Which rows to take, and what their projections are multiplied by before they are squared.
+
+    A few more rows are taken than are sampled, with a factor of 0, so that their number is a
+    multiple of an eighth of all: buffers then come in few sizes. In as many as there are products
+    glibc's heap would not use them again (before 2.38): 20 MB more with every batch, measured.
+
+    Args:
+        probability: of each row, float64 [rows].
+        uniform: random numbers in [0, 1), float64 [rows]; a row is sampled where it is smaller.
+    Returns:
+        int64 [taken], ascending, and float32 [taken].
+    """
+    step = -(-len(probability) // _SIZES)
+    sampled = int((uniform < probability).sum())
+    count = min(len(probability), -(-sampled // step) * step)
+    rows = (uniform - probability).argsort(stable=True)[:count].sort().values
+    weights = probability[rows].rsqrt()
+    return rows, weights.mul_(uniform[rows] < probability[rows]).float()

@@ -21,7 +21,12 @@ from autoq.search._shared_inputs import (
     formats_with_equal_inputs,
     shared_by,
 )
-from autoq.search._token_sampling import ADDED_VARIANCE, importance, inclusion_probabilities
+from autoq.search._token_sampling import (
+    ADDED_VARIANCE,
+    importance,
+    inclusion_probabilities,
+    sampled_rows,
+)
 from autoq.search.estimators._gram import GramMatrix
 from autoq.search.sensitivity import SensitivityScorer
 
@@ -157,7 +162,7 @@ class TokenProjection(SensitivityScorer):
         size = importance(whole.inputs, whole.output_gradient)
         probability = inclusion_probabilities(size, self._added_variance)
         uniform = self._projections.uniform(len(probability), probability.device)
-        return whole.taken(torch.nonzero(uniform < probability).flatten(), probability)
+        return whole.taken(*sampled_rows(probability, uniform))
 
     def _is_whole_group(self, shared: SharedInput) -> bool:
         """Whether a group's rows get all that they will get, and are all its tokens."""

@@ -10,7 +10,7 @@ from autoq.calibration import calibrate
 from autoq.formats import CalibrationMethod
 from autoq.layers.quantize import Container
 from autoq.models import discover, forward_logits
-from autoq.search._token_sampling import importance, inclusion_probabilities
+from autoq.search._token_sampling import importance, inclusion_probabilities, sampled_rows
 from autoq.search.estimators import FisherProjection, SequenceProjection
 from autoq.search.objectives import fisher_noise_loss
 from autoq.search.sensitivity import BatchLoss
@@ -68,6 +68,16 @@ def test_importance_by_hand():
     # |g|^2 = 1, 4, of mean 2.5; |g|^2 |x|^2 = 25, 4, of mean 14.5
     expected = [(1 / 2.5 + 25 / 14.5) / 2, (4 / 2.5 + 4 / 14.5) / 2]
     np.testing.assert_allclose(importance(inputs, gradient), expected, rtol=1e-6)
+
+
+def test_rows_come_in_few_numbers_and_those_that_fill_up_count_nothing():
+    """Of 16 rows 3 are sampled: 4 are taken, the fourth being the nearest to it."""
+    uniform = torch.linspace(0.9, 0.15, 16).double()  # ..., 0.25, 0.2, 0.15
+    probability = torch.full((16,), 0.22).double()
+    probability[2] = 1.0
+    rows, weights = sampled_rows(probability, uniform)
+    assert rows.tolist() == [2, 13, 14, 15]
+    np.testing.assert_allclose(weights, [1.0, 0.0, 0.22**-0.5, 0.22**-0.5], rtol=1e-6)
 
 
 @pytest.fixture(scope="module")
