@@ -16,6 +16,7 @@ ALLOCATION = {
     "as shipped, equal bits": ("as_shipped", False),
     "as shipped, equal budget": ("as_shipped", True),
     "as shipped, batches of 32, equal budget": ("large_batches", True),
+    "as shipped, its example's batches, equal budget": ("largest_batches", True),
 }
 """Comparison -> the peer's solver, and whether autoq gets the budget instead of the peer's bits."""
 

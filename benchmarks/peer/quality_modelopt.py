@@ -1,8 +1,8 @@
 """Search a model with ModelOpt for several budgets, and measure each of its own final models.
 
 Runs in ModelOpt's own environment. Every budget is solved from one scoring pass as shipped, as
-shipped with the scores that larger batches give, and with scores large enough for the solver's
-absolute tolerances. The models that result are quantised and calibrated as ModelOpt does it; their
+shipped with the scores that larger batches give (32 sequences, and the largest, which its example
+script takes by itself), and with scores large enough for the solver's absolute tolerances. The models that result are quantised and calibrated as ModelOpt does it; their
 KL divergence from the original is written sequence by sequence.
 """
 
@@ -18,12 +18,26 @@ from typing import Any
 from divergence import Reference, logits_of, token_batches
 from run_modelopt import CONFIGS, plan_record, search_arguments, silence
 
-SCORE_FACTORS = {"as_shipped": 1.0, "large_batches": 1 / 64, "rescaled": 1e8}
-"""Solver -> what the scores are multiplied by.
+LARGE_BATCH = 32
+LARGEST_BATCH = 512
+"""Sequences. ModelOpt 0.47's `examples/hf_ptq/hf_ptq.py` takes the largest batch that fits into the
+GPU's memory (`--batch_size 0`, its default; `get_max_batch_size` ends at 512), which on models this
+small is all sequences at once."""
+LARGE_LOSS = 1e4
 
-A score is a sum of squared gradients of a batch's mean loss: batches eight times as large, here of
-32 sequences, make it 64 times smaller. A loss multiplied by 1e4 makes it 1e8 times larger.
-"""
+
+def score_factors(batch: int, sequences: int) -> dict[str, float]:
+    """Solver -> what the scores of batches of `batch` sequences are multiplied by.
+
+    A score is a sum of squared gradients of a batch's mean loss: batches eight times as large make
+    it 64 times smaller. A loss multiplied by 1e4 makes it 1e8 times larger.
+    """
+    return {
+        "as_shipped": 1.0,
+        "large_batches": (batch / LARGE_BATCH) ** 2,
+        "largest_batches": (batch / min(LARGEST_BATCH, sequences)) ** 2,
+        "rescaled": LARGE_LOSS**2,
+    }
 
 
 def main() -> None:
@@ -55,7 +69,8 @@ def main() -> None:
     with silence():
         _, state = mtq.auto_quantize(model, **search_arguments(arguments, batches, mtq))
     seconds = time.perf_counter() - started
-    plans = list(_measured_plans(arguments, model, state, reference))
+    factors = score_factors(arguments.batch, len(batches))
+    plans = list(_measured_plans(arguments, model, state, reference, factors))
     versions = {
         library.__name__: library.__version__ for library in (modelopt, torch, transformers)
     }
@@ -94,11 +109,15 @@ def _arguments() -> argparse.Namespace:
 
 
 def _measured_plans(
-    arguments: argparse.Namespace, model: Any, state: dict[str, Any], reference: Reference
+    arguments: argparse.Namespace,
+    model: Any,
+    state: dict[str, Any],
+    reference: Reference,
+    factors: dict[str, float],
 ) -> Iterator[dict[str, Any]]:
     """Every budget's plan by either solver, with the divergence of its model."""
     known: dict[str, list[float]] = {}
-    for solver, bits, recipe in _recipes(arguments, state):
+    for solver, bits, recipe in _recipes(arguments, state, factors):
         record = plan_record(state, bits, recipe, solve_seconds=None)
         key = json.dumps(record["formats"], sort_keys=True)
         if key not in known:
@@ -108,11 +127,11 @@ def _measured_plans(
 
 
 def _recipes(
-    arguments: argparse.Namespace, state: dict[str, Any]
+    arguments: argparse.Namespace, state: dict[str, Any], factors: dict[str, float]
 ) -> Iterator[tuple[str, float, dict[str, Any]]]:
     from modelopt.torch.quantization.algorithms import _resolve_best_recipe
 
-    for solver, factor in SCORE_FACTORS.items():
+    for solver, factor in factors.items():
         stats = {
             name: {**entry, "scores": [score * factor for score in entry["scores"]]}
             for name, entry in state["candidate_stats"].items()
