@@ -166,7 +166,7 @@ def columns_of_plan(path):
 
 def test_databases_of_the_first_schema_open_with_everything_in_them(store_path, tmp_path):
     with sqlite3.connect(store_path) as connection:
-        connection.executescript((Path(__file__).parent / "revision_0001.sql").read_text())
+        connection.executescript((Path(__file__).parent / "frozen" / "revision_0001.sqlite.sql").read_text())
     with StudyStore.open(str(store_path)) as store:
         study = store.find("llama-1a2b")
         (plan,) = store.plans(study.id)
