@@ -13,7 +13,7 @@ from autoq.api.task import PROBE_TOKENS, LoadedModel, load_data, token_batches
 from autoq.errors import InputError
 from autoq.export import (
     BlockCalibration,
-    BlockStream,
+    FolderWeights,
     SourceMatrices,
     StoredCalibration,
     sibling_folder,
@@ -21,6 +21,7 @@ from autoq.export import (
 from autoq.formats import NONE, Calibration, Container, FormatName
 from autoq.layers import LayerCalibration
 from autoq.models import ModelMap, SlotName
+from autoq.models.block_stream import BlockStream
 from autoq.models.folder import storage_dtype
 from autoq.models.loading import unloaded_model, use_eager_experts
 from autoq.progress import Progress
@@ -102,7 +103,8 @@ def calibrated_by_blocks(
         stored = StoredCalibration(folder)
         matrices = SourceMatrices.of(source, model, model_map)
         small = batches[0][:1, :PROBE_TOKENS]
-        stream = BlockStream(model, model_map, matrices, [*batches, small], folder)
+        weights = FolderWeights(model, model_map, matrices)
+        stream = BlockStream(model, model_map, weights, [*batches, small], folder)
         BlockCalibration(
             formats=sorted(set(slot_formats.values()) - {NONE}),
             container=container,

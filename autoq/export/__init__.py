@@ -12,7 +12,6 @@ from autoq.export._types import (
 )
 from autoq.export._warnings import warnings_for
 from autoq.export.block_calibration import BlockCalibration, StoredCalibration
-from autoq.export.block_stream import BlockStream
 from autoq.export.evaluation import (
     LOGITS_BOUND,
     load_checkpoint_for_evaluation,
@@ -21,6 +20,7 @@ from autoq.export.evaluation import (
     verify_logits,
 )
 from autoq.export.export import export_checkpoint, refuse_inexpressible, write_checkpoint
+from autoq.export.folder_weights import FolderWeights
 from autoq.export.packed_model import load_packed
 from autoq.export.reader import QuantizedCheckpoint, read_quantized
 from autoq.export.rules import refusals
@@ -31,11 +31,11 @@ from autoq.export.verify import verify_checkpoint, verify_written
 __all__ = [
     "LOGITS_BOUND",
     "BlockCalibration",
-    "BlockStream",
     "CheckpointContents",
     "ExportResult",
     "ExportedCache",
     "ExportedFile",
+    "FolderWeights",
     "QuantizedCheckpoint",
     "QuantizedModule",
     "SourceMatrices",

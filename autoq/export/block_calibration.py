@@ -12,10 +12,10 @@ from torch import nn
 
 from autoq.calibration import calibrate
 from autoq.errors import InputError
-from autoq.export.block_stream import BlockStream
 from autoq.formats import Calibration, Container, FormatName
 from autoq.layers import LayerCalibration
 from autoq.models import ModelMap, SlotName
+from autoq.models.block_stream import BlockStream
 
 _Key = tuple[SlotName, FormatName]
 

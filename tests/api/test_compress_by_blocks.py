@@ -18,10 +18,12 @@ from autoq.api.compressing import compress
 from autoq.api.task import PROBE_TOKENS, LoadedModel, load_data, token_batches
 from autoq.calibration import calibrate
 from autoq.errors import ExportError, InputError, ModelError
-from autoq.export import BlockStream, SourceMatrices, block_stream, export_checkpoint, verify_logits
+from autoq.export import FolderWeights, SourceMatrices, export_checkpoint, verify_logits
 from autoq.formats import CalibrationMethod, Container, FormatName
 from autoq.models import discover, load_model
+from autoq.models.block_stream import BlockStream
 from autoq.models.forward import forward_logits
+from autoq.models.kept_tensors import KeptTensors
 from autoq.models.loading import unloaded_model
 from autoq.progress import SilentProgress
 from autoq.testing.tiny_models import VOCABULARY_SIZE, write_family_model
@@ -155,9 +157,8 @@ def test_one_block_has_weights_at_a_time(tmp_path: Path) -> None:
     model = unloaded_model(source).to(torch.float32)
     model_map = discover(model)
     ids = torch.arange(8)[None]
-    stream = BlockStream(
-        model, model_map, SourceMatrices.of(source, model, model_map), [ids], tmp_path
-    )
+    weights = FolderWeights(model, model_map, SourceMatrices.of(source, model, model_map))
+    stream = BlockStream(model, model_map, weights, [ids], tmp_path)
 
     def real() -> set[str]:
         return {name for name, value in model.named_parameters() if not value.is_meta}
@@ -168,7 +169,7 @@ def test_one_block_has_weights_at_a_time(tmp_path: Path) -> None:
             inside = {name for name in real() if ".layers." in name}
             assert inside and all(name.startswith(f"{path}.") for name in inside)
         assert real() == {"model.embed_tokens.weight"}
-    last = stream._outputs.get(len(model_map.blocks) - 1, 0)
+    last = stream._outputs.get((len(model_map.blocks) - 1, 0))
     whole = load_model(source, dtype=torch.float32)
     with torch.no_grad():
         states = whole(ids, output_hidden_states=True).hidden_states
@@ -239,14 +240,14 @@ def test_a_full_disk_leaves_nothing(
     ids: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_family_model("llama", tmp_path / "model")
-    put = block_stream._Outputs.put
+    put = KeptTensors.put
 
-    def full(self: object, block: int, index: int, output: object) -> None:
-        if block:
+    def full(self: KeptTensors, key: tuple[int, int], output: object) -> None:
+        if key[0]:
             raise OSError(errno.ENOSPC, "No space left on device")
-        put(self, block, index, output)  # type: ignore[arg-type]
+        put(self, key, output)
 
-    monkeypatch.setattr(block_stream._Outputs, "put", full)
+    monkeypatch.setattr(KeptTensors, "put", full)
 
     with pytest.raises(ExportError, match=r"cannot write .*out: No space left on device; free"):
         compress_on(source, tmp_path / "out", ids, "fp8", MODELOPT)
