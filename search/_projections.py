@@ -38,18 +38,22 @@ Rows: TypeAlias = Tensor | slice
 """Row numbers, or all rows."""
 
 
-def projection_dtype(model: nn.Module) -> torch.dtype:
+def projection_dtype(model: nn.Module, device: torch.device | None = None) -> torch.dtype:
     """The dtype in which gradients meet quantisation errors of weights.
 
     The model's own, but bfloat16 on CPUs that multiply it in hardware, where it is several times
     as fast as float32. Both operands are small differences or gradients, not differences of large
     numbers, so eight bits of mantissa move a projection by well under a per cent of itself: far
     less than the choice of calibration tokens does.
+
+    Args:
+        device: where the model's weights will be, if they are on the meta device now.
     """
     parameter = next(model.parameters())
+    place = parameter.device if device is None else device
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     in_hardware = any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
-    if parameter.device.type == "cpu" and in_hardware:
+    if place.type == "cpu" and in_hardware:
         return torch.bfloat16
     return parameter.dtype
 
@@ -198,6 +202,11 @@ class WeightErrors:
         ]
         most = WEIGHT_ERROR_CACHE_BYTES // self._dtype.itemsize
         self._room = torch.empty(min(sum(sizes), most), dtype=self._dtype)
+
+    def keep(self, most_bytes: int) -> None:
+        """Forget what is kept, and keep no more than so much from now on."""
+        self._kept.clear()
+        self._free_bytes = most_bytes
 
     @property
     def most_weights(self) -> int:

@@ -56,12 +56,31 @@ class GradientReach:
             ModelError: a layer is not run at all, or all gradients are zero.
         """
         self._reached.clear()
-        self._own_failure = None
+        self.check_graph(total)
+        with self.going_back():
+            total.backward(retain_graph=keep_graph)  # type: ignore[no-untyped-call]
+        self.check()
+
+    def check_graph(self, total: Tensor) -> None:
+        """Refuse a loss that is no function of what the layers computed.
+
+        Raises:
+            NoGradientError: it is none.
+        """
         if not total.requires_grad:
             raise NoGradientError(self._last_unreached(), "the loss has no graph")
+
+    @contextmanager
+    def going_back(self) -> Iterator[None]:
+        """Backward runs, through the whole model or a part of it, which may be computed again.
+
+        Raises:
+            NoGradientError: the model has a part that cannot go back.
+        """
+        self._own_failure = None
         self._goes_back = True
         try:
-            total.backward(retain_graph=keep_graph)  # type: ignore[no-untyped-call]
+            yield
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, NotImplementedError) as error:
@@ -71,9 +90,13 @@ class GradientReach:
             raise NoGradientError(self._last_unreached(), f"backward says: {cause}") from error
         finally:
             self._goes_back = False
-        self._check()
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """See that backward reached every layer that the model ran, once all of it is done.
+
+        Raises:
+            NoGradientError, ModelError: as `backward`.
+        """
         if self._ran.keys() - self._reached:
             raise NoGradientError(self._last_unreached())
         for slot in self._slots.values():

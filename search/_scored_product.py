@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -83,11 +83,21 @@ def scoring_mode(
 
     Blocks are checkpointed, those aside that fit into `activations`.
     """
-    with ExitStack() as stack:
-        stack.enter_context(_frozen_parameters(model))
-        stack.enter_context(tapped(model, model_map.slots.values(), handler))
-        stack.enter_context(checkpointed_blocks(model, model_map.blocks, activations))
-        stack.enter_context(torch.enable_grad())
+    with (
+        shown_products(model, model_map, handler),
+        checkpointed_blocks(model, model_map.blocks, activations),
+    ):
+        yield
+
+
+@contextmanager
+def shown_products(model: nn.Module, model_map: ModelMap, handler: MatrixHandler) -> Iterator[None]:
+    """The same without checkpoints: backward finds what forward kept."""
+    with (
+        _frozen_parameters(model),
+        tapped(model, model_map.slots.values(), handler),
+        torch.enable_grad(),
+    ):
         yield
 
 

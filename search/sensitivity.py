@@ -9,7 +9,9 @@ see `autoq.search.estimators`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -40,7 +42,7 @@ from autoq.search._projections import (
     same_tensor,
 )
 from autoq.search._reach import GradientReach
-from autoq.search._scored_product import ScoredProduct, scoring_mode
+from autoq.search._scored_product import ScoredProduct, scoring_mode, shown_products
 
 __all__ = [
     "ROW_FRACTION",
@@ -60,6 +62,15 @@ SCORES_VERSION = 3
 """Counts changes of the bits of scores; studies with others are not continued."""
 
 
+@dataclass(slots=True)
+class StartedBatch:
+    """A batch between the first block of its forward and the last of its backward."""
+
+    projections: Projections
+    reach: GradientReach
+    loss: BatchLoss | None = None  # without graph and output, once its backward has begun
+
+
 class SensitivityScorer(ABC):
     """Scores every group in every format, batch by batch, from gradients.
 
@@ -72,6 +83,7 @@ class SensitivityScorer(ABC):
     needs_backward: ClassVar[bool] = True
     default_draws: ClassVar[int] = 1
     sequences_wanted: ClassVar[int | None] = None  # None: all that there are
+    goes_block_by_block: ClassVar[bool] = False  # see `start`
 
     def __init__(
         self,
@@ -150,11 +162,49 @@ class SensitivityScorer(ABC):
         self, index: int, draw: int, batch: BatchLoss, *, keep_graph: bool
     ) -> NDArray[np.float64]:
         """Contributions under one draw of labels."""
-        self._projections = Projections(self._row_fraction, self._seed * 1_000_003 + index)
+        self._projections = Projections(self._row_fraction, self._batch_seed(index))
         self._projections.sequences = batch.sequences
         self._reach.backward(total_of_draw(batch, draw), keep_graph=keep_graph)
         self._end_backward()
         return self._contributions(self._projections, batch)
+
+    # Scoring batches side by side, a block at a time, as `autoq.search.streamed` does it.
+
+    def start(self, index: int) -> StartedBatch:
+        """Begin with a batch; its forward and backward are somebody else's."""
+        reach = GradientReach(self._map)
+        reach.begin()
+        return StartedBatch(Projections(self._row_fraction, self._batch_seed(index)), reach)
+
+    @contextmanager
+    def showing_products(self) -> Iterator[None]:
+        """While it lasts every slot's product is shown, in forward and backward."""
+        with shown_products(self._model, self._map, self._scored_product):
+            yield
+
+    @contextmanager
+    def working_on(self, batch: StartedBatch) -> Iterator[None]:
+        """What runs while this lasts is a part of the batch's forward or backward."""
+        self._projections, self._reach = batch.projections, batch.reach
+        yield
+        self._end_backward()
+
+    def keep_errors(self, most_bytes: int) -> None:
+        """Forget the errors of weights that are kept, and keep no more than so much."""
+        self._errors.keep(most_bytes)
+
+    def contributions(self, batch: StartedBatch) -> NDArray[np.float64]:
+        """What `score_batch` gives, of a batch whose backward is done; in the batches' order.
+
+        Raises:
+            NoGradientError, ModelError: as `score_batch`.
+        """
+        assert batch.loss is not None  # its backward is done
+        batch.reach.check()
+        return self._contributions(batch.projections, batch.loss)
+
+    def _batch_seed(self, index: int) -> int:
+        return self._seed * 1_000_003 + index
 
     def _end_backward(self) -> None:
         """Backward has shown all products."""

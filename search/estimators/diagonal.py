@@ -28,6 +28,7 @@ class Diagonal(RowScorer):
     name: ClassVar[str] = "diagonal"
     labels: ClassVar[LabelSource] = "data"
     unit: str = "relative"
+    goes_block_by_block: ClassVar[bool] = True
 
     def _row_values(
         self,

@@ -64,6 +64,7 @@ class TokenProjection(SensitivityScorer):
     name: ClassVar[str] = "token_projection"
     keeps_interactions: ClassVar[bool] = True
     samples_tokens: ClassVar[bool] = True
+    goes_block_by_block: ClassVar[bool] = True
 
     def __init__(
         self,
