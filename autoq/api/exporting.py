@@ -109,7 +109,7 @@ def _export(
     slot_formats = slot_formats_of(study.model_map, plan.to_plan().assignment)
     for line in (
         *warnings_for(loaded.model, study.model_map, slot_formats, container, study.storage_dtype),
-        *_target_warnings(study, slot_formats, container),
+        *target_warnings(study, slot_formats, container),
     ):
         progress.note(line)
     calibration = _storable_calibration(study, slot_formats, container, progress)
@@ -170,7 +170,7 @@ def _export(
     }
 
 
-def _target_warnings(
+def target_warnings(
     study: Study, slot_formats: Mapping[SlotName, FormatName], container: Container
 ) -> Iterator[str]:
     """What the study's target cannot run of this checkpoint; another container may be asked for."""
@@ -201,12 +201,17 @@ def _storable_calibration(
         study.storage_dtype,
     )
     if changed:
-        progress.note(
-            f"{len(changed)} layers are written without their AWQ scale, which {container.value} "
-            f"cannot store (the first is {changed[0]}); the predicted loss is with it: search with "
-            f"--container {container.value} to score what is written"
-        )
+        progress.note(unfolded_note(changed, container))
     return plain
+
+
+def unfolded_note(changed: Sequence[SlotName], container: Container) -> str:
+    """What to say of layers that lose their input scale in a container."""
+    return (
+        f"{len(changed)} layers are written without their AWQ scale, which {container.value} "
+        f"cannot store (the first is {changed[0]}); the predicted loss is with it: search with "
+        f"--container {container.value} to score what is written"
+    )
 
 
 def _write(

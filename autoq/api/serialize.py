@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -97,31 +97,44 @@ def calibration_from_plain(
     records: list[dict[str, Any]], arrays: Mapping[str, NDArray[Any]]
 ) -> dict[tuple[SlotName, FormatName], LayerCalibration]:
     """The table that `calibration_to_plain` was given; records of older stores name no importance."""
-    table = {}
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
-    for record in records:
-        slot, fmt = SlotName(record["slot"]), FormatName(record["format"])
-        importance = record.get("importance")
-        table[slot, fmt] = LayerCalibration(
-            weight_amax=record["weight_amax"],
-            input_amax=record["input_amax"],
-            pre_quant_scale=tensors[_scale_name(slot, fmt)] if record["has_input_scale"] else None,
-            folds_into=record["folds_into"],
-            importance=None if importance is None else tensors[importance],
-            codes=tensors[_codes_name(slot, fmt)] if record.get("has_codes") else None,
-            low_rank=_branch(record, tensors),
-            input_rows=record.get("input_rows"),
-        )
-    return table
+    return {key_of(record): entry_from_plain(record, tensors.__getitem__) for record in records}
 
 
-def _branch(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LowRank | None:
+def key_of(record: Mapping[str, Any]) -> tuple[SlotName, FormatName]:
+    """Slot and format of a record."""
+    return SlotName(record["slot"]), FormatName(record["format"])
+
+
+def entry_from_plain(
+    record: Mapping[str, Any], tensor: Callable[[str], Tensor]
+) -> LayerCalibration:
+    """The calibration of one record.
+
+    Args:
+        tensor: name of an array -> what is stored under it.
+    """
+    slot, fmt = key_of(record)
+    importance = record.get("importance")
+    return LayerCalibration(
+        weight_amax=record["weight_amax"],
+        input_amax=record["input_amax"],
+        pre_quant_scale=tensor(_scale_name(slot, fmt)) if record["has_input_scale"] else None,
+        folds_into=record["folds_into"],
+        importance=None if importance is None else tensor(importance),
+        codes=tensor(_codes_name(slot, fmt)) if record.get("has_codes") else None,
+        low_rank=_branch(record, tensor),
+        input_rows=record.get("input_rows"),
+    )
+
+
+def _branch(record: Mapping[str, Any], tensor: Callable[[str], Tensor]) -> LowRank | None:
     if record.get("low_rank") is None:
         return None
     dtype = getattr(torch, record["low_rank"])
     slot, fmt = record["slot"], record["format"]
     names = [_factor_name(part, slot, fmt) for part in (DOWN, UP)]
-    return LowRank(*(tensors[name].view(dtype) for name in names))
+    return LowRank(*(tensor(name).view(dtype) for name in names))
 
 
 def _as_bits(factor: Tensor) -> NDArray[Any]:

@@ -156,7 +156,7 @@ class Study(StudyData):
         if not budgets.stated or last is None or "plan_id" not in last.payload:
             if budgets.stated:
                 return self.solve_for(budgets, self.rules)
-            return self._store.plan(self._finished(SOLVE)["plan_id"])
+            return self._store.plan(self.finished(SOLVE)["plan_id"])
         wish = wish_of(self._store.plan(last.payload["plan_id"]))
         plan = self.solve_for(budgets, self.rules)
         return plan if wish is None else with_cache(self, plan, wish)
@@ -317,6 +317,7 @@ class Study(StudyData):
         tp_size: int = 1,
         pp_size: int = 1,
         with_past: bool = False,
+        streamed: bool = False,
         overwrite: bool = False,
         check_logits: bool = True,
         progress: Progress | None = None,
@@ -336,6 +337,8 @@ class Study(StudyData):
             pp_size: stages of layers, of the container "tensorrt-llm" only.
             with_past: keys and values of earlier tokens are inputs and outputs of the graph, of the
                 container "onnx" only.
+            streamed: read the weights from the model's folder a matrix at a time, for models that
+                no memory holds; the same files, whose logits are not compared.
             check_logits: load a compressed-tensors checkpoint with transformers, too, and compare
                 its logits with the simulation's, or a transformers-fp8 one and its weights; takes
                 the memory of two more models.
@@ -351,6 +354,10 @@ class Study(StudyData):
             refuse_missing_packages,
             refuse_past,
         )
+        from autoq.api.exporting_streamed import (
+            export_plan_streamed,
+            refuse_unstreamed_container,
+        )
         from autoq.api.exporting_tensorrt_llm import (
             TENSORRT_LLM,
             export_tensorrt_llm_plan,
@@ -359,6 +366,8 @@ class Study(StudyData):
         from autoq.api.exporting_transformers_fp8 import spelled
         from autoq.export._types import Spelling
 
+        if streamed:
+            refuse_unstreamed_container(container)
         refuse_parallel(container, tp_size, pp_size)
         refuse_past(container, with_past)
         own = spelled(container)
@@ -394,6 +403,16 @@ class Study(StudyData):
                     pp_size=pp_size,
                     overwrite=overwrite,
                     progress=renewing,
+                )
+            if streamed:
+                return export_plan_streamed(
+                    self,
+                    plan,
+                    Path(destination),
+                    chosen,
+                    overwrite=overwrite,
+                    progress=renewing,
+                    spelling=spelling,
                 )
             return export_plan(
                 self,

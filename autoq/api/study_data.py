@@ -83,24 +83,24 @@ class StudyData:
     @cached_property
     def model_map(self) -> ModelMap:
         """The slots and decision groups that discovery found."""
-        return model_map_from_json(self._finished(DISCOVERY)["model_map"])
+        return model_map_from_json(self.finished(DISCOVERY)["model_map"])
 
     @cached_property
     def storage_dtype(self) -> torch.dtype:
         """Dtype of the model's weights on disk."""
-        dtype: torch.dtype = getattr(torch, self._finished(DISCOVERY)["storage_dtype"])
+        dtype: torch.dtype = getattr(torch, self.finished(DISCOVERY)["storage_dtype"])
         return dtype
 
     @cached_property
     def calibration(self) -> dict[tuple[SlotName, FormatName], LayerCalibration]:
         """The calibrated parameters of every slot in every format."""
         arrays = self._store.arrays(self.id, CALIBRATION)
-        return calibration_from_plain(self._finished(CALIBRATION)["records"], arrays)
+        return calibration_from_plain(self.finished(CALIBRATION)["records"], arrays)
 
     @cached_property
     def sensitivity(self) -> SensitivityTable:
         """Groups x formats -> expected loss increase."""
-        return self.sensitivity_from(self._finished(SENSITIVITY))
+        return self.sensitivity_from(self.finished(SENSITIVITY))
 
     @cached_property
     def interactions(self) -> Interactions | None:
@@ -130,7 +130,7 @@ class StudyData:
     @property
     def token_shares(self) -> Mapping[SlotName, float] | None:
         """How many of the tokens each slot sees; None where calibration did not count them."""
-        return shares_from(self.model_map, self._finished(CALIBRATION))
+        return shares_from(self.model_map, self.finished(CALIBRATION))
 
     def costs(self, rules: Sequence[str] = (), budgets: Budgets = NO_BUDGETS) -> CostTable:
         """Groups x formats -> what they take of each resource, with the user's rules applied.
@@ -142,7 +142,7 @@ class StudyData:
         """
         unusable = {
             (entry["group"], entry["format"]): entry["reason"]
-            for entry in self._finished(DISCOVERY)["inexpressible"]
+            for entry in self.finished(DISCOVERY)["inexpressible"]
         }
         costs = constrained_costs(self.model_map, self.config.formats, rules, unusable)
         return study_costs(
@@ -201,14 +201,19 @@ class StudyData:
 
     def peak_rss_bytes(self) -> int:
         """Largest resident memory of the process that scored."""
-        return int(self._finished(SENSITIVITY)["peak_rss_bytes"])
+        return int(self.finished(SENSITIVITY)["peak_rss_bytes"])
 
     @property
     def record(self) -> StudyRecord:
         """The study's row."""
         return self._record
 
-    def _finished(self, stage: str) -> dict[str, Any]:
+    def finished(self, stage: str) -> dict[str, Any]:
+        """What a stage stored as plain data.
+
+        Raises:
+            InputError: the study has not finished it.
+        """
         found = self._store.stage(self.id, stage)
         if found is None or found.status is not WorkStatus.DONE:
             raise InputError(

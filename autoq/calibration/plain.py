@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from autoq.calibration.scales import scaled_importance, scaled_weight_amax
 from autoq.formats import FORMATS, NONE, FormatName
 from autoq.layers import LayerCalibration
-from autoq.models import ModelMap, SlotName
+from autoq.models import ModelMap, SlotName, WeightSlot
 from autoq.models.weights import slot_weight
 
 
@@ -30,8 +31,27 @@ def without_unfolded_scales(
     Returns:
         The calibration, and the slots that lost their input scale.
     """
-    plain = dict(calibration)
-    changed: list[SlotName] = []
+    changed = plain_entries(
+        partial(slot_weight, model), model_map, slot_formats, calibration, scale_dtype
+    )
+    table = {**calibration, **changed}
+    return table, [slot for slot, _ in changed]
+
+
+def plain_entries(
+    weight_of: Callable[[WeightSlot], Tensor],
+    model_map: ModelMap,
+    slot_formats: Mapping[SlotName, FormatName],
+    calibration: Mapping[tuple[SlotName, FormatName], LayerCalibration],
+    scale_dtype: torch.dtype,
+) -> dict[tuple[SlotName, FormatName], LayerCalibration]:
+    """What `without_unfolded_scales` changes; of a model that need not be in memory.
+
+    Args:
+        weight_of: a slot -> its weight [out_features, in_features].
+        calibration: entries are looked up one by one.
+    """
+    changed: dict[tuple[SlotName, FormatName], LayerCalibration] = {}
     fusion_set_of = {
         name: names for group in model_map.groups for names in group.fusion_sets for name in names
     }
@@ -40,11 +60,10 @@ def without_unfolded_scales(
         if entry is None or entry.pre_quant_scale is None or entry.folds_into is not None:
             continue
         members = fusion_set_of.get(name, (name,))
-        weights = [slot_weight(model, model_map.slots[member]) for member in members]
+        weights = [weight_of(model_map.slots[member]) for member in members]
         importance = scaled_importance(entry.importance, entry.pre_quant_scale.reciprocal())
         amax = scaled_weight_amax(weights, None, FORMATS[fmt], scale_dtype, importance)
-        plain[name, fmt] = replace(
+        changed[name, fmt] = replace(
             entry, weight_amax=amax, pre_quant_scale=None, importance=importance, codes=None
         )
-        changed.append(name)
-    return plain, changed
+    return changed

@@ -58,6 +58,14 @@ def export(
             help="Keys and values of earlier tokens as inputs and outputs of the graph; onnx only.",
         ),
     ] = False,
+    streamed: Annotated[
+        bool,
+        typer.Option(
+            "--streamed",
+            help="Read the weights from the model's folder a matrix at a time, for models that no "
+            "memory holds; the same files.",
+        ),
+    ] = False,
     overwrite: Overwrite = False,
     trust_remote_code: TrustRemoteCode = False,
     store: Store = DEFAULT_STORE,
@@ -82,6 +90,7 @@ def export(
             tp_size=tp,
             pp_size=pp,
             with_past=with_past,
+            streamed=streamed,
             overwrite=overwrite,
             progress=make_progress(quiet=quiet),
         )

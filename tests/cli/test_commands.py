@@ -413,6 +413,7 @@ def test_export_takes_study_and_folder(api, run):
         "tp_size": 1,
         "pp_size": 1,
         "with_past": False,
+        "streamed": False,
         "overwrite": True,
     }
     assert api.arguments("open_study")["name"] == "llama"
