@@ -5,10 +5,11 @@ from __future__ import annotations
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from autoq.errors import StoreError, UnknownNameError
+from autoq.errors import StoreError, StudyLockedError, UnknownNameError
 from autoq.studies._database import Database
 from autoq.studies._encoding import utc_now
-from autoq.studies._schema import StageRow, StudyRow
+from autoq.studies._leases import LOST
+from autoq.studies._schema import LeaseRow, StageRow, StudyRow
 from autoq.studies.records import WorkStatus
 
 SCORING_STAGE = "sensitivity"
@@ -21,13 +22,14 @@ class Repository:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    @staticmethod
-    def _touched(session: Session, study_id: int) -> StudyRow:
+    def _touched(self, session: Session, study_id: int) -> StudyRow:
         """The study's row, marked as changed now.
 
         Raises:
             UnknownNameError: there is no such study.
+            StudyLockedError: this process had the lease on the study, and another has it now.
         """
+        self._refuse_lost_lease(session, study_id)
         row = session.get(StudyRow, study_id)
         if row is None:
             raise UnknownNameError(
@@ -36,14 +38,23 @@ class Repository:
         row.updated = utc_now()
         return row
 
-    @classmethod
-    def _open_for_results(cls, session: Session, study_id: int, stage: str) -> StudyRow:
+    def _refuse_lost_lease(self, session: Session, study_id: int) -> None:
+        """What a process writes that hung while another took its study over would be done twice."""
+        owner = self._database.held_leases.get(study_id)
+        if owner is None:
+            return
+        # Locked, so that the study changes hands before this transaction or after it.
+        query = select(LeaseRow.owner).where(LeaseRow.study_id == study_id)
+        if session.scalar(query.with_for_update(read=True)) != owner:
+            raise StudyLockedError(LOST)
+
+    def _open_for_results(self, session: Session, study_id: int, stage: str) -> StudyRow:
         """The study's row, if results may still go into the stage.
 
         Raises:
             StoreError: the stage is done.
         """
-        study = cls._touched(session, study_id)
+        study = self._touched(session, study_id)
         row = stage_row(session, study_id, stage)
         if row is not None and row.status == WorkStatus.DONE:
             raise StoreError(

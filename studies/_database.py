@@ -37,6 +37,7 @@ class Database:
         self._write_sessions = sessionmaker(writer, expire_on_commit=False)
         self._read_sessions = sessionmaker(engine, expire_on_commit=False)
         self._writer = writer
+        self.held_leases: dict[int, str] = {}  # study -> owner of the lease that is held here
 
     @classmethod
     def open(cls, url_or_path: str) -> Database:
@@ -80,8 +81,12 @@ class Database:
         self._engine.dispose()
 
     def _migrate(self) -> None:
-        from autoq.studies._migrate import upgrade_schema
+        from autoq.studies._migrate import is_current, upgrade_schema
 
+        # Looking takes no lock: readers do not wait for a writer.
+        with self._engine.begin() as connection:
+            if is_current(connection):
+                return
         # One transaction round the whole upgrade: of two processes that open a new file at
         # once, the second waits and then finds nothing left to do.
         with self._writer.begin() as connection:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from autoq.errors import StoreError
 
-# One value of either database holds at most about 1e9 bytes.
-MAX_ARRAY_BYTES = 900_000_000
+MAX_VALUE_BYTES = 900_000_000
+"""One value of either database holds at most about 1e9 bytes; blobs are kept in pieces."""
+
 _PLAIN_DTYPE_KINDS = "biufcSU"
 
 
@@ -80,24 +81,23 @@ def study_key(configuration: Mapping[str, object], fingerprint: str) -> str:
     return sha256_hex(canonical_json(document).encode())
 
 
-def encode_array(array: NDArray[Any], described: str = "an array") -> bytes:
+def encode_array(array: NDArray[Any], most_bytes: int | None = None) -> bytes:
     """`array` as npy bytes in C order: equal values and dtype give equal bytes.
 
     Args:
-        described: what it is, for messages.
+        most_bytes: that may become of it; None is any number.
     Raises:
-        StoreError: a dtype that npy cannot hold without pickle, or more than MAX_ARRAY_BYTES.
+        StoreError: a dtype that npy cannot hold without pickle, or too many bytes.
     """
     if array.dtype.kind not in _PLAIN_DTYPE_KINDS:
         raise StoreError(
             f"arrays of dtype {array.dtype} cannot be stored; "
             "convert to a number type of NumPy's own (view bit patterns as unsigned integers)"
         )
-    if array.nbytes > MAX_ARRAY_BYTES:
+    if most_bytes is not None and array.nbytes > most_bytes:
         raise StoreError(
-            f"a value of the database holds at most {MAX_ARRAY_BYTES} bytes, and {described} has "
-            f"{array.nbytes}; leave its layer out (--exclude), or search without stored codes "
-            "(--calibration scales)"
+            f"a value of the database holds at most {most_bytes} bytes, and a score batch has "
+            f"{array.nbytes}; score fewer sequences at a time (--batch-size) or fewer formats"
         )
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, np.asarray(array, order="C"), allow_pickle=False)

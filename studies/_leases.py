@@ -9,14 +9,15 @@ import time
 import uuid
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import psutil  # type: ignore[import-untyped]
 from sqlalchemy import CursorResult, delete, select, update
 
 from autoq.errors import StoreError, StudyLockedError
+from autoq.studies._clock import Instant, now
 from autoq.studies._database import Database, StoreConflictError
-from autoq.studies._encoding import iso_time, utc_now
+from autoq.studies._encoding import iso_time
 from autoq.studies._schema import LeaseRow, StudyRow
 from autoq.studies.records import LeaseRecord
 
@@ -24,6 +25,11 @@ logger = logging.getLogger(__name__)
 
 LEASE_SECONDS = 600.0
 """How long a lease lasts without a heartbeat: longer than any batch should take."""
+
+LOST = (
+    "this process no longer holds its study: it gave no sign of life for too long and another "
+    "process took the study over; what was stored is intact, so run again when the other has ended"
+)
 
 _POLL_SECONDS = 0.2
 # Start times count in clock ticks of 0.01 s; the rest is rounding.
@@ -35,7 +41,9 @@ class StudyLease:
 
     Call `heartbeat()` more often than the lease lasts. There is no thread behind it on purpose:
     a process that hangs must lose its lease. It also ends, at once, when its process is found
-    dead on the same host.
+    dead on the same host. While it is held, each write to the study through the same open store
+    makes sure, in its own transaction, that nobody has taken it over. Clocks that are set forward
+    or back neither end nor prolong it.
     """
 
     def __init__(
@@ -57,6 +65,7 @@ class StudyLease:
         while True:
             holder = self._try_to_acquire()
             if holder is None:
+                self._database.held_leases[self._study_id] = self._owner
                 return self
             if time.monotonic() >= deadline:
                 raise StudyLockedError(self._refusal(holder))
@@ -69,6 +78,8 @@ class StudyLease:
         trace: TracebackType | None,
     ) -> None:
         """Give the lease back."""
+        if self._database.held_leases.get(self._study_id) == self._owner:
+            del self._database.held_leases[self._study_id]
         try:
             with self._database.write() as session:
                 session.execute(delete(LeaseRow).where(LeaseRow.owner == self._owner))
@@ -82,21 +93,15 @@ class StudyLease:
         Raises:
             StudyLockedError: the lease had run out, and another process has taken it.
         """
-        now = utc_now()
-        renewal = (
-            update(LeaseRow)
-            .where(LeaseRow.study_id == self._study_id, LeaseRow.owner == self._owner)
-            .values(heartbeat=now, expires=now + timedelta(seconds=self._lease_seconds))
-        )
         with self._database.write() as session:
+            ours = (LeaseRow.study_id == self._study_id, LeaseRow.owner == self._owner)
+            moment = now(session)
+            until = self._until(moment)
+            renewal = update(LeaseRow).where(*ours).values(heartbeat=moment.wall, **until)
             result = session.execute(renewal)
             renewed = isinstance(result, CursorResult) and result.rowcount == 1
         if not renewed:
-            raise StudyLockedError(
-                "this process no longer holds its study: its lease ran out after "
-                f"{self._lease_seconds:g} s without a heartbeat and another process took it; "
-                "what was stored is intact, so run again when the other has ended"
-            )
+            raise StudyLockedError(LOST)
 
     def _try_to_acquire(self) -> LeaseRecord | None:
         """None when the lease is ours now, else who holds it."""
@@ -110,7 +115,8 @@ class StudyLease:
         with self._database.write() as session:
             found = select(LeaseRow).where(LeaseRow.study_id == self._study_id)
             row = session.scalars(found.with_for_update()).one_or_none()
-            if row is not None and is_alive(row):
+            moment = now(session)  # after the row was locked, which may have taken a while
+            if row is not None and is_alive(row, moment):
                 return _record(row)
             if row is None:
                 row = LeaseRow(study_id=self._study_id)
@@ -121,18 +127,26 @@ class StudyLease:
                     row.pid,
                     row.host,
                 )
-            self._claim(row)
+            self._claim(row, moment)
         return None
 
-    def _claim(self, row: LeaseRow) -> None:
-        now = utc_now()
+    def _claim(self, row: LeaseRow, moment: Instant) -> None:
         row.owner = self._owner
         row.host = socket.gethostname()
         row.pid_namespace = pid_namespace()
         row.pid = os.getpid()
         row.process_started = process_started(row.pid) or 0.0
-        row.acquired = row.heartbeat = now
-        row.expires = now + timedelta(seconds=self._lease_seconds)
+        row.acquired = row.heartbeat = moment.wall
+        for name, value in self._until(moment).items():
+            setattr(row, name, value)
+
+    def _until(self, moment: Instant) -> dict[str, Any]:
+        """When a lease ends that shows its last sign of life now."""
+        return {
+            "expires": moment.wall + timedelta(seconds=self._lease_seconds),
+            "expires_uptime": moment.uptime + self._lease_seconds,
+            "boot_id": moment.boot_id,
+        }
 
     def _refusal(self, holder: LeaseRecord) -> str:
         with self._database.read() as session:
@@ -168,9 +182,9 @@ def pid_namespace() -> str:
         return ""
 
 
-def is_alive(row: LeaseRow) -> bool:
+def is_alive(row: LeaseRow, moment: Instant) -> bool:
     """Whether the process that holds the lease may still be at work."""
-    if utc_now() >= row.expires:
+    if moment.has_passed(row.expires, row.expires_uptime, row.boot_id):
         return False
     if (row.host, row.pid_namespace) != (socket.gethostname(), pid_namespace()):
         return True

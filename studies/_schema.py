@@ -27,7 +27,10 @@ from autoq.studies._encoding import finite_or_none, json_clean
 # would take the other's schema version for its own.
 VERSION_TABLE = "autoq_alembic_version"
 
-SCHEMA_VERSION = 2
+SCHEMA_REVISION = "0003"
+"""The newest of the migrations; databases that have it are opened without Alembic."""
+
+SCHEMA_VERSION = 3
 """Written into every study, so that an exported row says which layout it had."""
 
 # SQLite counts up only a column that is spelled INTEGER.
@@ -132,10 +135,33 @@ class StageRow(Base):
     finished: Mapped[datetime | None]
     seconds: Mapped[float | None]
     payload: Mapped[dict[str, Any]]
+    fingerprint: Mapped[str | None] = mapped_column(index=True)
+
+
+class BlobRow(Base):
+    """Bytes that rows refer to by their hash; equal bytes are kept once."""
+
+    __tablename__ = "blob"
+
+    id: Mapped[int] = mapped_column(Identifier, primary_key=True)
+    sha256: Mapped[str] = mapped_column(unique=True)
+    size_bytes: Mapped[int]
+
+
+class BlobChunkRow(Base):
+    """A piece of a blob: no database takes values of any size."""
+
+    __tablename__ = "blob_chunk"
+    __table_args__ = (UniqueConstraint("blob_id", "position"),)
+
+    id: Mapped[int] = mapped_column(Identifier, primary_key=True)
+    blob_id: Mapped[int] = mapped_column(ForeignKey("blob.id", ondelete="CASCADE"))
+    position: Mapped[int]
+    data: Mapped[bytes]
 
 
 class ArrayRow(Base):
-    """One named array of a stage, as npy bytes."""
+    """One named array of a stage; its npy bytes are a blob."""
 
     __tablename__ = "stored_array"
     __table_args__ = (UniqueConstraint("study_id", "stage", "name"),)
@@ -146,8 +172,7 @@ class ArrayRow(Base):
     name: Mapped[str]
     dtype: Mapped[str]
     shape: Mapped[list[int]] = mapped_column(StrictJson())
-    data: Mapped[bytes]
-    sha256: Mapped[str]
+    sha256: Mapped[str] = mapped_column(ForeignKey("blob.sha256"), index=True)
 
 
 class ScoreBatchRow(Base):
@@ -268,3 +293,5 @@ class LeaseRow(Base):
     acquired: Mapped[datetime]
     heartbeat: Mapped[datetime]
     expires: Mapped[datetime]
+    boot_id: Mapped[str | None]
+    expires_uptime: Mapped[float | None]

@@ -7,12 +7,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import ColumnElement, delete, func, insert, select
 from sqlalchemy.orm import Session
 
 from autoq.errors import StoreError, UnknownNameError
 from autoq.studies._base import SCORING_STAGE, Repository, stage_row
+from autoq.studies._blobs import blob_bytes, drop_unused, put_blob
 from autoq.studies._encoding import (
+    MAX_VALUE_BYTES,
     decode_array,
     encode_array,
     iso_time,
@@ -20,12 +22,12 @@ from autoq.studies._encoding import (
     sha256_hex,
     utc_now,
 )
-from autoq.studies._schema import ArrayRow, ScoreBatchRow, SensitivityRow, StageRow
+from autoq.studies._schema import ArrayRow, BlobRow, ScoreBatchRow, SensitivityRow, StageRow
 from autoq.studies.records import SensitivityCell, StageRecord, WorkStatus
 
 Item = TypeVar("Item")
 
-# Few statements, and only so many encoded arrays in memory at a time, beside the arrays themselves.
+# Few statements, and only so many encoded arrays in memory at a time, beside those that are decoded.
 _ROWS_PER_STATEMENT = 256
 _BYTES_PER_STATEMENT = 1 << 26
 
@@ -73,8 +75,7 @@ class StageRepository(Repository):
         """Forget the stage and everything it stored; nothing happens where there is none."""
         with self._database.write() as session:
             self._touched(session, study_id)
-            of_stage = (ArrayRow.study_id == study_id, ArrayRow.stage == stage)
-            session.execute(delete(ArrayRow).where(*of_stage))
+            _delete_arrays(session, ArrayRow.study_id == study_id, ArrayRow.stage == stage)
             if stage == SCORING_STAGE:
                 session.execute(delete(ScoreBatchRow).where(ScoreBatchRow.study_id == study_id))
                 session.execute(delete(SensitivityRow).where(SensitivityRow.study_id == study_id))
@@ -110,13 +111,15 @@ class StageRepository(Repository):
         """
         with self._database.write() as session:
             self._open_for_results(session, study_id, stage)
-            given = ((name, np.asarray(arrays[name])) for name in arrays)
-            for chunk in _in_chunks(given, lambda entry: entry[1].nbytes):
-                replaced = ArrayRow.name.in_([name for name, _ in chunk])
-                of_stage = (ArrayRow.study_id == study_id, ArrayRow.stage == stage)
-                session.execute(delete(ArrayRow).where(*of_stage, replaced))
-                rows = [_array_values(study_id, stage, name, array) for name, array in chunk]
+            of_stage = (ArrayRow.study_id == study_id, ArrayRow.stage == stage)
+            replaced: set[str] = set()
+            for chunk in _in_chunks(arrays):
+                old = (*of_stage, ArrayRow.name.in_(chunk))
+                replaced.update(session.scalars(select(ArrayRow.sha256).where(*old)))
+                session.execute(delete(ArrayRow).where(*old))
+                rows = [_put(session, study_id, stage, name, arrays[name]) for name in chunk]
                 session.execute(insert(ArrayRow), rows)
+            drop_unused(session, replaced)
 
     def get_array(self, study_id: int, stage: str, name: str) -> NDArray[Any]:
         """The array, bit for bit as it was stored.
@@ -128,9 +131,9 @@ class StageRepository(Repository):
         query = _arrays_of(study_id, stage).where(ArrayRow.name == name)
         with self._database.read() as session:
             row = session.scalars(query).one_or_none()
-        if row is None:
-            raise UnknownNameError(f"stage {stage!r} of study {study_id} has no array {name!r}")
-        return _decoded(row)
+            if row is None:
+                raise UnknownNameError(f"stage {stage!r} of study {study_id} has no array {name!r}")
+            return _decoded(row, dict(blob_bytes(session, [row.sha256])))
 
     def arrays(self, study_id: int, stage: str) -> dict[str, NDArray[Any]]:
         """All arrays of the stage, in the order they were stored.
@@ -138,16 +141,14 @@ class StageRepository(Repository):
         Raises:
             StoreError: one is damaged.
         """
-        of_stage = (ArrayRow.study_id == study_id, ArrayRow.stage == stage)
-        sizes = select(ArrayRow.id, func.length(ArrayRow.data)).where(*of_stage)
+        query = _arrays_of(study_id, stage).add_columns(BlobRow.size_bytes)
+        joined = query.outerjoin(BlobRow, BlobRow.sha256 == ArrayRow.sha256)
         found: dict[str, NDArray[Any]] = {}
         with self._database.read() as session:
-            known = [(row[0], row[1]) for row in session.execute(sizes.order_by(ArrayRow.id))]
-            for chunk in _in_chunks(known, lambda entry: entry[1]):
-                query = select(ArrayRow).where(ArrayRow.id.in_([number for number, _ in chunk]))
-                rows = session.scalars(query.order_by(ArrayRow.id)).all()
-                found.update((row.name, _decoded(row)) for row in rows)
-                session.expunge_all()  # or the session keeps the encoded ones
+            known = session.execute(joined.order_by(ArrayRow.id)).all()
+            for chunk in _in_chunks(known, lambda entry: entry[1] or 0):
+                blobs = dict(blob_bytes(session, [row.sha256 for row, _ in chunk]))
+                found.update((row.name, _decoded(row, blobs)) for row, _ in chunk)
         return found
 
     def put_score_batch(
@@ -158,7 +159,7 @@ class StageRepository(Repository):
         Raises:
             StoreError: the batch is there with other bits, or scoring is done.
         """
-        data = encode_array(array)
+        data = encode_array(array, most_bytes=MAX_VALUE_BYTES)
         with self._database.write() as session:
             row = _score_batch(session, study_id, index)
             if row is not None:
@@ -262,21 +263,31 @@ def _arrays_of(study_id: int, stage: str) -> Any:
     return select(ArrayRow).where(ArrayRow.study_id == study_id, ArrayRow.stage == stage)
 
 
-def _array_values(study_id: int, stage: str, name: str, array: NDArray[Any]) -> dict[str, object]:
-    data = encode_array(array, f"array {name!r} of stage {stage!r}")
+def _put(
+    session: Session, study_id: int, stage: str, name: str, given: NDArray[Any]
+) -> dict[str, object]:
+    """Keep the array's bytes, and return its row."""
+    array = np.asarray(given)
     return {
         "study_id": study_id,
         "stage": stage,
         "name": name,
         "dtype": array.dtype.str,
         "shape": list(array.shape),
-        "data": data,
-        "sha256": sha256_hex(data),
+        "sha256": put_blob(session, encode_array(array)),
     }
 
 
-def _decoded(row: ArrayRow) -> NDArray[Any]:
-    return decode_array(row.data, row.sha256, f"array {row.name!r} of stage {row.stage!r}")
+def _delete_arrays(session: Session, *which: ColumnElement[bool]) -> None:
+    """Remove arrays, and their bytes where no other row refers to them."""
+    hashes = session.scalars(select(ArrayRow.sha256).where(*which)).all()
+    session.execute(delete(ArrayRow).where(*which))
+    drop_unused(session, hashes)
+
+
+def _decoded(row: ArrayRow, blobs: Mapping[str, bytes]) -> NDArray[Any]:
+    described = f"array {row.name!r} of stage {row.stage!r} of study {row.study_id}"
+    return decode_array(blobs.get(row.sha256, b""), row.sha256, described)
 
 
 def _score_batch(session: Session, study_id: int, index: int) -> ScoreBatchRow | None:

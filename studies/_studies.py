@@ -12,6 +12,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from autoq.errors import InputError, UnknownNameError
 from autoq.studies._base import Repository
+from autoq.studies._clock import now
 from autoq.studies._database import StoreConflictError
 from autoq.studies._encoding import iso_time, json_clean, utc_now
 from autoq.studies._leases import LEASE_SECONDS, StudyLease, is_alive
@@ -99,10 +100,11 @@ class StudyRepository(Repository):
         """All studies, oldest first."""
         with self._database.read() as session:
             rows = session.scalars(select(StudyRow).order_by(StudyRow.id)).all()
-            stages = session.scalars(select(StageRow).order_by(StageRow.id)).all()
+            stages = _stages_by_study(session)
             plans = _counts(session, PlanRow.study_id)
             exports = _counts(session, ExportRow.study_id, ExportRow.status, ExportStatus.COMPLETE)
-            held = {row.study_id for row in session.scalars(select(LeaseRow)) if is_alive(row)}
+            leases = session.scalars(select(LeaseRow)).all()
+            held = {row.study_id for row in leases if is_alive(row, now(session))}
         return [
             StudySummary(
                 id=row.id,
@@ -112,7 +114,7 @@ class StudyRepository(Repository):
                 updated=iso_time(row.updated),
                 model_path=row.model_path,
                 architecture=row.architecture,
-                stages={s.name: WorkStatus(s.status) for s in stages if s.study_id == row.id},
+                stages=stages.get(row.id, {}),
                 plans=plans.get(row.id, 0),
                 exports=exports.get(row.id, 0),
                 is_held=row.id in held,
@@ -231,6 +233,15 @@ def _unknown_study(wanted: str, names: list[str]) -> str:
     shown = ", ".join(names[-_NAMES_SHOWN:])
     more = " and older ones" if len(names) > _NAMES_SHOWN else ""
     return f"no study named {wanted!r}{hint}; known: {shown}{more}"
+
+
+def _stages_by_study(session: Session) -> dict[int, dict[str, WorkStatus]]:
+    """Study -> stage -> how far it is, in the order in which they were begun."""
+    query = select(StageRow.study_id, StageRow.name, StageRow.status).order_by(StageRow.id)
+    found: dict[int, dict[str, WorkStatus]] = {}
+    for study_id, name, status in session.execute(query):
+        found.setdefault(study_id, {})[name] = WorkStatus(status)
+    return found
 
 
 def _counts(

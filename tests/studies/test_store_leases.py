@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+from datetime import timedelta
 
+import numpy as np
 import pytest
 
 from autoq.errors import StudyLockedError
-from autoq.studies import StudyStore, WorkStatus
+from autoq.studies import StudyStore, WorkStatus, _clock
+from autoq.studies._encoding import utc_now
 from autoq.studies._leases import process_started
 
 HOLD = """
@@ -162,3 +165,61 @@ def test_start_time_tells_processes_apart(start_child):
     child.kill()
     child.wait()
     assert process_started(child.pid) is None
+
+
+@pytest.mark.parametrize("hours", [-48, 48])
+def test_setting_the_clock_neither_ends_nor_steals_a_lease(
+    hours, store, study_id, store_path, monkeypatch
+):
+    with store.lease(study_id) as first:
+        alter_lease(store_path, "host = 'elsewhere'")  # so that only time can tell
+        wrong = utc_now() + timedelta(hours=hours)
+        monkeypatch.setattr(_clock, "utc_now", lambda: wrong)
+        with pytest.raises(StudyLockedError, match="on host elsewhere"), store.lease(study_id):
+            pass
+        first.heartbeat()
+
+
+@pytest.mark.parametrize("hours", [-48, 0, 48])
+def test_a_lease_without_sign_of_life_ends_whatever_the_clock_says(
+    hours, store, study_id, store_path, monkeypatch
+):
+    with store.lease(study_id, lease_seconds=0.05):
+        alter_lease(store_path, "host = 'elsewhere'")
+        wrong = utc_now() + timedelta(hours=hours)
+        monkeypatch.setattr(_clock, "utc_now", lambda: wrong)
+        with store.lease(study_id, wait_seconds=30):
+            pass
+
+
+def test_a_lease_of_before_the_machine_started_ends_by_the_time_of_day(store, study_id, store_path):
+    with store.lease(study_id, lease_seconds=0.05):
+        alter_lease(store_path, "host = 'elsewhere', boot_id = 'earlier', expires_uptime = 1e12")
+        with store.lease(study_id, wait_seconds=30):
+            pass
+
+
+def test_who_hung_while_another_took_the_study_over_writes_nothing_more(
+    store, study_id, store_path
+):
+    """Not after its next heartbeat: in the transaction of the write itself."""
+    with (
+        StudyStore.open(str(store_path)) as other,
+        store.lease(study_id, lease_seconds=0.05),
+    ):
+        store.begin_stage(study_id, "calibration")
+        writes = [
+            lambda: store.put_array(study_id, "calibration", "x", np.ones(2)),
+            lambda: store.put_score_batch(study_id, 0, np.ones(2), 0.1),
+            lambda: store.finish_stage(study_id, "calibration", 1.0),
+            lambda: store.reset_stage(study_id, "calibration"),
+            lambda: store.set_status(study_id, WorkStatus.DONE),
+        ]
+        with other.lease(study_id, wait_seconds=30):
+            for write in writes:
+                with pytest.raises(StudyLockedError, match="another process took the study over"):
+                    write()
+            other.put_array(study_id, "calibration", "x", np.zeros(2))
+            assert other.get_array(study_id, "calibration", "x").tolist() == [0.0, 0.0]
+            assert other.score_batches(study_id) == {}
+    store.set_status(study_id, WorkStatus.DONE)  # nobody has it now

@@ -6,13 +6,11 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import optuna
 import pytest
-from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine, event
@@ -20,9 +18,8 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
 from autoq.errors import StoreError
-from autoq.search import Plan, Resource
-from autoq.studies import StudyStore, _migrate
-from autoq.studies._schema import VERSION_TABLE, Base
+from autoq.studies import StudyStore
+from autoq.studies._schema import SCHEMA_REVISION, VERSION_TABLE, Base
 
 
 def table_names(path):
@@ -68,7 +65,7 @@ def test_opening_again_changes_nothing(store, store_path, make_study):
             assert again.find("demo") == created
     with sqlite3.connect(store_path) as connection:
         rows = connection.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchall()
-    assert rows == [("0002",)]
+    assert rows == [(SCHEMA_REVISION,)]
 
 
 def test_sqlite_is_set_up_for_many_processes(store):
@@ -127,74 +124,12 @@ def test_newer_schema_is_refused_and_left_alone(store, store_path, make_study):
     store.close()
     set_revision(store_path, "0999")
     with pytest.raises(
-        StoreError, match=r"revision '0999', which is newer .*'0002'.*upgrade autoq"
+        StoreError, match=r"revision '0999', which is newer .*'0003'.*upgrade autoq"
     ):
         StudyStore.open(str(store_path))
-    set_revision(store_path, "0002")
+    set_revision(store_path, SCHEMA_REVISION)
     with StudyStore.open(str(store_path)) as again:
         assert again.find("demo").name == "demo"
-
-
-PLAN = Plan(
-    assignment={"layers.0.qkv": "nvfp4"},
-    budget_bits=4.8,
-    effective_bits=4.5,
-    peer_effective_bits=4.5,
-    stored_bits_per_weight=4.5,
-    stored_bytes=100,
-    predicted_loss=0.5,
-    predicted_loss_interval=(0.25, 1.0),
-    bound=0.5,
-    gap=0.0,
-)
-
-
-def migrate(path, to):
-    """Bring a database to a revision, up or down."""
-    engine = create_engine(f"sqlite:///{path}")
-    with engine.begin() as connection:
-        connection.exec_driver_sql("PRAGMA foreign_keys = ON")
-        config = _migrate._configuration(connection)
-        (command.downgrade if to < "0002" else command.upgrade)(config, to)
-    engine.dispose()
-
-
-def columns_of_plan(path):
-    with sqlite3.connect(path) as connection:
-        return [row[1] for row in connection.execute("PRAGMA table_info(plan)")]
-
-
-def test_databases_of_the_first_schema_open_with_everything_in_them(store_path, tmp_path):
-    with sqlite3.connect(store_path) as connection:
-        connection.executescript((Path(__file__).parent / "frozen" / "revision_0001.sqlite.sql").read_text())
-    with StudyStore.open(str(store_path)) as store:
-        study = store.find("llama-1a2b")
-        (plan,) = store.plans(study.id)
-        assert (plan.label, plan.details, plan.budgets) == ("4.8 bits", {}, {})
-        assert plan.to_plan().effective_bits == 4.75
-        (measurement,) = store.measurements(study.id)
-        assert (measurement.plan_id, measurement.value) == (plan.id, 0.03125)
-        # Found again under its old hash, not stored twice.
-        again = replace(plan.to_plan(), budget_bits=4.8)
-        assert store.add_plan(study.id, again, label="4.8 bits") == plan.id
-        added = replace(again, takes={Resource.STORED_BYTES: 5.0})
-        assert store.plan(store.add_plan(study.id, added, label="new")).takes == {
-            "stored_bytes": 5.0
-        }
-
-
-def test_downgrade_drops_the_details_and_nothing_else(store, store_path, make_study):
-    study = make_study()
-    plan = replace(PLAN, takes={Resource.STORED_BYTES: 5.0})
-    plan_id = store.add_plan(study.id, plan, label="4.8 bits")
-    store.add_measurement(study.id, label="held out", metric="kl", value=0.5, plan_id=plan_id)
-    store.close()
-    migrate(store_path, "0001")
-    assert "details" not in columns_of_plan(store_path)
-    with StudyStore.open(str(store_path)) as again:
-        assert again.plan(plan_id).to_plan() == PLAN
-        assert [entry.plan_id for entry in again.measurements(study.id)] == [plan_id]
-    assert "details" in columns_of_plan(store_path)
 
 
 def test_file_of_another_kind_is_refused_and_left_alone(store_path):

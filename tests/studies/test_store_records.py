@@ -18,7 +18,6 @@ from autoq.studies import (
     SCORING_STAGE,
     SensitivityCell,
     WorkStatus,
-    _encoding,
     _stages,
     study_key,
 )
@@ -225,44 +224,8 @@ def test_many_arrays_keep_their_order_and_replace_by_name(study_id, store):
     assert len(store.arrays(study_id, "calibration")) == 1000
 
 
-@pytest.fixture
-def few_bytes(monkeypatch):
-    """A bound of 1,000 bytes for what one statement carries; as recorded by the database."""
+def test_reading_takes_so_many_bytes_at_a_time(study_id, store, monkeypatch):
     monkeypatch.setattr(_stages, "_BYTES_PER_STATEMENT", 1000)
-
-
-@pytest.fixture
-def written(store):
-    """Bytes of arrays in each statement that stores some."""
-    sizes = []
-
-    def note(connection, cursor, statement, parameters, context, executemany):
-        if statement.startswith("INSERT INTO stored_array"):
-            rows = parameters if executemany else [parameters]
-            values = [row.values() if isinstance(row, dict) else row for row in rows]
-            sizes.append(
-                sum(len(v) for row in values for v in row if isinstance(v, bytes | memoryview))
-            )
-
-    event.listen(store._database._engine, "before_cursor_execute", note)
-    return sizes
-
-
-def test_a_statement_carries_so_many_bytes_and_a_large_array_goes_alone(
-    study_id, store, few_bytes, written
-):
-    lengths = [30, 30, 30, 30, 500, 1, 1, 90, 90]  # of float64: 8 bytes each
-    arrays = {f"x{n}": np.full(length, float(n)) for n, length in enumerate(lengths)}
-    store.put_arrays(study_id, "calibration", arrays)
-    header = 128  # of an npy file
-    # 4 * 240, then 4000 alone, then 8 + 8 + 720, and 720 more would be too much
-    assert written == [960 + 4 * header, 4000 + header, 736 + 3 * header, 720 + header]
-    back = store.arrays(study_id, "calibration")
-    assert list(back) == list(arrays)
-    assert all(np.array_equal(back[name], arrays[name]) for name in arrays)
-
-
-def test_reading_takes_so_many_bytes_at_a_time(study_id, store, few_bytes):
     arrays = {f"x{n}": np.full(50, float(n)) for n in range(7)}  # 528 bytes each, as npy
     store.put_arrays(study_id, "calibration", arrays)
     fetched = []
@@ -270,28 +233,14 @@ def test_reading_takes_so_many_bytes_at_a_time(study_id, store, few_bytes):
     listen(lambda c, cursor, statement, *_: fetched.append(statement))
     assert list(store.arrays(study_id, "calibration")) == list(arrays)
     # the sizes first, without the data, and then one array at a time
-    of_data = [statement for statement in fetched if "stored_array.sha256" in statement]
-    assert len(of_data) == 7
+    assert len([statement for statement in fetched if "blob_chunk.data" in statement]) == 7
 
 
-def test_an_array_that_no_database_takes_is_refused_by_name(study_id, store, monkeypatch):
-    monkeypatch.setattr(_encoding, "MAX_ARRAY_BYTES", 100)
-    with pytest.raises(
-        StoreError, match=r"at most 100 bytes, and array 'w' of stage 'calibration'"
-    ):
-        store.put_arrays(study_id, "calibration", {"v": np.ones(2), "w": np.ones(13)})
-    assert store.arrays(study_id, "calibration") == {}
-
-
-def test_damaged_array_is_noticed(study_id, store, store_path):
-    store.put_array(study_id, "calibration", "x", np.ones(4))
-    with sqlite3.connect(store_path) as connection:
-        (data,) = connection.execute("SELECT data FROM stored_array").fetchone()
-        flipped = data[:-1] + bytes([data[-1] ^ 1])
-        connection.execute("UPDATE stored_array SET data = ?", (flipped,))
-    connection.close()
-    with pytest.raises(StoreError, match="array 'x' of stage 'calibration' is damaged"):
-        store.get_array(study_id, "calibration", "x")
+def test_a_score_batch_that_no_database_takes_is_refused(study_id, store, monkeypatch):
+    monkeypatch.setattr(_stages, "MAX_VALUE_BYTES", 100)
+    with pytest.raises(StoreError, match=r"at most 100 bytes, and a score batch has 104; score"):
+        store.put_score_batch(study_id, 0, np.ones(13), 0.1)
+    assert store.score_batches(study_id) == {}
 
 
 def test_missing_array_is_named(study_id, store):

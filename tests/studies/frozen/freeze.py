@@ -16,6 +16,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +105,9 @@ def fill(store: StudyStore) -> None:
         seed=0,
     )
     store.lease(working.id).__enter__()  # it ended without giving its lease back
-    elsewhere = {"host": "node-1", "pid_namespace": "pid:[1]", "pid": 4242, "process_started": 9.5}
+    elsewhere = {"host": "node-1", "pid_namespace": "pid:[1]", "pid": 4242, "boot_id": "boot-1"}
+    long_ago = datetime(2026, 1, 1, tzinfo=UTC)
+    elsewhere |= dict.fromkeys(("acquired", "heartbeat", "expires"), long_ago)
     with store._database.write() as session:
         session.execute(update(LeaseRow).values(**elsewhere))
 

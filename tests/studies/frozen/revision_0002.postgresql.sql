@@ -490,7 +490,7 @@ INSERT INTO public.export_file VALUES (1, 1, 'model.safetensors', 99, 'ccccccccc
 -- Data for Name: lease; Type: TABLE DATA; Schema: public; Owner: -
 --
 
-INSERT INTO public.lease VALUES (1, 2, 'be2913fef68443c59389e7106bf685ba', 'node-1', 'pid:[1]', 4242, 9.5, '2026-11-22 01:21:52.577668+00', '2026-11-22 01:21:52.577668+00', '2026-11-22 01:31:52.577668+00');
+INSERT INTO public.lease VALUES (1, 2, 'be2913fef68443c59389e7106bf685ba', 'node-1', 'pid:[1]', 4242, 9.5, '2026-11-22 01:21:52.577668+00', '2026-11-22 01:21:52.577668+00', '2026-01-01 00:00:00+00');
 
 
 --

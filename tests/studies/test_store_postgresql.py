@@ -1,0 +1,139 @@
+"""The store in a real PostgreSQL: migrations of frozen databases, blobs, leases, clocks."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+
+import numpy as np
+import pytest
+import sqlalchemy
+
+from autoq.errors import StoreError, StudyLockedError
+from autoq.studies import StudyStore, _clock
+from autoq.studies._schema import SCHEMA_REVISION, VERSION_TABLE
+from autoq.testing.postgresql import NoServerError, postgresql_url
+from tests.studies.frozen_stores import (
+    REVISIONS,
+    check_contents,
+    contents,
+    migrate,
+    schema_differences,
+    thaw_postgresql,
+)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def server():
+    pytest.importorskip("psycopg")
+    try:
+        with postgresql_url() as url:
+            yield url
+    except NoServerError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def schema(server, request):
+    name = f"t{abs(hash(request.node.name)) % 10**8}"
+    engine = sqlalchemy.create_engine(server)
+    with engine.begin() as connection:
+        connection.execute(sqlalchemy.text(f"CREATE SCHEMA {name}"))
+    yield name
+    with engine.begin() as connection:
+        connection.execute(sqlalchemy.text(f"DROP SCHEMA {name} CASCADE"))
+    engine.dispose()
+
+
+@pytest.fixture
+def url(server, schema):
+    return f"{server}{'&' if '?' in server else '?'}options=-csearch_path%3D{schema}"
+
+
+@pytest.fixture
+def store(url):
+    with StudyStore.open(url) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+def test_a_frozen_database_opens_with_everything_in_it(revision, server, url, schema):
+    thaw_postgresql(revision, server, schema)
+    check_contents(revision, url)
+    assert schema_differences(url) == []
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+def test_up_and_down_again_gives_the_frozen_rows(revision, server, url, schema):
+    thaw_postgresql(revision, server, schema)
+    before = contents(url)
+    migrate(url, SCHEMA_REVISION)
+    migrate(url, revision)
+    assert contents(url) == before
+
+
+def test_newer_schema_is_refused_in_one_sentence(store, url):
+    with store._database.write() as session:
+        session.execute(sqlalchemy.text(f"UPDATE {VERSION_TABLE} SET version_num = '0999'"))
+    with pytest.raises(
+        StoreError, match=r"revision '0999', which is newer .*upgrade autoq"
+    ) as refusal:
+        StudyStore.open(url)
+    assert "\n" not in str(refusal.value)
+
+
+def test_processes_that_store_the_same_blob_at_once_all_succeed(url, store, make_study):
+    studies = [make_study(name=f"s{n}", key=f"{n}" * 64) for n in range(4)]
+    array, failures = np.arange(100_000.0), []
+
+    def put(study):
+        try:
+            with StudyStore.open(url) as own:
+                for _ in range(5):
+                    own.put_array(study.id, "calibration", "x", array)
+                    own.reset_stage(study.id, "calibration")
+                own.put_array(study.id, "calibration", "x", array)
+        except Exception as error:  # noqa: BLE001  whatever it is, the test fails
+            failures.append(error)
+
+    threads = [threading.Thread(target=put, args=(study,)) for study in studies]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    for study in studies:
+        assert np.array_equal(store.get_array(study.id, "calibration", "x"), array)
+
+
+@pytest.mark.parametrize("hours", [-48, 48])
+def test_a_machine_whose_clock_is_wrong_neither_loses_nor_steals_a_lease(
+    hours, store, url, study_id, monkeypatch
+):
+    with store.lease(study_id) as lease, StudyStore.open(url) as other:
+        as_elsewhere(store)
+        wrong = _clock.utc_now() + timedelta(hours=hours)
+        monkeypatch.setattr(_clock, "utc_now", lambda: wrong)
+        refused = pytest.raises(StudyLockedError, match="on host elsewhere")
+        with refused, other.lease(study_id):
+            pass
+        lease.heartbeat()
+
+
+def test_a_lease_ends_by_the_servers_clock(store, url, study_id, monkeypatch):
+    with store.lease(study_id, lease_seconds=0.05) as first, StudyStore.open(url) as other:
+        as_elsewhere(store)
+        with other.lease(study_id, wait_seconds=30):
+            with pytest.raises(StudyLockedError, match="took the study over"):
+                first.heartbeat()
+            with pytest.raises(StudyLockedError, match="took the study over"):
+                store.begin_stage(study_id, "calibration")
+            other.begin_stage(study_id, "calibration")
+
+
+def as_elsewhere(store):
+    """Let the lease be that of another machine, of whose processes nothing is known here."""
+    with store._database.write() as session:
+        session.execute(sqlalchemy.text("UPDATE lease SET host = 'elsewhere'"))
