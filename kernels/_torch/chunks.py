@@ -111,6 +111,37 @@ def row_amax(rows: Tensor) -> Tensor:
     return torch.cat(largest).view(rows.dtype)
 
 
+def block_maxima(values: Tensor, block: int, scratch: Tensor) -> Tensor:
+    """The largest of every `block` integers, a power of two of them, [count, 1].
+
+    The row of them, shifted by half a block, a quarter and so on, is compared with itself: most of
+    that is for nothing, but contiguous, and several times as fast as maxima of short rows.
+
+    Args:
+        values: [count * block].
+        scratch: of the same dtype, [2, at least count * block], overwritten.
+    """
+    source, (one, other) = values, scratch
+    known, distance = len(values), block // 2
+    while distance:
+        known -= distance
+        torch.maximum(source[:known], source[distance : known + distance], out=one[:known])
+        source, one, other = one, other, one
+        distance //= 2
+    return source[: len(values)].view(-1, block)[:, :1].contiguous()
+
+
+def bfloat16_block_amax(rows: Tensor) -> Tensor:
+    """The largest magnitude of each row, float32 [rows, 1]; NaN where there is one.
+
+    Args:
+        rows: bfloat16 [rows, a power of two], contiguous, on a CPU.
+    """
+    magnitudes = torch.bitwise_and(rows.view(torch.int16), 0x7FFF).view(-1)
+    scratch = torch.empty(2, len(magnitudes), dtype=torch.int16)
+    return block_maxima(magnitudes, rows.shape[1], scratch).view(torch.bfloat16).float()
+
+
 def rows_per_piece(rows: Tensor) -> int:
     """How many rows of a matrix to work on at once: on a GPU all of them."""
     if rows.device.type != "cpu":

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from autoq.kernels._mx import BLOCK, E4M3, Element, ScaleRule
-from autoq.kernels._torch import e2m1, fused
-from autoq.kernels._torch.chunks import map_rows
+from autoq.kernels._mx import BLOCK, E2M1, E4M3, Element, ScaleRule
+from autoq.kernels._torch import e2m1, e2m1_pairs, fused
+from autoq.kernels._torch.chunks import bfloat16_block_amax, float32_pieces, map_rows
 from autoq.kernels._torch.fp8 import decode_e4m3, round_e4m3_
 from autoq.kernels._torch.programs import Offer, Program
 
@@ -23,18 +23,51 @@ _SMALLEST_SCALE_BITS = 0x00400000  # 2**-127, byte 0, is a subnormal float32
 
 def quantize(x: Tensor, element: Element, rule: ScaleRule) -> tuple[Tensor, Tensor]:
     """Codes, float8_e4m3fn [..., K] or uint8 [..., K/2], and E8M0 bytes uint8 [..., K/32]."""
-    values, scale = _scaled(x, element, rule)
-    if element is E4M3:
-        return values.clamp_(-E4M3.largest, E4M3.largest).to(torch.float8_e4m3fn), scale
-    return e2m1.pack(e2m1.encode(values)), scale
+    *leading, columns = x.shape
+    scale = torch.empty(*leading, columns // BLOCK, dtype=torch.uint8, device=x.device)
+    bytes_ = scale.view(-1, 1)
+    if element is not E4M3:
+        return _quantize_e2m1(x, bytes_, rule), scale
+    codes = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
+    rows, source = codes.view(-1, BLOCK), x.reshape(-1, BLOCK)
+    as_bits = e2m1_pairs.takes(x)
+    for piece, values in float32_pieces(source):
+        amax = bfloat16_block_amax(source[piece]) if as_bits else _block_amax(values.abs())
+        own = scale_bytes(amax, element, rule)
+        bytes_[piece] = own
+        rows[piece] = _over_scale_(own, values).clamp_(-E4M3.largest, E4M3.largest)
+    return codes, scale
 
 
 def quantize_under(x: Tensor, scale: Tensor) -> Tensor:
     """MXFP4 codes of `x` under given E8M0 bytes."""
-    scale = scale.int()[..., None]
-    values = x.float().reshape(*scale.shape[:-1], BLOCK) * inverse_scale(scale)
-    values.masked_fill_(scale == _NAN_BYTE, 0.0)
-    return e2m1.pack(e2m1.encode(values.flatten(-2)))
+    return _quantize_e2m1(x, scale.reshape(-1, 1), None)
+
+
+def _quantize_e2m1(x: Tensor, bytes_: Tensor, rule: ScaleRule | None) -> Tensor:
+    """Packed codes under the bytes [blocks, 1], which are first written if there is a rule."""
+    *leading, columns = x.shape
+    codes = torch.empty(*leading, columns // 2, dtype=torch.uint8, device=x.device)
+    packed = codes.view(-1, BLOCK // 2)
+    if e2m1_pairs.takes(x):
+        for piece, pairs in e2m1_pairs.blocks(x, BLOCK):
+            if rule is not None:
+                bytes_[piece] = scale_bytes(pairs.amax(), E2M1, rule)
+            own = bytes_[piece].int()
+            packed[piece] = pairs.packed(decode_scale(own), partial(_over_scale_, own))
+        return codes
+    for piece, values in float32_pieces(x.reshape(-1, BLOCK)):
+        if rule is not None:
+            bytes_[piece] = scale_bytes(_block_amax(values.abs()), E2M1, rule)
+        packed[piece] = e2m1.pack(e2m1.encode(_over_scale_(bytes_[piece].int(), values)))
+    return codes
+
+
+def _over_scale_(scale: Tensor, values: Tensor) -> Tensor:
+    """Replace values by those over the scale of int32 bytes, by zeros where that is NaN."""
+    values.mul_(inverse_scale(scale))
+    is_nan = scale == _NAN_BYTE
+    return values.masked_fill_(is_nan, 0.0) if is_nan.any() else values
 
 
 def dequantize(codes: Tensor, scale: Tensor, element: Element, dtype: torch.dtype) -> Tensor:
@@ -70,15 +103,6 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, out_dtype: torch.dty
     """x @ weight.T + bias of dequantised operands, in their dtype."""
     bias = None if bias is None else bias.detach().to(x.dtype)
     return functional.linear(x, weight, bias).to(out_dtype)
-
-
-def _scaled(x: Tensor, element: Element, rule: ScaleRule) -> tuple[Tensor, Tensor]:
-    """Float32 values of `x` over their block's scale, zeros where that is NaN, and the bytes."""
-    blocks = x.float().reshape(-1, BLOCK)
-    scale = scale_bytes(_block_amax(blocks.abs()), element, rule)
-    values = (blocks * inverse_scale(scale)).masked_fill_(scale == _NAN_BYTE, 0.0)
-    *leading, columns = x.shape
-    return values.view(x.shape), scale.to(torch.uint8).view(*leading, columns // BLOCK)
 
 
 def _block_amax(magnitudes: Tensor) -> Tensor:

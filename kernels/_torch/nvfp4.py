@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from autoq.kernels._torch import e2m1, fused
+from autoq.kernels._torch import e2m1, e2m1_pairs, fused
 from autoq.kernels._torch.chunks import exponent_part_, float32_pieces, map_rows
-from autoq.kernels._torch.fp8 import round_e4m3_
+from autoq.kernels._torch.fp8 import LARGEST as LARGEST_E4M3
+from autoq.kernels._torch.fp8 import decode_e4m3, round_e4m3_
 from autoq.kernels._torch.programs import Offer
 
 BLOCK = 16
 _LARGEST_ELEMENT = 6.0
 _SMALLEST_BLOCK_SCALE = 2.0**-9
+_CODE_OF_ONE = 0x38
 
 
 def amax(x: Tensor) -> Tensor:
@@ -30,6 +34,13 @@ def quantize(x: Tensor, global_scale: Tensor) -> tuple[Tensor, Tensor]:
     scales = torch.empty(*leading, columns // BLOCK, dtype=torch.float8_e4m3fn, device=x.device)
     codes = torch.empty(*leading, columns // 2, dtype=torch.uint8, device=x.device)
     stored, packed = scales.view(-1, 1), codes.view(-1, BLOCK // 2)
+    if e2m1_pairs.takes(x):
+        for piece, pairs in e2m1_pairs.blocks(x, BLOCK):
+            scale = _stored_block_scale(pairs.amax(), global_scale)
+            stored[piece] = scale
+            step = decode_e4m3(scale) * global_scale
+            packed[piece] = pairs.packed(step, partial(_divided_, step))
+        return codes, scales
     for piece, blocks in float32_pieces(x.reshape(-1, BLOCK)):
         scale = block_scale(blocks, global_scale)
         stored[piece] = scale.to(torch.float8_e4m3fn)
@@ -40,6 +51,20 @@ def quantize(x: Tensor, global_scale: Tensor) -> tuple[Tensor, Tensor]:
 def block_scale(blocks: Tensor, global_scale: Tensor) -> Tensor:
     """Scales of float32 blocks [..., 16] by their largest magnitudes, float32 numbers [..., 1]."""
     amax = _block_amax(blocks.abs().view(-1, BLOCK)).view(*blocks.shape[:-1], 1)
+    return _block_scale_or_one(amax, global_scale)
+
+
+def _stored_block_scale(amax: Tensor, global_scale: Tensor) -> Tensor:
+    """`_block_scale_or_one` as E4M3 codes, in fewer operations."""
+    quotient = amax / (_LARGEST_ELEMENT * global_scale)
+    vanishes = quotient == 0
+    codes = quotient.clamp_(_SMALLEST_BLOCK_SCALE, LARGEST_E4M3).to(torch.float8_e4m3fn)
+    codes.view(torch.uint8).masked_fill_(vanishes, _CODE_OF_ONE)
+    return codes
+
+
+def _block_scale_or_one(amax: Tensor, global_scale: Tensor) -> Tensor:
+    """E4M3 scales, as float32 numbers, of blocks with the maxima `amax`; 1 where they vanish."""
     scale = _block_scale(amax, global_scale)
     return scale.masked_fill_(amax / (_LARGEST_ELEMENT * global_scale) == 0, 1.0)
 
@@ -49,6 +74,11 @@ def codes_under(x: Tensor, global_scale: Tensor, block_scale: Tensor) -> Tensor:
     *leading, columns = x.shape
     codes = torch.empty(*leading, columns // 2, dtype=torch.uint8, device=x.device)
     scales, packed = block_scale.reshape(-1, 1), codes.view(-1, BLOCK // 2)
+    if e2m1_pairs.takes(x):
+        for piece, pairs in e2m1_pairs.blocks(x, BLOCK):
+            step = decode_e4m3(scales[piece]) * global_scale
+            packed[piece] = pairs.packed(step, partial(_divided_, step))
+        return codes
     for piece, blocks in float32_pieces(x.reshape(-1, BLOCK)):
         step = scales[piece].float() * global_scale
         packed[piece] = e2m1.pack(e2m1.encode(blocks.div_(step)))
@@ -122,6 +152,10 @@ def matmul(
     b = dequantize(b_codes, b_block_scale, b_global_scale, torch.float32)
     bias = None if bias is None else bias.detach().float()
     return functional.linear(a, b, bias).to(out_dtype)
+
+
+def _divided_(step: Tensor, values: Tensor) -> Tensor:
+    return values.div_(step)
 
 
 def _block_amax(magnitudes: Tensor) -> Tensor:
