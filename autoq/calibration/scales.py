@@ -107,4 +107,5 @@ def _amax(
     if has_second_level(fmt):
         group_scale = int4_group_scale(weight, fmt, scale_dtype, importance)
         return float(int4.fake_quantize(weight.float(), group_scale).abs().max())
-    return float(weight.abs().max())
+    smallest, largest = weight.aminmax()  # no copy, and NaN stays NaN
+    return float(torch.maximum(-smallest, largest))

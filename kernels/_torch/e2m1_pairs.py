@@ -137,4 +137,5 @@ class Blocks:
         # A carry into a sign's place tells what is not zero from zero.
         signs = self._magnitudes.add_(_BOTH_MAGNITUDES).bitwise_and_(self._words)
         signs.bitwise_right_shift_(12).bitwise_and_(_BOTH_SIGNS_SHIFTED)
-        return torch.add(signs, signs >> 12)
+        upper = torch.bitwise_right_shift(signs, 12, out=self._steps.view(torch.int32))
+        return signs.add_(upper)

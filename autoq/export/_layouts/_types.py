@@ -26,11 +26,21 @@ ANY = -1
 """In the shape of a `TensorRule`: as many as there are."""
 
 _E8M0_NAN = 255
+_LARGEST_E4M3_BYTE = 0x7F  # NaN; of negative numbers the sign comes on top
 
 
 def holds_e4m3_nan(codes: Tensor) -> bool:
     """Whether E4M3 codes are NaN somewhere: all bits but the sign."""
-    return bool(((codes.view(torch.uint8) & 0x7F) == 0x7F).any())
+    magnitudes = codes.view(torch.uint8) & _LARGEST_E4M3_BYTE
+    return bool(magnitudes.numel()) and int(magnitudes.max()) == _LARGEST_E4M3_BYTE
+
+
+def _is_positive_e4m3(scales: Tensor) -> bool:
+    """Whether all E4M3 codes are positive numbers: bytes from 1, and below that of NaN."""
+    if not scales.numel():
+        return True
+    smallest, largest = torch.aminmax(scales.view(torch.uint8))
+    return int(smallest) > 0 and int(largest) < _LARGEST_E4M3_BYTE
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +68,13 @@ class TensorRule:
         if not self.is_scale:
             return None
         if tensor.dtype == torch.uint8:
-            return "hold no byte 255 (NaN)" if bool((tensor == _E8M0_NAN).any()) else None
-        values = tensor.float()
-        is_positive = bool((torch.isfinite(values) & (values > 0)).all())
+            has_nan = bool(tensor.numel()) and int(tensor.max()) == _E8M0_NAN
+            return "hold no byte 255 (NaN)" if has_nan else None
+        if tensor.dtype == torch.float8_e4m3fn:
+            is_positive = _is_positive_e4m3(tensor)
+        else:
+            values = tensor.float()
+            is_positive = bool((torch.isfinite(values) & (values > 0)).all())
         return None if is_positive else "be positive and finite everywhere"
 
 
