@@ -320,6 +320,18 @@ class SensitivityScorer(ABC):
         """Go on from what `state` gave."""
         del state  # nothing was summed up
 
+    def keep_batches_apart(self) -> bool:
+        """See `Estimator`; nothing is summed up."""
+        return True
+
+    def addition(self) -> Mapping[str, NDArray[Any]]:
+        """What the last batch would have added to the state."""
+        return {}
+
+    def add(self, addition: Mapping[str, NDArray[Any]]) -> None:
+        """Add what `addition` gave."""
+        del addition  # nothing is summed up
+
     def finish(self, contributions: NDArray[np.float64]) -> NDArray[np.float64]:
         """The final contributions, [sequences, groups, formats].
 

@@ -35,16 +35,10 @@ def started_helpers(
     They end by themselves when there are enough trials. One that fails is reported; its trial is
     tried again by the others.
     """
-    order = {
-        "store": study.store.url,
-        "study": study.id,
-        "plan": plan.id,
-        "options": dict(options),
-        "trust_remote_code": study.trusts_remote_code,
-    }
+    order = trials_order(study, plan, options)
     helpers = [_Helper(order, count + 1) for _ in range(count)]
     try:
-        with _fewer_threads(count + 1):
+        with fewer_threads(threads_each(count + 1)):
             yield
     except BaseException:
         for helper in helpers:
@@ -53,6 +47,17 @@ def started_helpers(
     finally:
         for message in filter(None, [helper.end() for helper in helpers]):
             progress.note(f"a worker ended early: {message}; its trial was tried again")
+
+
+def trials_order(study: Study, plan: PlanRecord, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What `take_trials` has to know, as plain data."""
+    return {
+        "store": study.store.url,
+        "study": study.id,
+        "plan": plan.id,
+        "options": dict(options),
+        "trust_remote_code": study.trusts_remote_code,
+    }
 
 
 class _Helper:
@@ -101,11 +106,12 @@ def threads_each(workers: int) -> int:
 
 
 @contextmanager
-def _fewer_threads(workers: int) -> Iterator[None]:
+def fewer_threads(most: int | None) -> Iterator[None]:
+    """At most so many threads of torch, until the context ends; None leaves them as they are."""
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(min(before, threads_each(workers)))
+    torch.set_num_threads(before if most is None else min(before, most))
     try:
         yield
     finally:
@@ -114,26 +120,36 @@ def _fewer_threads(workers: int) -> Iterator[None]:
 
 def main() -> int:
     """Take trials as the order on standard input says."""
-    from autoq.api._refine_data import refine_data
-    from autoq.api.opening import open_study
-    from autoq.api.refining import RefineOptions, open_trials, work
-
-    order = json.load(sys.stdin)
-    options = order["options"]
-    for name in ("strategies", "constraints"):
-        options[name] = tuple(options[name])
     try:
-        study = open_study(
-            str(order["study"]), order["store"], trust_remote_code=order["trust_remote_code"]
-        )
-        plan = study.store.plan(order["plan"])
-        chosen = RefineOptions(**options)
-        trials = open_trials(study, plan, chosen)
-        work(study, plan, chosen, trials, refine_data(study, chosen), SilentProgress())
+        take_trials(json.load(sys.stdin))
     except AutoqError as error:
         print(error, file=sys.stderr)
         return _REFUSED
     return 0
+
+
+def take_trials(order: Mapping[str, Any]) -> None:
+    """Measure trials of a refinement until there are enough.
+
+    Args:
+        order: what `trials_order` gave.
+    Raises:
+        AutoqError: the study, its model or its data cannot be had here.
+    """
+    from autoq.api._refine_data import refine_data
+    from autoq.api.opening import open_study
+    from autoq.api.refining import RefineOptions, open_trials, work
+
+    options = dict(order["options"])
+    for name in ("strategies", "constraints"):
+        options[name] = tuple(options[name])
+    study = open_study(
+        str(order["study"]), order["store"], trust_remote_code=order["trust_remote_code"]
+    )
+    plan = study.store.plan(order["plan"])
+    chosen = RefineOptions(**options)
+    trials = open_trials(study, plan, chosen)
+    work(study, plan, chosen, trials, refine_data(study, chosen), SilentProgress())
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from autoq.api._refine_edge import check_before_search
 from autoq.api.budgets import Budgets, budgets_or_default, gpu_of
 from autoq.api.config import ScoringConfig, parse_calibration
 from autoq.api.costing import SIZES, check_reachable, constrained_costs, latency_note
+from autoq.api.distribution import Helpers, at_hand, crew_of
 from autoq.api.exporting import export_plan
 from autoq.api.kv_cache import (
     CacheWish,
@@ -109,6 +110,7 @@ def search(
     refine: int = 0,
     refine_options: Mapping[str, Any] | None = None,
     workers: int = 1,
+    devices: int = 1,
     compare_uniform: bool = False,
     trust_remote_code: bool = False,
     wait_seconds: float = 0.0,
@@ -172,6 +174,8 @@ def search(
         refine_options: other fields of `autoq.api.refining.RefineOptions`, such as objective; where
             any is left out it has its default, except `held_out_sequences`, which is the search's.
         workers: processes that refine at the same time, this one included.
+        devices: GPUs of this machine that score at the same time, or processes where it has none;
+            the scores are the same, bit for bit.
         compare_uniform: measure every format applied to all layers, too.
         wait_seconds: how long to wait for another process that works on the same study.
     Raises:
@@ -230,6 +234,7 @@ def search(
         check_destination(Path(export), source, overwrite=overwrite)
     if refining is not None:
         check_before_search(refining, model, _url_of(store), workers, config.trust_remote_code)
+    crew = crew_of(devices, device=device, has_folder=not isinstance(model, nn.Module))
     loaded = load(config, model)
     model_map = discover(loaded.model, include=config.include, exclude=config.exclude)
     offer, unusable = best_offer(offered, place, loaded.model, model_map)
@@ -256,10 +261,12 @@ def search(
         progress.note(f"the same search is in the store as {study.name}; continuing that study")
     note_other_versions(study, progress)
     note_shorter_sequences(loaded, config, progress)
-    with opened.lease(study.id, wait_seconds=wait_seconds) as lease:
+    with opened.lease(study.id, wait_seconds=wait_seconds) as lease, at_hand(crew):
         progress = RenewingProgress(progress, lease)
         if not is_done(study, DISCOVERY):
             run_discovery(study, discovered)
+        if crew is not None and not is_done(study, SENSITIVITY):
+            crew.prepare()
         if not is_done(study, CALIBRATION):
             run_calibration(study, loaded, task, progress)
         if not is_done(study, SIZES):
@@ -267,7 +274,12 @@ def search(
         if not is_done(study, SENSITIVITY):
             solver = partial(_plan_for, study.costs(rules, budgets), budgets)
             run_sensitivity(
-                study, loaded, task, progress, None if budgets.max_kl is not None else solver
+                study,
+                loaded,
+                task,
+                progress,
+                None if budgets.max_kl is not None else solver,
+                None if crew is None else Helpers(crew, study, loaded, data),
             )
         if wish is not None:
             run_cache_scores(study, loaded, data, progress)

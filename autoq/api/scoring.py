@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autoq.api.config import ScoringConfig
+from autoq.api.task import LoadedModel
+from autoq.models import ModelMap
 from autoq.progress import Advance
-from autoq.search.estimators import Estimator, ForwardOnly
+from autoq.search._projections import Calibrations
+from autoq.search.estimators import Estimator, ForwardOnly, make_estimator
 from autoq.search.sensitivity import BatchLoss, NoGradientError
 
 Scores = NDArray[np.float64]
@@ -84,6 +89,43 @@ class BatchesInMemory:
         del batches, state
 
 
+@dataclass(frozen=True, slots=True)
+class ScoredBatch:
+    """What one batch gave, where batches are scored in any order."""
+
+    scores: Scores
+    addition: Mapping[str, NDArray[Any]]  # see `Estimator.addition`
+
+
+Take: TypeAlias = Callable[[int, Callable[[], None]], ScoredBatch]
+"""(number of a batch, what to call now and then while waiting) -> what the batch gave."""
+
+
+class BatchHelpers(Protocol):
+    """Who scores batches beside this process."""
+
+    def dealing(
+        self,
+        estimator: str,
+        batches: range,
+        here: Callable[[int], ScoredBatch],
+        note: Callable[[str], None],
+    ) -> AbstractContextManager[Take]:
+        """Have batches scored, until the context ends; they are asked for in their order.
+
+        Args:
+            estimator: name of the one that scores.
+            batches: all that may be asked for.
+            here: scores a batch in this process.
+            note: told of helpers that were lost.
+        """
+        ...
+
+    def report(self) -> list[dict[str, Any]]:
+        """Who has scored how many batches, as plain data."""
+        ...
+
+
 @dataclass(frozen=True)
 class ScoringPass:
     """One pass over the batches of a task."""
@@ -96,6 +138,7 @@ class ScoringPass:
     note: Callable[[str], None]
     enough: Callable[[Estimator, int, Scores], bool] | None = None
     exclusion: str = "--exclude"  # what the caller's option is called that leaves out a layer
+    helpers: BatchHelpers | None = None  # who score batches beside this process
 
     def run(self, name: str) -> tuple[Estimator, Scores]:
         """Score with the estimator called `name`, or without gradients if there are none.
@@ -127,16 +170,43 @@ class ScoringPass:
             start, state = self.store.state(start)
             estimator.load_state(state)
         collected = [stored[index] for index in range(start)]
-        while len(collected) < self.batches and not self._is_enough(estimator, collected):
-            index = len(collected)
-            collected.append(self._batch(estimator, index))
-            if index not in stored:
-                self.advance()
+        with self._scoring(estimator, range(start, self.batches)) as score:
+            while len(collected) < self.batches and not self._is_enough(estimator, collected):
+                index = len(collected)
+                collected.append(self._batch(estimator, index, score))
+                if index not in stored:
+                    self.advance()
         return estimator.finish(np.concatenate(collected))
 
-    def _batch(self, estimator: Estimator, index: int) -> Scores:
+    @contextmanager
+    def _scoring(self, estimator: Estimator, batches: range) -> Iterator[Callable[[int], Scores]]:
+        """How to score batches, which are asked for in their order."""
+
+        def here(index: int) -> Scores:
+            return estimator.score_batch(index, partial(self.loss, index))
+
+        if self.helpers is None or not batches:
+            yield here
+        elif not estimator.keep_batches_apart():
+            self.note(f"{estimator.name} sums up as it scores, so one process scores all batches")
+            yield here
+        else:
+
+            def apart(index: int) -> ScoredBatch:
+                return ScoredBatch(here(index), estimator.addition())
+
+            with self.helpers.dealing(estimator.name, batches, apart, self.note) as take:
+
+                def taken(index: int) -> Scores:
+                    scored = take(index, partial(self.advance, 0))
+                    estimator.add(scored.addition)
+                    return scored.scores
+
+                yield taken
+
+    def _batch(self, estimator: Estimator, index: int, score: Callable[[int], Scores]) -> Scores:
         started = time.perf_counter()
-        scores = estimator.score_batch(index, partial(self.loss, index))
+        scores = score(index)
         state = estimator.state()
         if state and self._keeps_state(state, index + 1):
             self.store.put_state(index + 1, state)
@@ -157,3 +227,25 @@ class ScoringPass:
         return self.enough is not None and self.enough(
             estimator, len(collected), np.concatenate(collected)
         )
+
+
+def make_scoring_estimator(
+    name: str,
+    loaded: LoadedModel,
+    model_map: ModelMap,
+    calibration: Calibrations,
+    config: ScoringConfig,
+) -> Estimator:
+    """The estimator called `name`; the configured options were meant for the configured one."""
+    own = name == config.estimator
+    return make_estimator(
+        name,
+        loaded.model,
+        model_map,
+        config.formats,
+        calibration,
+        container=config.container,
+        scale_dtype=loaded.storage_dtype,
+        seed=config.seed,
+        **({"row_fraction": config.row_fraction, "draws": config.draws} if own else {}),
+    )

@@ -12,7 +12,7 @@ from autoq.api.certainty import Certainty
 from autoq.api.costing import SIZES, sizes_of, sizes_to_plain
 from autoq.api.measuring import measure_plans
 from autoq.api.remarks import note_silent_groups
-from autoq.api.scoring import ScoringPass
+from autoq.api.scoring import BatchHelpers, ScoringPass, make_scoring_estimator
 from autoq.api.serialize import calibration_to_plain, model_map_to_json
 from autoq.api.study import Study
 from autoq.api.study_data import CALIBRATION, DISCOVERY, MEASURE, SENSITIVITY, SOLVE
@@ -26,7 +26,6 @@ from autoq.models import ModelMap, SlotName
 from autoq.models.forward import layers_see_all
 from autoq.progress import Progress, in_turn
 from autoq.search import SensitivityTable
-from autoq.search.estimators import Estimator, make_estimator
 from autoq.search.stability import Solver
 from autoq.studies import PlanRecord, SensitivityCell, WorkStatus
 
@@ -130,19 +129,22 @@ def run_sensitivity(
     task: ScoringTask,
     progress: Progress,
     solver: Solver | None = None,
+    helpers: BatchHelpers | None = None,
 ) -> None:
     """Score every group in every format; batches that the store has are not scored again.
 
     Args:
         solver: scores -> the plan that is asked for; the pass ends once the plan is as sure as
             the configuration's `confidence`. None scores all batches.
+        helpers: who score beside this process.
     """
     config = study.config
     make = partial(
-        _make_estimator,
-        study=study,
+        make_scoring_estimator,
         loaded=loaded,
-        options={"row_fraction": config.row_fraction, "draws": config.draws},
+        model_map=study.model_map,
+        calibration=study.calibration,
+        config=config,
     )
     study.store.begin_stage(study.id, SENSITIVITY)
     batches = StudyBatches(study.store, study.id, SENSITIVITY)
@@ -156,6 +158,7 @@ def run_sensitivity(
             advance=advance,
             note=progress.note,
             enough=None if certainty is None else certainty.is_enough,
+            helpers=helpers,
         )
         estimator, contributions = scoring.run(config.estimator)
     batches.finish(contributions, estimator.results())
@@ -167,6 +170,8 @@ def run_sensitivity(
         "batches": len(batches.batches()),
         "peak_rss_bytes": peak_rss_bytes(),
     }
+    if helpers is not None:
+        payload["workers"] = helpers.report()
     if certainty is not None:
         payload["stability"] = certainty.report(estimator, contributions, progress)
     note_silent_groups(study.model_map, contributions, progress)
@@ -175,24 +180,6 @@ def run_sensitivity(
     batches.drop_states()
     seconds = study.store.score_seconds(study.id)
     study.store.finish_stage(study.id, SENSITIVITY, seconds, payload)
-
-
-def _make_estimator(
-    name: str, *, study: Study, loaded: LoadedModel, options: Mapping[str, Any]
-) -> Estimator:
-    # The options were meant for the estimator that was asked for.
-    chosen = options if name == study.config.estimator else {}
-    return make_estimator(
-        name,
-        loaded.model,
-        study.model_map,
-        study.config.formats,
-        study.calibration,
-        container=study.config.container,
-        scale_dtype=loaded.storage_dtype,
-        seed=study.config.seed,
-        **chosen,
-    )
 
 
 def _sensitivity_cells(table: SensitivityTable) -> list[SensitivityCell]:

@@ -186,6 +186,15 @@ def search(
     objective: ObjectiveText = None,
     min_task: MinTask = None,
     workers: Workers = 1,
+    devices: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Score on so many GPUs of this machine at once, or in so many processes where it "
+            "has none; the scores are the same.",
+        ),
+    ] = 1,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Write the report there.")
     ] = None,
@@ -252,6 +261,7 @@ def search(
             refine=refine,
             refine_options=_refine_options(refine, objective, min_task),
             workers=workers,
+            devices=devices,
             compare_uniform=compare_uniform,
             trust_remote_code=trust_remote_code,
             wait_seconds=wait,

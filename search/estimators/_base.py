@@ -65,6 +65,25 @@ class Estimator(Protocol):
         """Go on from what `state` gave."""
         ...
 
+    def keep_batches_apart(self) -> bool:
+        """From now on `score_batch` leaves the state alone, so that batches may come in any order.
+
+        What each adds is had from `addition`, and `add` adds it. Whoever adds all of them in the
+        order of the batches has the state, bit for bit, that scoring them in order would leave.
+
+        Returns:
+            Whether that can be done; False changes nothing.
+        """
+        ...
+
+    def addition(self) -> Mapping[str, NDArray[Any]]:
+        """What the last `score_batch` would have added to the state, once batches are kept apart."""
+        ...
+
+    def add(self, addition: Mapping[str, NDArray[Any]]) -> None:
+        """Add what `addition` gave, here or in another process."""
+        ...
+
     def finish(self, contributions: NDArray[np.float64]) -> NDArray[np.float64]:
         """From what `score_batch` gave of all batches, in order, to the final contributions."""
         ...

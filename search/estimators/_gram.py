@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from autoq.models import GroupName
 
 LARGEST_GRAM_BYTES = 64 << 20
 """Models with more cells go without: it grows with their square, and is stored with the study."""
+
+
+_TERM, _BATCH_TOKENS = "term/", "tokens"
 
 
 class GramMatrix:
@@ -29,6 +33,9 @@ class GramMatrix:
         cells = len(groups) * formats
         self._sum = np.zeros((cells, cells))
         self._tokens = 0.0
+        self._is_apart = False
+        self._terms: list[NDArray[np.float64]] = []  # of the last batch, where batches are apart
+        self._batch_tokens = 0.0
 
     @staticmethod
     def fits(groups: int, formats: int) -> bool:
@@ -52,9 +59,40 @@ class GramMatrix:
                 stacked[self._index[group]] = values
             flat = stacked.flatten(0, 1).nan_to_num_(nan=0.0)
             product = (flat @ flat.t()).double().numpy(force=True)
+            self._add_term(product * (total_rows / first.shape[1]))
+        if self._is_apart:
+            self._batch_tokens += tokens
+        else:
+            self._tokens += tokens
+
+    def _add_term(self, term: NDArray[np.float64]) -> None:
+        if self._is_apart:
+            self._terms.append(term)
+        else:
             # What `state` gave out stays as it was: the sum is replaced, not added to.
-            self._sum = product * (total_rows / first.shape[1]) + self._sum
-        self._tokens += tokens
+            self._sum = term + self._sum
+
+    def keep_batches_apart(self) -> None:
+        """From now on only `add_all` adds to the sum."""
+        self._is_apart = True
+
+    def begin_batch(self) -> None:
+        """What comes belongs to another batch."""
+        self._terms, self._batch_tokens = [], 0.0
+
+    def addition(self) -> dict[str, NDArray[Any]]:
+        """What the last batch adds: its terms [cells, cells] in their order, and its tokens.
+
+        One by one, because floating-point sums depend on the order.
+        """
+        named = {f"{_TERM}{place}": term for place, term in enumerate(self._terms)}
+        return {**named, _BATCH_TOKENS: np.asarray(self._batch_tokens)}
+
+    def add_all(self, addition: Mapping[str, NDArray[Any]]) -> None:
+        """Add what `addition` gave."""
+        for place in range(len(addition) - 1):
+            self._sum = addition[f"{_TERM}{place}"] + self._sum
+        self._tokens += float(addition[_BATCH_TOKENS])
 
     def state(self) -> dict[str, NDArray[np.float64]]:
         """What was summed up."""

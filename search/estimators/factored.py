@@ -125,6 +125,10 @@ class Factored(RowScorer):
             self._factors.load(state)
             self._energy = [np.array(state["energy"])]
 
+    def keep_batches_apart(self) -> bool:
+        """The factors of one batch are as large as those of all: they are not sent about."""
+        return False
+
     def results(self) -> Mapping[str, NDArray[Any]]:
         """The factors, for `score_new_format`."""
         return self._factors.arrays()

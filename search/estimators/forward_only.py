@@ -133,6 +133,17 @@ class ForwardOnly:
     def load_state(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Nothing to load."""
 
+    def keep_batches_apart(self) -> bool:
+        """They are."""
+        return True
+
+    def addition(self) -> Mapping[str, NDArray[Any]]:
+        """Nothing is summed up."""
+        return {}
+
+    def add(self, addition: Mapping[str, NDArray[Any]]) -> None:
+        """Nothing to add."""
+
     def finish(self, contributions: NDArray[np.float64]) -> NDArray[np.float64]:
         """They are final."""
         return contributions

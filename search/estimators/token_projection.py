@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -191,6 +191,27 @@ class TokenProjection(SensitivityScorer):
         """Go on with sums of cross terms."""
         if self._gram is not None and state:
             self._gram.load_state(state)
+
+    def keep_batches_apart(self) -> bool:
+        """See `Estimator`."""
+        if self._gram is not None:
+            self._gram.keep_batches_apart()
+        return True
+
+    def addition(self) -> Mapping[str, NDArray[Any]]:
+        """The terms of the sums of cross terms."""
+        return {} if self._gram is None else self._gram.addition()
+
+    def add(self, addition: Mapping[str, NDArray[Any]]) -> None:
+        """Add those of a batch."""
+        if self._gram is not None:
+            self._gram.add_all(addition)
+
+    def score_batch(self, index: int, loss: Callable[[], BatchLoss]) -> NDArray[np.float64]:
+        """See `SensitivityScorer.score_batch`."""
+        if self._gram is not None:
+            self._gram.begin_batch()
+        return super().score_batch(index, loss)
 
     def results(self) -> Mapping[str, NDArray[Any]]:
         """`interactions`: float64 [groups, formats, groups, formats], in nats per token."""
