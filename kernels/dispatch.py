@@ -160,7 +160,13 @@ _N = _K = 4096
 
 def _variants() -> dict[str, _Answer]:
     """Operation -> which of its kernels a product of so many rows takes on a target, and why."""
-    from autoq.kernels._launch import fp8_matmul, int4_variant, mx_variant, nvfp4_variant
+    from autoq.kernels._launch import (
+        fp8_matmul,
+        int4_variant,
+        int8_variant,
+        mx_variant,
+        nvfp4_variant,
+    )
     from autoq.kernels._mx import E2M1, E4M3
     from autoq.kernels._scaling import Scaling
 
@@ -181,6 +187,7 @@ def _variants() -> dict[str, _Answer]:
         "nvfp4.linear": nvfp4,
         "int4.linear": said(int4_variant.variant, int4_variant.Product.W4A16),
         "w4a8.linear": said(int4_variant.variant, int4_variant.Product.TWO_LEVEL),
+        "int8.linear": said(int8_variant.variant),
         "mxfp8.matmul": mxfp8,
         "mxfp8.linear": mxfp8,
         "mxfp4.matmul": said(mx_variant.variant, E2M1, E2M1),

@@ -159,9 +159,9 @@ def linear(
 
     Returns:
         [..., N]. On CPUs bit for bit `functional.linear` of what `fake_quantize` and `dequantize`
-        return in the dtype of `x`; with kernels `matmul(quantize(x), weight, bias)`. An input as it
-        is meets the dequantised weight, in its own dtype, on every device. No gradient flows
-        through it.
+        return in the dtype of `x`, or of `x` as it is; with kernels `matmul(quantize(x), weight,
+        bias)`. An input as it is, unless float32, meets the codes there, and the scale their float32
+        sums: the weight is not rounded to the dtype of `x`. No gradient flows through it.
 
     Raises:
         InputError: a dtype, shape, scale or device is not as above.
@@ -170,10 +170,21 @@ def linear(
     _require_operand(x, None)
     _require_product("x", x, weight, bias, out_dtype)
     if not quantize_input:
-        return _torch.product(x.detach(), dequantize(weight, x.dtype), bias, out_dtype)
+        return _with_input_as_it_is(x.detach(), weight, bias, out_dtype)
     if triton_target(x.device) is not None:
         return matmul(quantize(x), weight, bias, out_dtype=out_dtype)
     return _torch.linear(x.detach(), weight.codes, weight.scale, bias, out_dtype)
+
+
+def _with_input_as_it_is(
+    x: Tensor, weight: INT8Tensor, bias: Tensor | None, out_dtype: torch.dtype
+) -> Tensor:
+    target = None if x.dtype == torch.float32 else triton_target(x.device)
+    if target is None:
+        return _torch.product(x, dequantize(weight, x.dtype), bias, out_dtype)
+    from autoq.kernels._launch import int8_weights as launch
+
+    return launch.matmul(x, *_parts(weight), bias, out_dtype, target=target)
 
 
 def matmul(

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from autoq.kernels._compile_cases.case import CompileCase
-from autoq.kernels._launch import int8, int8_matmul
+from autoq.kernels._launch import int8, int8_matmul, int8_weights
 from autoq.kernels._launch.tiles import Tile
 from autoq.kernels.targets import TARGETS, Target
 
@@ -64,6 +64,18 @@ _MATRIX_UNITS = {
 }
 
 
+def _weights(dtype: torch.dtype, m: int, tile: Tile, target: Target) -> object:
+    return int8_weights.matmul(
+        torch.empty(m, 4096, dtype=dtype, device="meta"),
+        torch.empty(4096, 4096, dtype=torch.int8, device="meta"),
+        torch.empty(4096, 1, device="meta"),
+        torch.empty(4096, dtype=dtype, device="meta"),
+        dtype,
+        target=target,
+        tile=tile,
+    )
+
+
 def _matmul_case(m: int, tile: Tile, targets: list[str]) -> CompileCase:
     units = dict(_MATRIX_UNITS)
     if tile.block_m < 64:
@@ -89,6 +101,38 @@ def _matmul_cases() -> Iterator[CompileCase]:
                 targets_of.setdefault(replace(tile, split_k=split_k), []).append(name)
         for tile, names in targets_of.items():
             yield _matmul_case(m, tile, names)
+
+
+def _units_of_16_bit(ptx: str, hip: str) -> dict[str, str]:
+    """What multiplies 16-bit numbers: names of a type in PTX, and in AMD's assembly."""
+    ampere = rf"mma\.sync.*\.f32\.{ptx}\.{ptx}\.f32"
+    return {
+        **dict.fromkeys(("sm_80", "sm_89", "sm_120"), ampere),
+        "sm_90": rf"wgmma\.mma_async.*\.f32\.{ptx}\.{ptx}|{ampere}",
+        "sm_100": rf"tcgen05\.mma.*kind::f16|{ampere}",
+        **dict.fromkeys(("gfx942", "gfx950"), rf"v_mfma_f32_\d+x\d+x\d+_{hip}"),
+    }
+
+
+def _weight_cases() -> Iterator[CompileCase]:
+    """Every tile on every target that lists it, whole, and where rows are few in parts."""
+    dtypes = ((torch.bfloat16, "bf16", "bf16"), (torch.float16, "f16", "f16"))
+    for m, split_k in ((4096, 1), (64, 1), (64, 2), (16, 1), (16, 4)):
+        targets_of: dict[Tile, list[str]] = {}
+        for name, target in TARGETS.items():
+            for tile in int8_weights.tiles(target, m):
+                targets_of.setdefault(replace(tile, split_k=split_k), []).append(name)
+        for tile, names in targets_of.items():
+            for dtype, ptx, hip in dtypes if split_k == 1 else dtypes[:1]:
+                units = _units_of_16_bit(ptx, hip)
+                shape = f"{tile.block_m}x{tile.block_n}x{tile.block_k}"
+                yield CompileCase(
+                    operation="int8.linear",
+                    variant=f"{m} rows of {ptx}, {shape} in {split_k} parts, {tile.stages} stages",
+                    launch=partial(_weights, dtype, m, tile),
+                    targets=tuple(names),
+                    instructions={name: units[name] for name in names},
+                )
 
 
 CASES = [
@@ -117,4 +161,5 @@ CASES = [
         for name, dtype in _DTYPES.items()
     ),
     *_matmul_cases(),
+    *_weight_cases(),
 ]

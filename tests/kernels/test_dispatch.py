@@ -19,7 +19,6 @@ SHARED = {"split_k.reduce"}
 # Operations that launch another's kernels; cases carry the other's name.
 MADE_OF = {
     "fp8.linear": "fp8.matmul",
-    "int8.linear": "int8.matmul",
     "w4a8.quantize": "int4.quantize",
 }
 
