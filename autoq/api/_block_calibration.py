@@ -21,7 +21,7 @@ from autoq.export import (
 from autoq.formats import NONE, Calibration, Container, FormatName
 from autoq.layers import LayerCalibration
 from autoq.models import ModelMap, SlotName
-from autoq.models.block_stream import BlockStream
+from autoq.models.block_stream import BlockStream, StreamedModel
 from autoq.models.folder import storage_dtype
 from autoq.models.loading import unloaded_model, use_eager_experts
 from autoq.progress import Progress
@@ -104,7 +104,8 @@ def calibrated_by_blocks(
         matrices = SourceMatrices.of(source, model, model_map)
         small = batches[0][:1, :PROBE_TOKENS]
         weights = FolderWeights(model, model_map, matrices)
-        stream = BlockStream(model, model_map, weights, [*batches, small], folder)
+        streamed = StreamedModel(model, model_map, weights)
+        stream = BlockStream(streamed, [*batches, small], folder)
         BlockCalibration(
             formats=sorted(set(slot_formats.values()) - {NONE}),
             container=container,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -81,6 +82,11 @@ def measure_plans(
     progress: Progress | None = None,
 ) -> list[Fidelity]:
     """As `measure_plan` for several plans; the original model runs once for all of them."""
+    if study.loaded().stream is not None:
+        from autoq.api._streamed_measuring import measure_streamed
+
+        store = partial(store_fidelity, study, tokens, data)
+        return measure_streamed(study, plans, tokens, store, progress)
     with PlanMeasurer(study, tokens, data=data) as measurer:
         measurer.noise_floor(progress)
         return [measurer.measure(plan, progress) for plan in plans]
@@ -150,7 +156,7 @@ class PlanMeasurer(ModelBorrower):
         """As `measure`, as part of a larger task; `advance` is called after every batch."""
         self._apply(plan)
         fidelity = self._fidelity(self._run_original, advance)
-        self._store(fidelity, plan.label, plan.id)
+        store_fidelity(self._study, self._tokens, self._data, fidelity, plan.label, plan.id)
         return fidelity
 
     def noise_floor(self, progress: Progress | None = None) -> MeasurementRecord:
@@ -162,7 +168,7 @@ class PlanMeasurer(ModelBorrower):
         with progress.task(f"measuring the {NOISE_FLOOR}", self.steps) as advance:
             self._to_original()
             fidelity = self._fidelity(self._forward_all, advance, self._run_noisy)
-        self._store(fidelity, NOISE_FLOOR, None)
+        store_fidelity(self._study, self._tokens, self._data, fidelity, NOISE_FLOOR, None)
         found = self._known_floor()
         assert found is not None  # it was stored just now
         return found
@@ -207,25 +213,39 @@ class PlanMeasurer(ModelBorrower):
         with rounding_noise(self._model, model_map.slots.values(), model_map.blocks, self._noise):
             return self._forward(ids)
 
-    def _store(self, fidelity: Fidelity, label: str, plan_id: int | None) -> None:
-        intervals = {
-            KL_DIVERGENCE: fidelity.kl_divergence,
-            "top1_agreement": fidelity.top1_agreement,
-        }
-        values = {}
-        for metric, value in fidelity.metrics().items():
-            estimate = intervals.get(metric)
-            values[metric] = (value, (estimate.low, estimate.high) if estimate else None)
-        self._study.store.add_measurements(
-            self._study.id,
-            values,
-            plan_id=plan_id,
-            label=label,
-            details={} if self._data is None else {OTHER_DATA: self._data},
-            details_by_metric={KL_DIVERGENCE: {PER_SEQUENCE: list(fidelity.kl_per_sequence)}},
-            tokens=fidelity.tokens,
-            data_sha256=self._tokens.sha256,
-        )
+
+def store_fidelity(
+    study: Study,
+    tokens: TokenData,
+    data: str | None,
+    fidelity: Fidelity,
+    label: str,
+    plan_id: int | None,
+) -> None:
+    """Keep what was measured.
+
+    Args:
+        data: where the tokens come from, if not from the study's own held-out data.
+        plan_id: None: it is of no plan.
+    """
+    intervals = {
+        KL_DIVERGENCE: fidelity.kl_divergence,
+        "top1_agreement": fidelity.top1_agreement,
+    }
+    values = {}
+    for metric, value in fidelity.metrics().items():
+        estimate = intervals.get(metric)
+        values[metric] = (value, (estimate.low, estimate.high) if estimate else None)
+    study.store.add_measurements(
+        study.id,
+        values,
+        plan_id=plan_id,
+        label=label,
+        details={} if data is None else {OTHER_DATA: data},
+        details_by_metric={KL_DIVERGENCE: {PER_SEQUENCE: list(fidelity.kl_per_sequence)}},
+        tokens=fidelity.tokens,
+        data_sha256=tokens.sha256,
+    )
 
 
 def advancing(items: Iterable[Item], advance: Callable[[], None]) -> Iterator[Item]:

@@ -6,7 +6,7 @@ point and started again with the same arguments continues, and ends with the sam
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from autoq.api.config import ScoringConfig, parse_calibration
 from autoq.api.costing import SIZES, check_reachable, constrained_costs, latency_note
 from autoq.api.distribution import Helpers, at_hand, crew_of
 from autoq.api.exporting import export_plan
+from autoq.api.exporting_streamed import export_plan_streamed
 from autoq.api.kv_cache import (
     CacheWish,
     cache_wish,
@@ -29,6 +30,7 @@ from autoq.api.kv_cache import (
     with_cache,
 )
 from autoq.api.measuring import held_out_tokens
+from autoq.api.memory_bound import parse_bytes, refuse_unstreamable
 from autoq.api.opening import DEFAULT_STORE
 from autoq.api.quality import check_measurable, smallest_that_keeps
 from autoq.api.refining import RefineOptions, refine_study
@@ -52,6 +54,7 @@ from autoq.api.stages import (
     run_sizes,
     run_solve,
 )
+from autoq.api.streaming import check_stored_finite, load_streamed, prepare_streamed
 from autoq.api.study import Study
 from autoq.api.study_data import CALIBRATION, DISCOVERY, SENSITIVITY
 from autoq.api.targeting import best_offer, note_target, offers
@@ -96,6 +99,7 @@ def search(
     target: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    max_memory: str | int | None = None,
     row_fraction: float = 1.0,
     calibration: str = "best",
     estimator: str | None = None,
@@ -152,6 +156,11 @@ def search(
             the target's best, or modelopt where that holds the formats.
         target: "ENGINE:HARDWARE" where the checkpoint is to run, for example "vllm:h200"; None
             asks nothing of formats and container.
+        max_memory: bound on the process's memory, in bytes or as "4GB": the model is never held,
+            its blocks are read from the folder one by one, and what they give waits in memory or
+            on the disk (where temporary files are, TMPDIR). Scores, plans and measurements are
+            those of the model in memory, bit for bit. Without refinement, cache formats and a
+            measured `max_kl`.
         row_fraction: share of the tokens that are scored, in (0, 1].
         calibration: "best": scales by the error that they leave, and 4-bit codes that make up for
             each other's errors (GPTQ); "scales": the nearest codes instead, which is quicker; or
@@ -235,10 +244,20 @@ def search(
     if refining is not None:
         check_before_search(refining, model, _url_of(store), workers, config.trust_remote_code)
     crew = crew_of(devices, device=device, has_folder=not isinstance(model, nn.Module))
-    loaded = load(config, model)
+    loaded = _loaded(
+        config,
+        model,
+        max_memory,
+        (kv_formats is not None, "--kv-formats"),
+        (refining is not None, "--refine"),
+        ((devices or 1) > 1, "--devices"),
+        (max_kl is not None and measure, "--max-kl with measuring"),
+    )
     model_map = discover(loaded.model, include=config.include, exclude=config.exclude)
     offer, unusable = best_offer(offered, place, loaded.model, model_map)
     config = replace(config, formats=offer.formats, container=offer.container)
+    if loaded.stream is not None:
+        prepare_streamed(loaded, model_map, config)
     if place is not None:
         note_target(place, offer, progress)
     refuse_useless_formats(model_map, config, unusable)
@@ -250,7 +269,10 @@ def search(
     note = latency_note(budgets, model_map)
     if note is not None:
         progress.note(note)
-    check_finite(loaded.model, model_map.slots.values())
+    if loaded.stream is None:
+        check_finite(loaded.model, model_map.slots.values())
+    else:
+        check_stored_finite(loaded, model_map)
     opened = StudyStore.open(store) if isinstance(store, str) else store
     discovered = discovery_payload(loaded, model_map, unusable)
     study, task, data = _open_study(opened, config, loaded, discovered, name)
@@ -299,13 +321,14 @@ def search(
             if wish is not None and held_out is not None:
                 run_measure(study, study.refined(plan), held_out, False, progress)
         if export is not None:
-            export_plan(
+            whole = partial(export_plan, check_logits=True)
+            write: Callable[..., Any] = export_plan_streamed if loaded.stream else whole
+            write(
                 study,
                 study.refined(plan),
                 Path(export),
                 config.container,
                 overwrite=overwrite,
-                check_logits=True,
                 progress=progress,
             )
         opened.set_status(study.id, WorkStatus.DONE)
@@ -321,6 +344,25 @@ def _refining(
     return RefineOptions(
         **{"held_out_sequences": held_out_sequences, **(options or {}), "trials": trials}
     )
+
+
+def _loaded(
+    config: ScoringConfig,
+    model: str | Path | nn.Module,
+    max_memory: str | int | None,
+    *others: tuple[bool, str],
+) -> LoadedModel:
+    """The model in memory, or on the meta device where memory is bounded.
+
+    Args:
+        others: whether something was asked for that needs the model in memory, and its option.
+    """
+    if max_memory is None:
+        return load(config, model)
+    bound = parse_bytes(max_memory)
+    refuse_unstreamable(config, is_module=isinstance(model, nn.Module), others=others)
+    assert not isinstance(model, nn.Module)  # refused
+    return load_streamed(config, model, bound)
 
 
 def _url_of(store: str | StudyStore) -> str:
@@ -369,7 +411,7 @@ def _open_study(
         **config.to_json(),
         "calibration_sha256": data.sha256,
         "discovered": discovered,
-        "projection_dtype": str(projection_dtype(loaded.model)),
+        "projection_dtype": str(projection_dtype(loaded.model, loaded.device)),
         "scores_version": SCORES_VERSION,
     }
     key = study_key(scored, loaded.fingerprint)

@@ -14,6 +14,7 @@ from autoq.api.measuring import measure_plans
 from autoq.api.remarks import note_silent_groups
 from autoq.api.scoring import BatchHelpers, ScoringPass, make_scoring_estimator
 from autoq.api.serialize import calibration_to_plain, model_map_to_json
+from autoq.api.streaming import CalibrationByBlocks, calibrate_streamed, streamed_estimator
 from autoq.api.study import Study
 from autoq.api.study_data import CALIBRATION, DISCOVERY, MEASURE, SENSITIVITY, SOLVE
 from autoq.api.task import LoadedModel, ScoringTask
@@ -66,6 +67,20 @@ def run_calibration(
     """Calibrate every slot in every format, in one pass over the data."""
     started = time.perf_counter()
     study.store.begin_stage(study.id, CALIBRATION)
+    calibrated = _calibrate_whole if loaded.stream is None else calibrate_streamed
+    records, table = calibrated(study, loaded, task, progress)
+    note_unseen_slots(table, progress)
+    del table  # the next stages read it from the store
+    give_back_freed_memory()
+    tokens = sum(int(ids.numel()) for ids in task.batches)
+    payload = {"records": records, "tokens": tokens}
+    study.store.finish_stage(study.id, CALIBRATION, time.perf_counter() - started, payload)
+
+
+def _calibrate_whole(
+    study: Study, loaded: LoadedModel, task: ScoringTask, progress: Progress
+) -> tuple[list[dict[str, Any]], Mapping[tuple[SlotName, FormatName], LayerCalibration]]:
+    """Calibrate the model in memory; see `calibrate_streamed`."""
     quantised = [name for name in study.config.formats if name != NONE]
     with in_turn(
         progress,
@@ -85,14 +100,9 @@ def run_calibration(
             after_batch=after_batch,
             after_group=after_group,
         )
-    note_unseen_slots(table, progress)
     records, arrays = calibration_to_plain(table)
     study.store.put_arrays(study.id, CALIBRATION, arrays)
-    del table, arrays  # the next stages read them from the store
-    give_back_freed_memory()
-    tokens = sum(int(ids.numel()) for ids in task.batches)
-    payload = {"records": records, "tokens": tokens}
-    study.store.finish_stage(study.id, CALIBRATION, time.perf_counter() - started, payload)
+    return records, table
 
 
 def note_unseen_slots(
@@ -118,7 +128,8 @@ def run_sizes(study: Study, loaded: LoadedModel) -> None:
     """Count what the container writes in each format; calibration says which input scales."""
     started = time.perf_counter()
     study.store.begin_stage(study.id, SIZES)
-    sizes = sizes_of(loaded, study.model_map, study.config, study.calibration)
+    calibration = study.calibration if loaded.stream is None else CalibrationByBlocks(study)
+    sizes = sizes_of(loaded, study.model_map, study.config, calibration)
     seconds = time.perf_counter() - started
     study.store.finish_stage(study.id, SIZES, seconds, sizes_to_plain(sizes))
 
@@ -146,6 +157,8 @@ def run_sensitivity(
         calibration=study.calibration,
         config=config,
     )
+    if loaded.stream is not None:
+        make = partial(streamed_estimator, study=study, loaded=loaded, task=task)
     study.store.begin_stage(study.id, SENSITIVITY)
     batches = StudyBatches(study.store, study.id, SENSITIVITY)
     certainty = None if solver is None else Certainty(study.model_map, config.confidence, solver)

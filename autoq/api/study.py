@@ -206,7 +206,15 @@ class Study(StudyData):
 
         Args:
             keep_originals, cache: as for `autoq.layers.simulate.SimulatedModel`.
+
+        Raises:
+            InputError: the model is searched within a bound on memory, and not loaded.
         """
+        if self.loaded().stream is not None:
+            raise InputError(
+                f"study {self.name} was searched within a bound on memory, and this needs the whole "
+                "model; open the study anew (autoq.open_study) where there is room for it"
+            )
         return SimulatedModel(
             self.loaded().model,
             self.model_map.slots,
@@ -366,6 +374,7 @@ class Study(StudyData):
         from autoq.api.exporting_transformers_fp8 import spelled
         from autoq.export._types import Spelling
 
+        streamed = streamed or (self._loaded is not None and self._loaded.stream is not None)
         if streamed:
             refuse_unstreamed_container(container)
         refuse_parallel(container, tp_size, pp_size)

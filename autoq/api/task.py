@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,9 @@ from autoq.search.objectives import (
 )
 from autoq.search.sensitivity import BatchLoss
 
+if TYPE_CHECKING:
+    from autoq.api.streaming import Streaming
+
 ID_SUFFIXES = (".npy", ".pt")
 """Files of token ids, which need no tokenizer."""
 
@@ -61,6 +64,7 @@ class LoadedModel:
     fingerprint: str
     storage_dtype: torch.dtype  # of the weights on disk
     trust_remote_code: bool = False
+    stream: Streaming | None = None  # the model is on the meta device, and its weights come so
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -84,8 +88,8 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.model.parameters()).device
+        """Where the weights are, or come to."""
+        return next(self.model.parameters()).device if self.stream is None else self.stream.device
 
     @property
     def vocabulary_size(self) -> int:
@@ -268,9 +272,13 @@ def _next_token_batch(model: nn.Module, batches: Sequence[Tensor], index: int) -
 
 def output_bytes(model: nn.Module, ids: Tensor) -> int:
     """What the model's output for `ids` takes in float32, in bytes."""
+    return ids.numel() * output_width(model) * 4
+
+
+def output_width(model: nn.Module) -> int:
+    """How many values a model gives for a token."""
     config = text_config(model)
-    width = int(getattr(config, "vocab_size", 0) or getattr(config, "hidden_size", 1))
-    return ids.numel() * width * 4
+    return int(getattr(config, "vocab_size", 0) or getattr(config, "hidden_size", 1))
 
 
 def output_properties(model: nn.Module) -> dict[str, bool]:

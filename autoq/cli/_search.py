@@ -138,6 +138,14 @@ def search(
         str, typer.Option(help="Of the model while searched: auto, float32, bfloat16, float16.")
     ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Bound on memory, for example 4GB: the model is never held, its blocks are read "
+            "from the folder one by one. The scores are the same.",
+        ),
+    ] = None,
     calibration: Annotated[
         str,
         typer.Option(
@@ -248,6 +256,7 @@ def search(
             target=target,
             dtype=dtype,
             device=device,
+            max_memory=max_memory,
             calibration=calibration,
             estimator=estimator,
             draws=draws,

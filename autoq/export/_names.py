@@ -174,10 +174,12 @@ def tied_copies(model: nn.Module) -> set[str]:
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
     owners: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
     copies: set[str] = set()
-    state = model.state_dict()
+    state = model.state_dict(keep_vars=True)
     for name in sorted(state, key=lambda key: key in tied):
         tensor = state[name]
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        # On the meta device nothing has an address: there copies are one and the same object.
+        address = id(tensor) if tensor.is_meta else tensor.data_ptr()
+        place = (address, tensor.shape, tensor.stride())
         if tensor.numel() and owners.setdefault(place, name) != name:
             copies.add(name)
     return copies

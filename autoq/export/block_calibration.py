@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -18,6 +19,14 @@ from autoq.models import ModelMap, SlotName
 from autoq.models.block_stream import BlockStream
 
 _Key = tuple[SlotName, FormatName]
+
+
+class TakesCalibrations(Protocol):
+    """Where calibrations go."""
+
+    def add(self, entries: Mapping[_Key, LayerCalibration]) -> None:
+        """Take those of a block over."""
+        ...
 
 
 class StoredCalibration(Mapping[_Key, LayerCalibration]):
@@ -64,6 +73,7 @@ class BlockCalibration:
     container: Container
     scale_dtype: torch.dtype
     method: Calibration
+    moment_bytes: int | None = None
     after_batch: Callable[[], None] = lambda: None
 
     def run(
@@ -71,7 +81,7 @@ class BlockCalibration:
         stream: BlockStream,
         model_map: ModelMap,
         batches: int,
-        stored: StoredCalibration,
+        stored: TakesCalibrations,
     ) -> None:
         """Calibrate block by block; what comes out is what `calibrate` gives of the whole model.
 
@@ -103,7 +113,7 @@ class BlockCalibration:
         batches: int,
         part: ModelMap,
         block: nn.Module,
-        stored: StoredCalibration,
+        stored: TakesCalibrations,
     ) -> None:
         stream.run(number, batches, keep=True)
         if not part.groups:  # its outputs are needed all the same
@@ -121,6 +131,7 @@ class BlockCalibration:
             container=self.container,
             scale_dtype=self.scale_dtype,
             method=self.method,
+            moment_bytes=self.moment_bytes,
             after_batch=self.after_batch,
         )
         stored.add(found)

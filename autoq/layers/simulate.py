@@ -141,6 +141,11 @@ class SimulatedModel:
             self._install_taps()
             self.set_kv_cache(kv_cache)
 
+    def leave(self) -> None:
+        """Quantise no input any more, and let the weights be: for those that come and go."""
+        self._remove_taps()
+        self._remove_taps = _nothing
+
     def restore(self) -> None:
         """Give the model its own weights back, and its own cache."""
         self.set_kv_cache(None)

@@ -146,6 +146,18 @@ class StreamedModel:
                 stack.enter_context(_doing(block, lambda *_, **__: last))
             yield
 
+    @contextmanager
+    def loading_blocks(self) -> Iterator[None]:
+        """The model runs as a whole, and each block has its weights while it is computed."""
+        with ExitStack() as stack:
+            for number, block in enumerate(self._blocks):
+                stack.enter_context(_doing(block, partial(self._loaded, number, block.forward)))
+            yield
+
+    def _loaded(self, number: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with self.block(number):
+            return forward(*args, **kwargs)
+
     def forget_outside(self) -> None:
         """Free the weights outside the blocks; they are read again when they are needed."""
         self._embedded = 0
@@ -201,24 +213,20 @@ class BlockStream:
 
     def __init__(
         self,
-        model: nn.Module,
-        model_map: ModelMap,
-        weights: StoredWeights,
+        streamed: StreamedModel,
         inputs: Sequence[Tensor],
         folder: Path,
+        memory_bytes: int = 0,
     ) -> None:
         """
         Args:
-            model: on the meta device, in the dtype to compute in; weights come and go.
-            weights: where they are.
             inputs: int64 [sequences, tokens] each.
             folder: where outputs of blocks are kept; about twice what a block gives for all inputs.
-        Raises:
-            ModelError: the model is an encoder-decoder, or has no blocks.
+            memory_bytes: what of them may stay in memory.
         """
-        self._streamed = StreamedModel(model, model_map, weights)
+        self._streamed = streamed
         self._inputs = inputs
-        self._outputs = KeptTensors(folder)
+        self._outputs = KeptTensors(folder, memory_bytes)
 
     def block(self, number: int) -> Any:
         """See `StreamedModel.block`: the block, with its weights while the context holds."""
@@ -242,6 +250,27 @@ class BlockStream:
         if keep and (number, index) not in self._outputs:
             self._outputs.put((number, index), found)
         return hidden_of(found)
+
+    def check(self, index: int) -> None:
+        """See that all blocks were run as the model runs them, by the kept outputs of the last.
+
+        Args:
+            index: of an input, a small one: the whole model is read once more.
+        Raises:
+            ModelError: the model does not hand hidden states from each block to the next.
+        """
+        ids, last = self._inputs[index], self._outputs.get((self._streamed.blocks - 1, index))
+        with torch.no_grad():
+            with self._streamed.ending_with(last):
+                found = forward_logits(self._streamed.model, ids)
+            with self._streamed.loading_blocks():
+                expected = forward_logits(self._streamed.model, ids)
+        if not torch.equal(found, expected):
+            raise ModelError(
+                "a model that is run block by block must hand nothing but hidden states from each "
+                f"block to the next, and {type(self._streamed.model).__name__} computes something "
+                "else so; search the model in memory"
+            )
 
     def forget(self, number: int) -> None:
         """Remove a block's outputs."""

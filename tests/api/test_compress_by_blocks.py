@@ -21,7 +21,7 @@ from autoq.errors import ExportError, InputError, ModelError
 from autoq.export import FolderWeights, SourceMatrices, export_checkpoint, verify_logits
 from autoq.formats import CalibrationMethod, Container, FormatName
 from autoq.models import discover, load_model
-from autoq.models.block_stream import BlockStream
+from autoq.models.block_stream import BlockStream, StreamedModel
 from autoq.models.forward import forward_logits
 from autoq.models.kept_tensors import KeptTensors
 from autoq.models.loading import unloaded_model
@@ -158,7 +158,7 @@ def test_one_block_has_weights_at_a_time(tmp_path: Path) -> None:
     model_map = discover(model)
     ids = torch.arange(8)[None]
     weights = FolderWeights(model, model_map, SourceMatrices.of(source, model, model_map))
-    stream = BlockStream(model, model_map, weights, [ids], tmp_path)
+    stream = BlockStream(StreamedModel(model, model_map, weights), [ids], tmp_path)
 
     def real() -> set[str]:
         return {name for name, value in model.named_parameters() if not value.is_meta}
