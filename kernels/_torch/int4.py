@@ -26,6 +26,11 @@ def group_scale(weight: Tensor, group_size: int, storage_dtype: torch.dtype) -> 
     """Scales rounded to `storage_dtype`, float32 [N, K/g]."""
     groups = weight.shape[1] // group_size
     amax = row_amax(_groups(weight.detach(), groups).flatten(0, 1)).float().view(-1, groups)
+    return stored_scale(amax, storage_dtype)
+
+
+def stored_scale(amax: Tensor, storage_dtype: torch.dtype) -> Tensor:
+    """Scales of groups with the float32 maxima `amax`, rounded to `storage_dtype`, float32."""
     scale = scale_from_amax(amax, LARGEST).clamp_(max=torch.finfo(storage_dtype).max)
     stored = scale.to(storage_dtype).float()
     return torch.where((amax == 0) | (stored == 0), EMPTY_GROUP_SCALE, stored)

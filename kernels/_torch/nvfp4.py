@@ -36,7 +36,7 @@ def quantize(x: Tensor, global_scale: Tensor) -> tuple[Tensor, Tensor]:
     stored, packed = scales.view(-1, 1), codes.view(-1, BLOCK // 2)
     if e2m1_pairs.takes(x):
         for piece, pairs in e2m1_pairs.blocks(x, BLOCK):
-            scale = _stored_block_scale(pairs.amax(), global_scale)
+            scale = stored_block_scale(pairs.amax(), global_scale)
             stored[piece] = scale
             step = decode_e4m3(scale) * global_scale
             packed[piece] = pairs.packed(step, partial(_divided_, step))
@@ -54,7 +54,7 @@ def block_scale(blocks: Tensor, global_scale: Tensor) -> Tensor:
     return _block_scale_or_one(amax, global_scale)
 
 
-def _stored_block_scale(amax: Tensor, global_scale: Tensor) -> Tensor:
+def stored_block_scale(amax: Tensor, global_scale: Tensor) -> Tensor:
     """`_block_scale_or_one` as E4M3 codes, in fewer operations."""
     quotient = amax / (_LARGEST_ELEMENT * global_scale)
     vanishes = quotient == 0

@@ -10,7 +10,7 @@ from autoq.kernels import int4, nvfp4
 from autoq.kernels._reference import fp8 as reference_fp8
 from autoq.kernels._reference import int4 as reference_int4
 from autoq.kernels._reference import nvfp4 as reference
-from autoq.kernels._torch.chosen_scales import INT4_FACTORS, NVFP4_OFFSETS
+from autoq.kernels._torch.chosen_scales import INT4_FACTORS, NVFP4_OFFSETS, _best
 
 ONE = torch.tensor(1.0)
 
@@ -165,3 +165,38 @@ def test_pieces_and_threads_choose_the_same():
 def test_refusals_name_the_operand(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_even_importance_is_as_good_as_none_and_doubling_changes_nothing():
+    x = normal(5, 64)
+    scale = nvfp4.global_scale(x.abs().max())
+    twice = nvfp4.choose_block_scale(x, scale, torch.full((64,), 2.0))
+    assert torch.equal(nvfp4.choose_block_scale(x, scale, torch.ones(64)).float(), twice.float())
+    groups = int4.choose_group_scale(x, torch.full((64,), 2.0), 32)
+    assert torch.equal(int4.choose_group_scale(x, torch.ones(64), 32), groups)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_blocks_without_an_error_to_compare_keep_their_scale(dtype):
+    x = normal(4, 32).to(dtype)
+    x[1, 3], x[2, 20] = float("nan"), float("-inf")
+    before = x.clone()
+    kept = nvfp4.quantize(x, ONE).block_scale.view(torch.uint8)
+    for importance in (torch.ones(32), torch.zeros(32)):
+        chosen = nvfp4.choose_block_scale(x, ONE, importance).view(torch.uint8)
+        assert chosen[1, 0] == kept[1, 0] == 0x7F
+        assert chosen[2, 1] == kept[2, 1] == 0x7E
+    assert torch.equal(x.nan_to_num(0.0), before.nan_to_num(0.0))
+
+
+def test_of_equal_errors_the_first_is_taken_and_nan_is_never_the_best():
+    errors = torch.tensor(
+        [
+            [2.0, 1.0, torch.nan, 3.0, 0.0, torch.inf],
+            [1.0, 1.0, 0.0, torch.nan, 0.0, torch.inf],
+            [1.0, 2.0, 0.0, 2.0, -0.0, torch.inf],
+        ]
+    )
+    candidates = torch.tensor([[10], [11], [12]]).expand(3, 6)
+    chosen = _best(candidates, lambda number: errors[number])
+    assert chosen.tolist() == [11, 10, 10, 12, 10, 10]
