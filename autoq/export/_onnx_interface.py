@@ -1,7 +1,7 @@
-"""What an ONNX graph takes and gives, and how the model is called for it: two kinds of graph.
+"""What an ONNX graph takes and gives, and how the model is called for it: three kinds of graph.
 
-Of token ids alone, and of token ids with the keys and values of the tokens before them, which the
-graph gives back with those of its own tokens.
+Of token ids alone; of token ids with the keys and values of the tokens before them, which the graph
+gives back with those of its own tokens; and of an encoder's token ids with a decoder's.
 """
 
 from __future__ import annotations
@@ -15,14 +15,23 @@ import torch
 from torch import Tensor, nn
 
 from autoq.errors import ExportError
-from autoq.models.forward import forward_logits, is_causal, output_kind, text_config
+from autoq.models.forward import (
+    forward_logits,
+    is_causal,
+    is_encoder_decoder,
+    output_kind,
+    text_config,
+)
 
 _EXAMPLE_SHAPE = (2, 8)  # batch, tokens: any that are not 1, which torch takes for a constant
 _EXAMPLE_PAST = 5
-_IDS, _MASK = "input_ids", "attention_mask"
+_EXAMPLE_DECODER = 6
+_IDS, _MASK, _DECODER_IDS = "input_ids", "attention_mask", "decoder_input_ids"
 
 _PROBE_SHAPES = ((1, 16), (3, 7))
 """Batch and tokens: neither is what the graph was traced with, so that it has to be dynamic."""
+_PROBE_DECODERS = (1, 9)
+"""The decoder's tokens beside them: a first one, and more than the encoder has."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,8 @@ class Interface:
         """Names of what the graph takes, in order."""
         takes_mask = _MASK in inspect.signature(self.model.forward).parameters
         names = (_IDS, *([_MASK] if takes_mask else []))
-        return (*names, *self.past)
+        decoder = [_DECODER_IDS] if is_encoder_decoder(self.model) else []
+        return (*names, *decoder, *self.past)
 
     @property
     def past(self) -> tuple[str, ...]:
@@ -68,7 +78,8 @@ class Interface:
     @property
     def example(self) -> dict[str, Tensor]:
         """Any values of the inputs, in their order."""
-        return self._feeds(_EXAMPLE_SHAPE, past=_EXAMPLE_PAST if self.with_past else 0)
+        past = _EXAMPLE_PAST if self.with_past else 0
+        return self._feeds(_EXAMPLE_SHAPE, past=past, decoder=_EXAMPLE_DECODER)
 
     @property
     def dynamic(self) -> dict[str, dict[int, Any]]:
@@ -76,13 +87,22 @@ class Interface:
         batch, sequence, past = (torch.export.Dim(name) for name in ("batch", "sequence", "past"))
         # With a cache the mask is as long as cache and tokens together, which no name says.
         mask = torch.export.Dim.AUTO if self.with_past else sequence
-        known = {_IDS: {0: batch, 1: sequence}, _MASK: {0: batch, 1: mask}}
+        decoder = torch.export.Dim("decoder_sequence")
+        known = {
+            _IDS: {0: batch, 1: sequence},
+            _MASK: {0: batch, 1: mask},
+            _DECODER_IDS: {0: batch, 1: decoder},
+        }
         return {name: known.get(name, {0: batch, 2: past}) for name in self.inputs}
 
     @property
     def probes(self) -> list[dict[str, Tensor]]:
-        """Values to try the graph with; half of the last of several rows is padding."""
-        found = [self._feeds(shape) for shape in _PROBE_SHAPES]
+        """Values to try the graph with.
+
+        Half of the last of several rows is padding: behind it, or of its earlier tokens the first.
+        """
+        shapes = zip(_PROBE_SHAPES, _PROBE_DECODERS, strict=True)
+        found = [self._feeds(shape, decoder=decoder) for shape, decoder in shapes]
         if self.with_past:
             found.append(self._feeds((2, 1), past=6))  # a token behind others
         return found
@@ -94,7 +114,7 @@ class Interface:
         values = (found,) if isinstance(found, Tensor) else found
         return dict(zip(self.outputs, values, strict=True))
 
-    def _feeds(self, shape: tuple[int, int], past: int = 0) -> dict[str, Tensor]:
+    def _feeds(self, shape: tuple[int, int], past: int = 0, decoder: int = 1) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(0)
 
         def ids(rows: int, tokens: int) -> Tensor:
@@ -103,9 +123,10 @@ class Interface:
 
         rows, tokens = shape
         mask = torch.ones((rows, past + tokens), dtype=torch.int64)
-        if rows > 1 and not self.with_past:
-            mask[-1, tokens // 2 :] = 0
-        feeds = {_IDS: ids(rows, tokens), _MASK: mask}
+        if rows > 1:
+            padding = slice(past // 2) if past else slice(tokens // 2, None)
+            mask[-1, padding] = 0
+        feeds = {_IDS: ids(rows, tokens), _MASK: mask, _DECODER_IDS: ids(rows, decoder)}
         for number, (heads, *features) in enumerate(self.cached):
             for part, size in zip(("key", "value"), features, strict=True):
                 values = torch.randn((rows, heads, past, size), generator=generator)
@@ -163,10 +184,23 @@ class AsGraph(nn.Module):
         past = [named.pop(name) for name in self._interface.past]
         if not past:
             return forward_logits(self.model, **named)
-        found = self.model(**named, past_key_values=_cache_of(past), use_cache=True)
+        found = self.model(
+            **named, **self._positions(named), past_key_values=_cache_of(past), use_cache=True
+        )
         layers = found.past_key_values.layers
         present = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
         return (found.logits, *present)
+
+    def _positions(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Positions that padding does not count in, int64 [batch, tokens].
+
+        By themselves models count on from the length of the cache, padding included.
+        """
+        takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
+        if not takes_positions or _MASK not in named:
+            return {}
+        known = (named[_MASK].cumsum(-1) - 1).clamp(min=0)
+        return {"position_ids": known[:, -named[_IDS].shape[1] :]}
 
 
 def _cache_of(past: Sequence[Tensor]) -> Any:

@@ -3,7 +3,7 @@
 The graph computes in float32 what the simulation does: codes and scales are initialisers, the
 inputs of quantised products go through QuantizeLinear and DequantizeLinear, and what is not
 quantised is as torch's exporter writes it. It takes whole sequences, or with the keys and values of
-earlier tokens the next ones.
+earlier tokens the next ones; of a model with an encoder and a decoder what both of them read.
 """
 
 from __future__ import annotations
@@ -73,7 +73,6 @@ def onnx_refusals(plan: ExportPlan) -> list[str]:
     refuse_other_inputs(plan.model)
     quantized = {slot: fmt for slot, fmt in plan.slot_formats.items() if fmt != NONE}
     return [
-        *_model_lines(plan.model),
         *_format_lines(quantized),
         *_slot_lines(plan.model, plan.model_map, quantized),
         *folding_refusals(plan.model, plan.model_map, quantized, plan.calibration),
@@ -142,14 +141,6 @@ def refuse_onnx(plan: ExportPlan) -> None:
     if lines:
         more = f" (and {len(lines) - 1} more like it)" if len(lines) > 1 else ""
         raise ExportError(f"{lines[0]}{more}")
-
-
-def _model_lines(model: nn.Module) -> Iterator[str]:
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        yield (
-            "ONNX is written of models that read one sequence, and "
-            f"{type(model).__name__} is an encoder with a decoder; choose another container"
-        )
 
 
 def _format_lines(quantized: Mapping[SlotName, FormatName]) -> Iterator[str]:

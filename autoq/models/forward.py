@@ -15,7 +15,10 @@ OutputKind = Literal["logits", "hidden"]
 
 
 def forward_logits(
-    model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    decoder_input_ids: Tensor | None = None,
 ) -> Tensor:
     """Run the model on token ids.
 
@@ -26,15 +29,20 @@ def forward_logits(
         model: a transformers model.
         input_ids: int64 [batch, tokens], on the model's device.
         attention_mask: int64 [batch, tokens], 0 for padding; None: there is none.
+        decoder_input_ids: int64 [batch, decoder tokens], what the decoder of an encoder-decoder
+            model reads instead; None of all other models.
     Returns:
         Logits [batch, tokens, vocabulary], or for models without an output head the last hidden
-        state [batch, tokens, hidden]; in the model's dtype.
+        state [batch, tokens, hidden]; in the model's dtype. Tokens are the decoder's where there is
+        one.
     Raises:
         ModelError: the model gives neither for every token, or takes no token ids.
     """
     arguments = _arguments(model, input_ids)
     if attention_mask is not None:
         arguments["attention_mask"] = attention_mask
+    if decoder_input_ids is not None:
+        arguments["decoder_input_ids"] = decoder_input_ids
     return _token_output(model, model(**arguments))
 
 
@@ -63,7 +71,7 @@ def layers_see_all(model_map: ModelMap) -> bool:
 def _arguments(model: nn.Module, input_ids: Tensor) -> dict[str, Any]:
     refuse_other_inputs(model)
     arguments: dict[str, Any] = {"input_ids": input_ids}
-    if _is_encoder_decoder(model):
+    if is_encoder_decoder(model):
         arguments["decoder_input_ids"] = _shift_right(model, input_ids)
     if "use_cache" in inspect.signature(model.forward).parameters:
         arguments["use_cache"] = False
@@ -98,7 +106,7 @@ def output_kind(model: nn.Module) -> OutputKind:
 
 def is_causal(model: nn.Module) -> bool:
     """Whether the logits at a position predict the next token, as perplexity needs."""
-    if _is_encoder_decoder(model) or output_kind(model) == "hidden":
+    if is_encoder_decoder(model) or output_kind(model) == "hidden":
         return False
     name = type(model).__name__
     return name in _causal_class_names() or name.endswith(("ForCausalLM", "LMHeadModel"))
@@ -121,7 +129,8 @@ def _output_head(model: nn.Module) -> nn.Module | None:
     return head if isinstance(head, nn.Module) else None
 
 
-def _is_encoder_decoder(model: nn.Module) -> bool:
+def is_encoder_decoder(model: nn.Module) -> bool:
+    """Whether the model reads two sequences, one of them with a decoder."""
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 

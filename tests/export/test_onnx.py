@@ -262,11 +262,9 @@ def test_formats_that_onnx_cannot_hold(
     assert "fp8, w4a8_awq" in message  # what works instead
 
 
-def test_experts_and_decoders_beside_encoders(tiny: Callable[[str], Any], tmp_path: Path):
+def test_experts(tiny: Callable[[str], Any], tmp_path: Path):
     experts = refused(plan_of(tiny("mixtral"), ("fp8",), MODELOPT), tmp_path / "out")
     assert "which expert reads which token" in experts
-    decoder = refused(plan_of(tiny("t5"), ("fp8",), MODELOPT), tmp_path / "out")
-    assert "T5ForConditionalGeneration is an encoder with a decoder" in decoder
 
 
 def test_a_matrix_that_serves_two_modules(tiny: Callable[[str], Any], tmp_path: Path):

@@ -1,4 +1,4 @@
-"""ONNX graphs with a cache as inputs and outputs."""
+"""ONNX graphs with a cache as inputs and outputs, and those of encoders with decoders."""
 
 from __future__ import annotations
 
@@ -112,6 +112,75 @@ def test_a_prompt_and_then_a_token_each_are_the_whole(
         assert distance(logits, whole[:, begin:end]) < BOUND
         cache = dict(zip(cache, present, strict=True))
         assert {value.shape[2] for value in present} == {end}
+
+
+@pytest.mark.parametrize("family", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)])
+def test_padding_in_front_changes_nothing(planned: Any, tmp_path: Path, family: str) -> None:
+    """Prompts of several lengths, and then a token each: as each sequence alone, positions too."""
+    plan = planned(family, *WEIGHTS_ALONE)
+    export_onnx(plan, source=None, destination=tmp_path / "out", with_past=True)
+    running = session(tmp_path / "out")
+    ids = torch.randint(5, 250, (2, 12), generator=torch.Generator().manual_seed(3))
+    padding = 5
+    mask = np.ones((2, 12), np.int64)
+    mask[1, :padding] = 0
+    first = simulated(plan, input_ids=ids[:1])[0]
+    with torch.no_grad():  # the model is simulated already
+        second = np.asarray(plan.model(input_ids=ids[1:, padding:], use_cache=False).logits)[0]
+    cache = {
+        one.name: np.zeros((2, one.shape[1], 0, one.shape[3]), np.float32)
+        for one in running.get_inputs()
+        if one.name.startswith("past_key_values.")
+    }
+    for begin, end in ((0, 10), (10, 11), (11, 12)):
+        feeds = {"input_ids": ids[:, begin:end].numpy(), "attention_mask": mask[:, :end], **cache}
+        logits, *present = running.run(None, feeds)
+        start = max(begin, padding)
+        assert distance(logits[0], first[begin:end]) < BOUND
+        assert distance(logits[1, start - begin :], second[start - padding : end - padding]) < BOUND
+        cache = dict(zip(cache, present, strict=True))
+
+
+@pytest.mark.parametrize("family", ["t5", pytest.param("bart", marks=pytest.mark.slow)])
+def test_an_encoder_with_a_decoder(planned: Any, tmp_path: Path, family: str) -> None:
+    plan = planned(family, *WEIGHTS_ALONE)
+    report = export_onnx(plan, source=None, destination=tmp_path / "out").report
+    quantized = [slot for slot, fmt in plan.slot_formats.items() if fmt != "none"]
+    assert report.quantized_matrices == len(quantized) > 6
+    for side in ("encoder.", "decoder."):
+        assert any(side in slot for slot in quantized)
+    assert report.onnxruntime_products["relative_difference"] < BOUND
+    running = session(tmp_path / "out")
+    names = ["input_ids", "attention_mask", "decoder_input_ids"]
+    assert [one.name for one in running.get_inputs()] == names
+    generator = torch.Generator().manual_seed(3)
+    read = torch.randint(5, 250, (2, 11), generator=generator)
+    said = torch.randint(5, 250, (2, 4), generator=generator)
+    mask = torch.ones_like(read)
+    mask[1, 7:] = 0
+    feeds = dict(zip(names, (read, mask, said), strict=True))
+    whole = simulated(plan, **feeds)
+    for end in (1, 4):  # a token at a time, as one decodes
+        part = {**feeds, "decoder_input_ids": said[:, :end]}
+        (logits,) = running.run(None, {name: value.numpy() for name, value in part.items()})
+        assert distance(logits, whole[:, :end]) < BOUND
+    # What the mask covers is not read.
+    other = {**feeds, "input_ids": read.masked_fill(mask == 0, 3)}
+    (again,) = running.run(None, {name: value.numpy() for name, value in other.items()})
+    assert distance(again, whole) < BOUND
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("formats", [("fp8", "w4a8_awq", "int8_sq"), ("fp8_block", "fp8_pc_pt")])
+@pytest.mark.parametrize("family", ["t5", "flan_t5", "bart", "roberta"])
+def test_encoders_in_every_format(
+    planned: Any, tmp_path: Path, family: str, formats: tuple[str, ...]
+) -> None:
+    """Inputs are quantised, too: each product is compared under the inputs that onnxruntime has."""
+    plan = planned(family, *formats)
+    report = export_onnx(plan, source=None, destination=tmp_path / "out").report
+    assert report.quantized_matrices == len(plan.quantized_slots) == len(plan.model_map.slots)
+    assert report.onnxruntime_products["relative_difference"] < BOUND
 
 
 @pytest.mark.parametrize(
