@@ -9,9 +9,10 @@ import shutil
 import socket
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil  # type: ignore[import-untyped]
 from safetensors import SafetensorError
@@ -168,14 +169,20 @@ def copy_companions(source: Path, folder: Path) -> None:
                 shutil.copyfile(file, target)
 
 
-def exported_files(folder: Path) -> tuple[ExportedFile, ...]:
-    """Sizes and hashes of everything in the folder, sorted by path."""
+def exported_files(
+    folder: Path, known: Mapping[str, str] = MappingProxyType({})
+) -> tuple[ExportedFile, ...]:
+    """Sizes and hashes of everything in the folder, sorted by path.
+
+    Args:
+        known: hashes of files that were read for that before, by name.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return tuple(
         ExportedFile(
             path=path.relative_to(folder).as_posix(),
             size_bytes=path.stat().st_size,
-            sha256=_sha256(path),
+            sha256=known.get(path.relative_to(folder).as_posix()) or file_sha256(path),
         )
         for path in files
     )
@@ -220,7 +227,8 @@ def _flush_directory(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """The hash of what is in a file."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK_BYTES):

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from autoq.errors import ExportError
+from autoq.export._folder import file_sha256
 from autoq.memory import give_back_freed_memory
 
 SINGLE_FILE = "model.safetensors"
@@ -70,7 +71,7 @@ def _odd_numbers() -> NDArray[np.uint64]:
 class ShardWriter:
     """Collects tensors and writes a shard whenever the next one would not fit.
 
-    The disk takes a shard while the next is being made.
+    The disk takes a shard, which is then read for its hash, while the next is being made.
     """
 
     def __init__(self, folder: Path, max_shard_bytes: int) -> None:
@@ -82,9 +83,11 @@ class ShardWriter:
         self._shards: list[list[str]] = []
         self._total_bytes = 0
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="autoq-disk")
-        self._flushes: list[Future[None]] = []
+        self._flushes: list[Future[str]] = []
         self.digests: dict[str, str] = {}
         """Name -> digest of every tensor that was taken over."""
+        self.hashes: dict[str, str] = {}
+        """File -> SHA-256, when `finish` is through."""
 
     def add(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Take tensors over; they must not change until `finish`.
@@ -118,18 +121,18 @@ class ShardWriter:
         """Write what is left, give the files their final names, and write the index."""
         if self._pending or not self._shards:
             self._write_shard()
-        for flush in self._flushes:
-            flush.result()  # raises what the disk had to say
+        hashes = [flush.result() for flush in self._flushes]  # raises what the disk had to say
         self._disk.shutdown()
         count = len(self._shards)
-        if count == 1:
-            self._partial(0).rename(self._folder / SINGLE_FILE)
-            return
         weight_map: dict[str, str] = {}
         for number, names in enumerate(self._shards):
             file = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+            file = SINGLE_FILE if count == 1 else file
             self._partial(number).rename(self._folder / file)
+            self.hashes[file] = hashes[number]
             weight_map.update(dict.fromkeys(names, file))
+        if count == 1:
+            return
         index = {"metadata": {"total_size": self._total_bytes}, "weight_map": weight_map}
         text = json.dumps(index, indent=2, sort_keys=True)
         (self._folder / INDEX_FILE).write_text(text + "\n", encoding="utf-8")
@@ -140,7 +143,7 @@ class ShardWriter:
     def _write_shard(self) -> None:
         path = self._partial(len(self._shards))
         save_file(self._pending, path, metadata=_METADATA)
-        self._flushes.append(self._disk.submit(_flush, path))
+        self._flushes.append(self._disk.submit(_flushed, path))
         self._shards.append(list(self._pending))
         self._pending = {}
         self._memory = set()
@@ -148,6 +151,8 @@ class ShardWriter:
         give_back_freed_memory()
 
 
-def _flush(path: Path) -> None:
+def _flushed(path: Path) -> str:
+    """Have the disk take a file; its hash."""
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
+    return file_sha256(path)

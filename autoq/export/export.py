@@ -108,13 +108,13 @@ def write_checkpoint(
     refuse_inexpressible(plan)
     check_destination(destination, source, overwrite=overwrite)
     with written_folder(destination, overwrite=overwrite) as folder:
-        digests = _write_tensors(plan, source, folder, max_shard_bytes, progress)
+        writer = _write_tensors(plan, source, folder, max_shard_bytes, progress)
         if source is not None:
             copy_companions(source, folder)
         manifest = _write_configuration(plan, source, folder, provenance or {})
-        files = exported_files(folder)
+        files = exported_files(folder, writer.hashes)
         if verify is not None:
-            verify(folder, digests)
+            verify(folder, writer.digests)
     weights = [file.size_bytes for file in files if file.path.endswith(".safetensors")]
     return ExportResult(
         path=destination,
@@ -148,7 +148,7 @@ def _write_tensors(
     folder: Path,
     max_shard_bytes: int,
     progress: Progress | None,
-) -> Mapping[str, str]:
+) -> ShardWriter:
     writer = ShardWriter(folder, max_shard_bytes)
     groups = list(plan.unquantized_groups())
     total = len(plan.quantized_slots) + len(groups)
@@ -158,7 +158,7 @@ def _write_tensors(
             progress(number + 1, total)
     writer.add(plan.cache_scales().items())
     writer.finish()
-    return writer.digests
+    return writer
 
 
 def _all_tensors(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -254,6 +255,9 @@ def test_shards_hold_the_same_tensors_as_one_file(mixed_plan: MixedPlan, tmp_pat
     single = load_file(whole.path / "model.safetensors")
     assert joined.keys() == single.keys() == index["weight_map"].keys()
     assert all(torch.equal(joined[name], single[name]) for name in joined)
+    for result in (whole, parts):
+        found = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in result.path.iterdir()}
+        assert {file.path: file.sha256 for file in result.files} == found
 
 
 def test_plan_without_quantised_layers_is_the_model_itself(
