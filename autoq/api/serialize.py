@@ -72,6 +72,9 @@ def calibration_to_plain(
             arrays.setdefault(name, importance.numpy(force=True))
         if calibration.codes is not None:
             arrays[_codes_name(slot, fmt)] = calibration.codes.numpy(force=True)
+        block_scale = calibration.block_scale
+        if block_scale is not None:
+            arrays[_block_scale_name(slot, fmt)] = _without_float8(block_scale).numpy(force=True)
         branch = calibration.low_rank
         if branch is not None:
             for part, factor in branch.tensors().items():
@@ -86,6 +89,7 @@ def calibration_to_plain(
                 "folds_into": calibration.folds_into,
                 "importance": name,
                 "has_codes": calibration.codes is not None,
+                "block_scale": None if block_scale is None else _dtype_name(block_scale),
                 "low_rank": None if branch is None else _dtype_name(branch.down),
                 "input_rows": calibration.input_rows,
             }
@@ -123,6 +127,7 @@ def entry_from_plain(
         folds_into=record["folds_into"],
         importance=None if importance is None else tensor(importance),
         codes=tensor(_codes_name(slot, fmt)) if record.get("has_codes") else None,
+        block_scale=_block_scale(record, tensor),
         low_rank=_branch(record, tensor),
         input_rows=record.get("input_rows"),
     )
@@ -135,6 +140,18 @@ def _branch(record: Mapping[str, Any], tensor: Callable[[str], Tensor]) -> LowRa
     slot, fmt = record["slot"], record["format"]
     names = [_factor_name(part, slot, fmt) for part in (DOWN, UP)]
     return LowRank(*(tensor(name).view(dtype) for name in names))
+
+
+def _block_scale(record: Mapping[str, Any], tensor: Callable[[str], Tensor]) -> Tensor | None:
+    if record.get("block_scale") is None:
+        return None
+    stored = tensor(_block_scale_name(record["slot"], record["format"]))
+    return stored.view(getattr(torch, record["block_scale"]))
+
+
+def _without_float8(scale: Tensor) -> Tensor:
+    """numpy has no float8."""
+    return scale.contiguous().view(torch.uint8) if scale.element_size() == 1 else scale
 
 
 def _as_bits(factor: Tensor) -> NDArray[Any]:
@@ -153,6 +170,10 @@ def _factor_name(part: str, slot: SlotName, fmt: FormatName) -> str:
 
 def _scale_name(slot: SlotName, fmt: FormatName) -> str:
     return f"input_scale|{slot}|{fmt}"
+
+
+def _block_scale_name(slot: SlotName, fmt: FormatName) -> str:
+    return f"block_scale|{slot}|{fmt}"
 
 
 def _codes_name(slot: SlotName, fmt: FormatName) -> str:

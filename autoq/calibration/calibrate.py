@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from autoq.calibration import workers
 from autoq.calibration.awq import search_input_scale
+from autoq.calibration.block_scales import with_block_scales
 from autoq.calibration.feedback import FeedbackOfSlots
 from autoq.calibration.folding import ScalePlaces, find_folds
 from autoq.calibration.gptq import ErrorFeedback
@@ -67,8 +68,8 @@ def calibrate(
 ) -> dict[tuple[SlotName, FormatName], LayerCalibration]:
     """Calibrate every slot in every format it can take, in one pass over `batches`.
 
-    Where errors are fed back there are more passes if the second moments of all inputs do not fit
-    in a quarter of the memory that is free on the model's device; `moment_bytes` overrules that.
+    Where second moments are needed there are more passes if those of all inputs do not fit in a
+    quarter of the memory that is free on the model's device; `moment_bytes` overrules that.
 
     Where torch.distributed is initialised all ranks call this with the same model and formats, each
     with batches of its own, and all get the scales of all data.
@@ -95,12 +96,12 @@ def calibrate(
     folds = find_folds(model, model_map, run_small) if scaling else {}
     places = ScalePlaces.of(model_map, folds, container)
     parts = [list(model_map.groups)]
-    feeds_back = any(step.feeds_errors_back for step in steps)
-    if feeds_back:
+    needs_moments = any(step.needs_second_moments for step in steps)
+    if needs_moments:
         if moment_bytes is None:
             moment_bytes = workers.least(moment_memory(device), device)
         parts = list(parts_in_memory(model_map, model_map.groups, moment_bytes))
-    collector = MomentCollector(parts[0] if feeds_back else [], batch_count)
+    collector = MomentCollector(parts[0] if needs_moments else [], batch_count)
     statistics = collect_statistics(
         model,
         model_map,
@@ -162,10 +163,8 @@ class _Calibrator:
                 weights = self._weights(members)
                 entries = with_branches(weights, fmt, calibration, scale_dtype=self.scale_dtype)
                 calibrations = dict(zip(members, entries, strict=True))
-            if algorithm.feedback is not None and self._own_matrices(group):
-                found = feedback.of(members[0], scale, algorithm.feedback)
-                if found is not None:
-                    calibrations = self._with_codes(fmt, calibrations, found)
+            if algorithm.needs_second_moments and self._own_matrices(group):
+                calibrations = self._refined(fmt, calibrations, feedback, scale)
             for name in members:
                 yield (name, fmt.name), calibrations[name]
 
@@ -194,6 +193,25 @@ class _Calibrator:
             importance=importance,
             input_rows=self.statistics[first].row_count,
         )
+
+    def _refined(
+        self,
+        fmt: QuantFormat,
+        calibrations: dict[SlotName, LayerCalibration],
+        feedback: FeedbackOfSlots,
+        scale: Tensor | None,
+    ) -> dict[SlotName, LayerCalibration]:
+        """With codes that errors are fed back to, or else with block scales by the outputs' error."""
+        members = tuple(calibrations)
+        options = fmt.algorithm(self.method).feedback
+        if options is not None:
+            found = feedback.of(members[0], scale, options)
+            return calibrations if found is None else self._with_codes(fmt, calibrations, found)
+        moment = feedback.moment(members[0], scale)
+        if moment is None:
+            return calibrations
+        weights = dict(zip(members, self._weights(members), strict=True))
+        return with_block_scales(weights, fmt, calibrations, moment, self.scale_dtype)
 
     def _with_codes(
         self,

@@ -22,17 +22,25 @@ class FeedbackOfSlots:
         self._moments, self._owners = moments, owners
         self._unscaled: dict[tuple[SlotName, FeedbackOptions], ErrorFeedback] = {}
 
+    def moment(self, first: SlotName, scale: Tensor | None) -> Tensor | None:
+        """Mean of x xᵀ of a sharing set's inputs, times the scale; None where no input came."""
+        moment = self._moments.get(self._owners[first])
+        if moment is None:
+            return None
+        mean = moment.mean()
+        return mean if scale is None else mean * torch.outer(scale, scale).to(mean.device)
+
     def of(
         self, first: SlotName, scale: Tensor | None, options: FeedbackOptions
     ) -> ErrorFeedback | None:
         """That of a sharing set's first slot; None where no input came."""
-        owner = self._owners[first]
-        if owner not in self._moments:
+        key = (self._owners[first], options)
+        if scale is None and key in self._unscaled:
+            return self._unscaled[key]
+        moment = self.moment(first, scale)
+        if moment is None:
             return None
-        if scale is not None:
-            mean = self._moments[owner].mean()
-            return ErrorFeedback.of(mean * torch.outer(scale, scale).to(mean.device), options)
-        key = (owner, options)
-        if key not in self._unscaled:
-            self._unscaled[key] = ErrorFeedback.of(self._moments[owner].mean(), options)
-        return self._unscaled[key]
+        feedback = ErrorFeedback.of(moment, options)
+        if scale is None:
+            self._unscaled[key] = feedback
+        return feedback

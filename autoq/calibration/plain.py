@@ -64,6 +64,11 @@ def plain_entries(
         importance = scaled_importance(entry.importance, entry.pre_quant_scale.reciprocal())
         amax = scaled_weight_amax(weights, None, FORMATS[fmt], scale_dtype, importance)
         changed[name, fmt] = replace(
-            entry, weight_amax=amax, pre_quant_scale=None, importance=importance, codes=None
+            entry,
+            weight_amax=amax,
+            pre_quant_scale=None,
+            importance=importance,
+            block_scale=None,
+            codes=None,
         )
     return changed

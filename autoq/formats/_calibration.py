@@ -50,7 +50,9 @@ class CalibrationSteps:
 
     input_scaling: InputScaling = InputScaling.NONE
     smooth_strength: float | None = None  # of SmoothQuant, in [0, 1]; None: searched
-    weighs_errors: bool = False  # whether block scales are chosen by the error that they leave
+    weighs_errors: bool = False
+    """Whether block scales are chosen by the error that they leave: each by itself and by its channels'
+    mean squares before errors are fed back, else one after the other by the error of the outputs."""
     feedback: FeedbackOptions | None = None  # None: every weight takes the nearest code
     input_percentile: float | None = None  # of magnitudes, that input scales reach; None: all
 
@@ -58,6 +60,11 @@ class CalibrationSteps:
     def searches_input_scales(self) -> bool:
         """Whether inputs are scaled per channel."""
         return self.input_scaling is not InputScaling.NONE
+
+    @property
+    def needs_second_moments(self) -> bool:
+        """Whether correlations between a layer's input channels are looked at."""
+        return self.weighs_errors or self.feedback is not None
 
     @property
     def feeds_errors_back(self) -> bool:

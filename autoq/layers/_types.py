@@ -36,11 +36,13 @@ class LayerCalibration:
     importance: Tensor | None = None  # float32 [in_features], mean squares of x * p's channels
     """Block scales of W / p are those that leave the least error weighted by it; None: those of the
     largest magnitudes. Codes and scales follow from the weight and this, bit for bit, anywhere."""
+    block_scale: Tensor | None = None  # as QuantizedWeight has the format's, of W / p
+    """Block scales that were chosen by more than `importance`, which they are then taken in place of."""
     codes: Tensor | None = (
         None  # uint8 [out_features, in_features / 2], even column in the low nibble
     )
-    """Codes of W / p in the format's 4-bit element, under the block scales that `importance` leaves or
-    those of the largest magnitudes; None: the nearest ones."""
+    """Codes of W / p in the format's 4-bit element, under `block_scale`, those that `importance` leaves
+    or those of the largest magnitudes; None: the nearest ones."""
     low_rank: LowRank | None = None  # of W / p, of formats with such a branch; None: zeros
     input_rows: int | None = None  # input rows that calibration saw: an expert's are routed to it
 

@@ -18,6 +18,7 @@ from autoq.layers._codecs import (
     INPUT_CODECS,
     WEIGHT_CODECS,
     CodeGrid,
+    ScaleChoices,
     WeightCodec,
     int4_group_scale,
 )
@@ -27,6 +28,7 @@ from autoq.layers.low_rank import no_branch
 __all__ = [
     "CodeGrid",
     "Container",
+    "ScaleChoices",
     "branch_product",
     "code_grid",
     "coded_weight",
@@ -37,6 +39,7 @@ __all__ = [
     "int4_group_scale",
     "packed_weight",
     "quantize_weight",
+    "scale_choices",
     "weight_scheme",
 ]
 
@@ -184,6 +187,22 @@ def code_grid(
     if grid is None:
         return None
     return grid(coded_weight(weight, calibration), fmt, calibration, scale_dtype)
+
+
+def scale_choices(
+    weight: Tensor, fmt: QuantFormat, calibration: LayerCalibration, *, scale_dtype: torch.dtype
+) -> ScaleChoices | None:
+    """The block scales that W / p can take, for those who choose `LayerCalibration.block_scale`.
+
+    Args are those of `quantize_weight`.
+
+    Returns:
+        None of formats whose weights have no block scales of their own to choose.
+    """
+    choices = _codec(fmt).choices
+    if choices is None:
+        return None
+    return choices(coded_weight(weight, calibration), fmt, calibration, scale_dtype)
 
 
 def input_scale(

@@ -36,6 +36,9 @@ def test_calibrations_come_back_to_the_bit_and_shared_importances_are_stored_onc
         ("o", "nvfp4"): LayerCalibration(weight_amax=2.0, input_amax=3.0, importance=scale),
         ("q", "fp8"): LayerCalibration(weight_amax=1.25, input_amax=0.5),
         ("q", "nvfp4_svdquant"): replace(shared, low_rank=branch),
+        ("k", "int4_awq"): replace(shared, block_scale=torch.rand(3, 1)),
+        ("v", "nvfp4"): replace(shared, block_scale=torch.rand(3, 1).to(torch.float8_e4m3fn)),
+        ("v", "mxfp4"): replace(shared, block_scale=torch.full((3, 1), 120, dtype=torch.uint8)),
         ("q", "w4a8_awq"): replace(shared, codes=torch.arange(24, dtype=torch.uint8).view(3, 8)),
     }
     records, arrays = calibration_to_plain(table)
@@ -46,6 +49,10 @@ def test_calibrations_come_back_to_the_bit_and_shared_importances_are_stored_onc
         assert same(found[key].pre_quant_scale, entry.pre_quant_scale)
         assert same(found[key].importance, entry.importance)
         assert same(found[key].codes, entry.codes)
+        assert (found[key].block_scale is None) == (entry.block_scale is None)
+        if entry.block_scale is not None:
+            assert found[key].block_scale.dtype == entry.block_scale.dtype
+            assert same(found[key].block_scale.float(), entry.block_scale.float())
         assert (found[key].low_rank is None) == (entry.low_rank is None)
         if entry.low_rank is not None:
             assert found[key].low_rank.down.dtype == torch.bfloat16

@@ -13,7 +13,14 @@ from torch import Tensor
 
 from autoq.formats import ActivationScheme
 from autoq.kernels._packed import PackedTensor
-from autoq.layers._codecs._types import CodecKey, CodeGrid, Family, InputCodec, WeightCodec
+from autoq.layers._codecs._types import (
+    CodecKey,
+    CodeGrid,
+    Family,
+    InputCodec,
+    ScaleChoices,
+    WeightCodec,
+)
 from autoq.layers._codecs.fp8 import FP8
 from autoq.layers._codecs.int4 import INT4, int4_group_scale
 from autoq.layers._codecs.int8 import INT8
@@ -28,6 +35,7 @@ __all__ = [
     "CodeGrid",
     "Family",
     "InputCodec",
+    "ScaleChoices",
     "WeightCodec",
     "int4_group_scale",
 ]

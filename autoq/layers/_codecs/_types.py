@@ -31,6 +31,9 @@ class WeightCodec:
     pack: Callable[[Tensors, Container], PackedTensor]
     fake_quantize: Callable[[Tensor, QuantFormat, LayerCalibration, torch.dtype, Container], Tensor]
     grid: Callable[[Tensor, QuantFormat, LayerCalibration, torch.dtype], CodeGrid] | None = None
+    choices: Callable[[Tensor, QuantFormat, LayerCalibration, torch.dtype], ScaleChoices] | None = (
+        None
+    )
     scheme: Callable[[LayerCalibration, Container], tuple[Scheme, Tensor] | None] | None = None
     """How `fake_quantize` rounds, where the scoring kernels can do that themselves."""
 
@@ -61,6 +64,17 @@ class CodeGrid:
         """`LayerCalibration.codes` from indices of levels, uint8 [N, K]."""
         codes = self.nibbles[indices.int()]
         return codes[:, ::2] | codes[:, 1::2] << 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleChoices:
+    """The scales that each block of a weight [N, K] can take in a 4-bit element."""
+
+    levels: Tensor  # float32 [L], ascending
+    stored: (
+        Tensor  # [R, N, blocks], as `LayerCalibration.block_scale` has them; the first are taken
+    )
+    step: Tensor  # float32 [R, N, blocks], positive: weights are levels times it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,14 +7,23 @@ from torch import Tensor
 
 from autoq.formats import ActivationScheme, Container, QuantFormat, WeightElement, WeightScaling
 from autoq.kernels import fp8, int4, int4_dq, w4a8
-from autoq.layers._codecs._types import CodeGrid, Family, Tensors, WeightCodec
+from autoq.layers._codecs._types import (
+    CodeGrid,
+    Family,
+    ScaleChoices,
+    Tensors,
+    WeightCodec,
+)
 from autoq.layers._types import LayerCalibration
+
+_CHOSEN_FACTORS = tuple(1 - step / 40 for step in range(21))
+"""Shares of the scale of the largest magnitude, down to half of it."""
 
 
 def _quantize_int4(
     weight: Tensor, fmt: QuantFormat, calibration: LayerCalibration, scale_dtype: torch.dtype
 ) -> Tensors:
-    group_scale = int4_group_scale(weight, fmt, scale_dtype, calibration.importance)
+    group_scale = _group_scale(weight, fmt, calibration, scale_dtype)
     if calibration.codes is None:
         codes = int4.quantize_plain(weight, group_scale)
     else:
@@ -39,7 +48,7 @@ def _signed_nibbles(packed: Tensor) -> Tensor:
 def _int4_grid(
     weight: Tensor, fmt: QuantFormat, calibration: LayerCalibration, scale_dtype: torch.dtype
 ) -> CodeGrid:
-    return _grid(weight, int4_group_scale(weight, fmt, scale_dtype, calibration.importance))
+    return _grid(weight, _group_scale(weight, fmt, calibration, scale_dtype))
 
 
 def _grid(weight: Tensor, group_scale: Tensor) -> CodeGrid:
@@ -74,7 +83,7 @@ def _fake_quantize_int4(
     if calibration.codes is not None:
         tensors = _quantize_int4(weight, fmt, calibration, scale_dtype)
         return int4.dequantize(_pack_int4(tensors, container), weight.dtype)
-    group_scale = int4_group_scale(weight, fmt, scale_dtype, calibration.importance)
+    group_scale = _group_scale(weight, fmt, calibration, scale_dtype)
     return int4.fake_quantize(weight, group_scale)
 
 
@@ -92,9 +101,28 @@ def _fake_quantize_w4a8(
         packed = _pack_w4a8(tensors, container)
         assert isinstance(packed, w4a8.W4A8Tensor)
         return w4a8.dequantize(packed, weight.dtype)
-    group_scale = int4_group_scale(weight, fmt, scale_dtype, calibration.importance)
+    group_scale = _group_scale(weight, fmt, calibration, scale_dtype)
     tensor_scale = fp8.tensor_scale(calibration.weight_amax)
     return w4a8.fake_quantize(weight, group_scale, tensor_scale)
+
+
+def _group_scale(
+    weight: Tensor, fmt: QuantFormat, calibration: LayerCalibration, scale_dtype: torch.dtype
+) -> Tensor:
+    if calibration.block_scale is not None:
+        return calibration.block_scale.to(weight.device)
+    return int4_group_scale(weight, fmt, scale_dtype, calibration.importance)
+
+
+def _int4_choices(
+    weight: Tensor, fmt: QuantFormat, calibration: LayerCalibration, scale_dtype: torch.dtype
+) -> ScaleChoices:
+    taken = _group_scale(weight, fmt, calibration, scale_dtype)
+    largest = int4_group_scale(weight, fmt, scale_dtype, None)
+    shares = [(largest * factor).to(scale_dtype).float() for factor in _CHOSEN_FACTORS]
+    step = torch.stack([taken, *(torch.where(share > 0, share, largest) for share in shares)])
+    levels = torch.arange(-8, 8, device=weight.device).float()
+    return ScaleChoices(levels=levels, stored=step, step=step)
 
 
 def int4_group_scale(
@@ -182,6 +210,7 @@ INT4 = Family(
             pack=_pack_int4,
             fake_quantize=_fake_quantize_int4,
             grid=_int4_grid,
+            choices=_int4_choices,
         ),
         (WeightElement.INT4, WeightScaling.TWO_LEVEL_GROUP): WeightCodec(
             tensors=("codes", "group_scale", "tensor_scale"),
@@ -189,6 +218,7 @@ INT4 = Family(
             pack=_pack_w4a8,
             fake_quantize=_fake_quantize_w4a8,
             grid=_int4_grid,
+            choices=_int4_choices,
         ),
     },
     dequantizers={

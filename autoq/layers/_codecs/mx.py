@@ -15,11 +15,22 @@ from torch import Tensor
 from autoq.formats import ActivationScheme, Container, QuantFormat, WeightElement, WeightScaling
 from autoq.kernels import mxfp4, mxfp8
 from autoq.kernels.mxfp8 import ScaleRule
-from autoq.layers._codecs._types import CodeGrid, Family, InputCodec, Tensors, WeightCodec
+from autoq.layers._codecs._types import (
+    CodeGrid,
+    Family,
+    InputCodec,
+    ScaleChoices,
+    Tensors,
+    WeightCodec,
+)
 from autoq.layers._types import LayerCalibration
 
 _MXFP8_RULE, _MXFP4_RULE = ScaleRule.UP, ScaleRule.HALF
 _EXPONENT_BIAS = 127
+_CHOSEN_OFFSETS = (-1, 1)
+"""Powers of two beside that of the largest magnitude."""
+
+_LARGEST_BYTE = 252  # of E8M0: 6 * 2**125 is the largest that float32 has
 
 
 def _quantize_mxfp8(
@@ -49,6 +60,8 @@ def _quantize_mxfp4(
 
 
 def _mxfp4_block_scale(weight: Tensor, calibration: LayerCalibration) -> Tensor | None:
+    if calibration.block_scale is not None:
+        return calibration.block_scale.to(weight.device)
     if calibration.importance is None:
         return None
     return mxfp4.choose_block_scale(weight, calibration.importance, _MXFP4_RULE)
@@ -71,7 +84,8 @@ def _fake_quantize_mxfp4(
     scale_dtype: torch.dtype,
     container: Container,
 ) -> Tensor:
-    if calibration.importance is None and calibration.codes is None:
+    chosen = (calibration.importance, calibration.block_scale, calibration.codes)
+    if all(tensor is None for tensor in chosen):
         return mxfp4.fake_quantize(weight, _MXFP4_RULE)
     tensors = _quantize_mxfp4(weight, fmt, calibration, scale_dtype)
     return mxfp4.dequantize(_pack_mxfp4(tensors, container), weight.dtype)
@@ -81,8 +95,24 @@ def _mxfp4_grid(
     weight: Tensor, _: QuantFormat, calibration: LayerCalibration, __: torch.dtype
 ) -> CodeGrid:
     block_scale = _mxfp4_block_scale_of_codes(weight, calibration)
-    step = torch.exp2(block_scale.float() - _EXPONENT_BIAS)
-    return CodeGrid.of_e2m1(step.repeat_interleave(mxfp4.BLOCK, dim=1))
+    return CodeGrid.of_e2m1(_mxfp4_step(block_scale).repeat_interleave(mxfp4.BLOCK, dim=1))
+
+
+def _mxfp4_step(block_scale: Tensor) -> Tensor:
+    return torch.exp2(block_scale.float() - _EXPONENT_BIAS)
+
+
+def _mxfp4_choices(
+    weight: Tensor, _: QuantFormat, calibration: LayerCalibration, __: torch.dtype
+) -> ScaleChoices:
+    taken = _mxfp4_block_scale_of_codes(weight, calibration)
+    largest = mxfp4.quantize(weight, _MXFP4_RULE).block_scale.int()
+    near = (
+        (largest + offset).clamp(0, _LARGEST_BYTE).to(torch.uint8) for offset in _CHOSEN_OFFSETS
+    )
+    stored = torch.stack([taken, largest.to(torch.uint8), *near])
+    step = _mxfp4_step(stored)
+    return ScaleChoices(levels=CodeGrid.of_e2m1(step).levels, stored=stored, step=step)
 
 
 def _fake_quantize_mxfp8_input(rule: ScaleRule, x: Tensor, _: float) -> Tensor:
@@ -124,6 +154,7 @@ MX = Family(
             pack=_pack_mxfp4,
             fake_quantize=_fake_quantize_mxfp4,
             grid=_mxfp4_grid,
+            choices=_mxfp4_choices,
         ),
     },
     inputs={

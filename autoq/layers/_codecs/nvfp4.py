@@ -8,8 +8,20 @@ from torch import Tensor
 from autoq.formats import ActivationScheme, Container, QuantFormat, WeightElement, WeightScaling
 from autoq.kernels import nvfp4
 from autoq.kernels.scoring import Scheme
-from autoq.layers._codecs._types import CodeGrid, Family, InputCodec, Tensors, WeightCodec
+from autoq.layers._codecs._types import (
+    CodeGrid,
+    Family,
+    InputCodec,
+    ScaleChoices,
+    Tensors,
+    WeightCodec,
+)
 from autoq.layers._types import LayerCalibration
+
+_CHOSEN_OFFSETS = tuple(range(-4, 13))
+"""Steps of E4M3 from the scale of the largest magnitude; eight double a scale."""
+
+_SMALLEST_CODE, _LARGEST_CODE = 1, 126  # of E4M3: 2**-9 and 448
 
 
 def _quantize_e2m1(
@@ -35,6 +47,8 @@ def _e2m1_grid(
 def _e2m1_block_scale(
     weight: Tensor, scale: Tensor, calibration: LayerCalibration
 ) -> Tensor | None:
+    if calibration.block_scale is not None:
+        return calibration.block_scale.to(weight.device)
     if calibration.importance is None:
         return None
     return nvfp4.choose_block_scale(weight, scale, calibration.importance)
@@ -46,6 +60,19 @@ def _e2m1_block_scale_of_codes(
     """The block scales under which codes are chosen and stored."""
     chosen = _e2m1_block_scale(weight, scale, calibration)
     return nvfp4.quantize(weight, scale).block_scale if chosen is None else chosen
+
+
+def _e2m1_choices(
+    weight: Tensor, _: QuantFormat, calibration: LayerCalibration, __: torch.dtype
+) -> ScaleChoices:
+    scale = nvfp4.global_scale(calibration.weight_amax).to(weight.device)
+    taken = _e2m1_block_scale_of_codes(weight, scale, calibration).view(torch.uint8)
+    largest = nvfp4.quantize(weight, scale).block_scale.view(torch.uint8).int()
+    near = ((largest + offset).clamp(_SMALLEST_CODE, _LARGEST_CODE) for offset in _CHOSEN_OFFSETS)
+    codes = torch.stack([taken, *(code.to(torch.uint8) for code in near)])
+    stored = codes.view(torch.float8_e4m3fn)
+    step = stored.float() * scale
+    return ScaleChoices(levels=CodeGrid.of_e2m1(step).levels, stored=stored, step=step)
 
 
 def _pack_e2m1(tensors: Tensors, container: Container) -> nvfp4.NVFP4Tensor:
@@ -88,7 +115,8 @@ def _e2m1_scheme(
     calibration: LayerCalibration, container: Container
 ) -> tuple[Scheme, Tensor] | None:
     scale = nvfp4.global_scale(calibration.weight_amax)
-    is_plain = calibration.importance is None and calibration.codes is None
+    chosen = (calibration.importance, calibration.block_scale, calibration.codes)
+    is_plain = all(tensor is None for tensor in chosen)
     if not is_plain or not torch.equal(_read_global_scale(scale, container), scale):
         return None
     return Scheme.NVFP4, scale
@@ -102,6 +130,7 @@ NVFP4 = Family(
             pack=_pack_e2m1,
             fake_quantize=_fake_quantize_e2m1,
             grid=_e2m1_grid,
+            choices=_e2m1_choices,
             scheme=_e2m1_scheme,
         ),
     },
