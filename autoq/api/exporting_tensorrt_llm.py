@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoq.api._recorded_export import provenance, recorded_export, searched_plan
 from autoq.api.exporting import EXPORT
+from autoq.api.kv_cache import exported_cache
 from autoq.errors import InputError
 from autoq.progress import Progress
 from autoq.studies import PlanRecord, WorkStatus
@@ -72,7 +74,8 @@ def _export(
         tensorrt_llm_warnings,
     )
 
-    searched, parallel = searched_plan(study, plan), Parallel(*sizes)
+    searched = replace(searched_plan(study, plan), kv_cache=exported_cache(study, plan))
+    parallel = Parallel(*sizes)
     refuse_tensorrt_llm(searched, parallel)
     for line in tensorrt_llm_warnings(searched):
         progress.note(line)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from autoq.api._cache_batches import CacheBatches
 from autoq.api.task import LoadedModel, own_distribution_task
 from autoq.calibration.kv_cache import calibrate_cache
 from autoq.data import TokenData
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from autoq.api.study import Study
 
 KV_CACHE = "kv_cache"
+_ENGINE_CHECKPOINT = "tensorrt-llm"
 """The stage of a study that scores the cache, and the key of the choice in a plan's details."""
 
 DEFAULT_BITS = 8.0
@@ -142,7 +144,8 @@ def run_cache_scores(
 ) -> None:
     """Find the cache's scales, and score every layer in every format, unless that was done before.
 
-    Scores do not depend on what is offered, so every wish of the study takes them from here.
+    Scores do not depend on what is offered, so every wish of the study takes them from here. A pass
+    that was killed goes on behind its last batch.
     """
     known = study.store.stage(study.id, KV_CACHE)
     if known is not None and known.status is WorkStatus.DONE:
@@ -152,19 +155,26 @@ def run_cache_scores(
     # Losses with the noise of the default estimator, whatever scores the weights.
     task = own_distribution_task(loaded, data, replace(study.config, estimator=DEFAULT_ESTIMATOR))
     steps = len(task.batches)
+    kept = CacheBatches(study.store, study.id, KV_CACHE)
     with in_turn(
         progress, ("calibrating the KV cache", steps), ("scoring the KV cache", steps)
     ) as (after_batch, after_score):
         layers = cached_layers(loaded.model, task.run_small)
-        layers = calibrate_cache(loaded.model, layers, task.batches, task.run_layers, after_batch)
+        if not kept.is_calibrated:
+            run = task.run_layers
+            found = calibrate_cache(loaded.model, layers, task.batches, run, after_batch)
+            kept.put_magnitudes(found)
+        layers = kept.with_magnitudes(layers)
         scorer = CacheScorer(
             loaded.model, study.model_map, layers, [FormatName(name) for name in KV_CACHE_FORMATS]
         )
-        parts = []
         for index in range(steps):
-            parts.append(scorer.score_batch(partial(task.loss, index)))
+            if not kept.has(index):
+                kept.put(index, scorer.score_batch(partial(task.loss, index)))
             after_score()
-    study.store.put_arrays(study.id, KV_CACHE, {"contributions": np.concatenate(parts)})
+    contributions = np.concatenate([kept.get(index) for index in range(steps)])
+    study.store.put_arrays(study.id, KV_CACHE, {"contributions": contributions})
+    kept.drop()
     payload = {"layers": [asdict(layer) for layer in layers], "formats": list(scorer.formats)}
     study.store.finish_stage(study.id, KV_CACHE, time.perf_counter() - started, payload)
 
@@ -279,12 +289,12 @@ def refuse_unwritable_cache(plan: PlanRecord, container: str) -> None:
         ExportError: says why.
     """
     formats = cache_formats(plan)
-    if all(name == NONE for name in formats.values()):
-        return
+    if all(name == NONE for name in formats.values()) or container == _ENGINE_CHECKPOINT:
+        return  # the last refuses by itself, what it cannot hold
     known = {entry.value: entry for entry in Container}
     reason: str | None = (
-        f"autoq writes no format of the key/value cache into {container}; export to modelopt or "
-        "compressed-tensors, or search without --kv-formats"
+        f"autoq writes no format of the key/value cache into {container}; export to modelopt, "
+        "compressed-tensors or tensorrt-llm, or search without --kv-formats"
     )
     if container in known:
         reason = cache_refusal(formats.values(), known[container])

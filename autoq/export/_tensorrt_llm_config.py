@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from autoq.export._tensorrt_llm_families import engine_architecture
 from autoq.export._tensorrt_llm_names import (
     Parallel,
     family_of,
@@ -21,8 +22,9 @@ from autoq.export._tensorrt_llm_names import (
 _QWEN_SEQUENCE_LENGTH = 8192  # what TensorRT-LLM takes where config.json has no seq_length
 _EPSILONS = ("rms_norm_eps", "norm_epsilon", "layer_norm_epsilon", "layer_norm_eps")
 _ACTIVATIONS = ("hidden_activation", "activation_function", "hidden_act")
-# The engine's gelu is the approximation by tanh, under all of these names.
-_GELUS = frozenset({"gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh"})
+# The engine's gelu is the approximation by tanh, under all of these names (`gelu` in functional.py).
+_EXACT_GELUS = frozenset({"gelu", "gelu_python"})
+_GELUS = _EXACT_GELUS | {"gelu_new", "gelu_fast", "gelu_pytorch_tanh"}
 
 
 def engine_config(model: nn.Module, dtype: str, parallel: Parallel) -> dict[str, Any]:
@@ -33,7 +35,7 @@ def engine_config(model: nn.Module, dtype: str, parallel: Parallel) -> dict[str,
     """
     config: Any = model.config
     fields: dict[str, Any] = {
-        "architecture": type(model).__name__,
+        "architecture": engine_architecture(type(model).__name__),
         "dtype": dtype,
         "logits_dtype": "float16" if dtype == "bfloat16" else dtype,
         "vocab_size": config.vocab_size,
@@ -70,6 +72,11 @@ def _activation(config: Any) -> str:
     return "gelu" if said in _GELUS else said
 
 
+def approximates_gelu(model: nn.Module) -> bool:
+    """Whether the model's gelu is exact, by erf, which the engine's is not."""
+    return str(_first(model.config, _ACTIVATIONS)) in _EXACT_GELUS
+
+
 def _rotary_fields(config: Any) -> dict[str, Any]:
     rope = rotary(config)
     base = rope.pop("rope_theta", 10000.0)
@@ -94,6 +101,13 @@ def _family_fields(model: nn.Module, mapping: Mapping[str, int]) -> dict[str, An
             return {"rotary_pct": _partial(config)}
         case "Phi3ForCausalLM":
             return _phi3_fields(config)
+        case "PhimoeForCausalLM":
+            return _phimoe_fields(config, mapping)
+        case "GPTJForCausalLM":
+            return {"position_embedding_type": "rope_gptj", "rotary_dim": config.rotary_dim}
+        case "GPTNeoXForCausalLM":
+            base = rotary(config).get("rope_theta", 10000.0)
+            return {"rotary_pct": _partial(config), "rotary_emb_base": base}
         case "GemmaForCausalLM":
             return _biases(model)
         case "Gemma2ForCausalLM":
@@ -154,6 +168,19 @@ def _phi3_fields(config: Any) -> dict[str, Any]:
             "longrope_scaling_long_factors": list(rope["long_factor"]),
         }
     return fields
+
+
+def _phimoe_fields(config: Any, mapping: Mapping[str, int]) -> dict[str, Any]:
+    fields = _phi3_fields(config) | _moe_fields(config, mapping)
+    fields["moe"] |= {
+        "normalization_mode": 2,  # sparse mixer: each choice against what is left and near it
+        "sparse_mixer_epsilon": config.router_jitter_noise,
+    }
+    rope = rotary(config)
+    if rope.get("rope_type") == "longrope":
+        for length in ("short", "long"):
+            fields[f"longrope_{length}_mscale"] = rope[f"{length}_mscale"]
+    return {**fields, "attention_bias": True}
 
 
 def _partial(config: Any) -> float:

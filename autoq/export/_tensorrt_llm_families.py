@@ -13,7 +13,8 @@ from enum import Enum
 
 EMBEDDING, FINAL_NORM, HEAD = "transformer.vocab_embedding", "transformer.ln_f", "lm_head"
 POSITIONS = "transformer.position_embedding"
-ROUTER = "mlp.router"  # the model's mlp.gate; always float32, the same on all ranks
+ROUTER = "mlp.router"  # always float32, the same on all ranks
+KV_SCALE = "attention.kv_cache_scaling_factor"  # one for a layer's keys and values
 
 
 class Fused(Enum):
@@ -21,6 +22,7 @@ class Fused(Enum):
 
     QUERY_KEY_VALUE = "q, k, v"
     GATE_UP = "gate, up"  # the engine has up first
+    HEADS = "q, k, v of each head"  # the engine has all heads of q first
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,19 @@ _PHI3 = (
     EngineLinear(_PROJ, ("mlp.down_proj",), False),
 )
 
+_GPTJ = (
+    EngineLinear(_QKV, ("attn.q_proj", "attn.k_proj", "attn.v_proj"), True),
+    EngineLinear(_DENSE, ("attn.out_proj",), False),
+    EngineLinear(_FC, ("mlp.fc_in",), True),
+    EngineLinear(_PROJ, ("mlp.fc_out",), False),
+)
+_GPT_NEOX = (
+    EngineLinear(_QKV, ("attention.query_key_value",), True, fused=Fused.HEADS),
+    EngineLinear(_DENSE, ("attention.dense",), False),
+    EngineLinear(_FC, ("mlp.dense_h_to_4h",), True),
+    EngineLinear(_PROJ, ("mlp.dense_4h_to_h",), False),
+)
+
 BLOCK_NORMS = {
     "input_layernorm": "input_layernorm",
     "post_layernorm": "post_attention_layernorm",
@@ -106,6 +121,10 @@ class Family:
     normalises_heads: bool = False
     adds_one: bool = False  # a norm's weight w is for 1 + w, which is what the engine stores
     has_experts: bool = False
+    router: str = "mlp.gate"  # path in the model's layer, of families with experts
+    adds_up_biases: bool = False  # of `dense` and `proj`, those of all ranks: only one has them
+    quantizes_cache: bool = True  # the engine's attention is told of a quantised key/value cache
+    engine_name: str | None = None  # the engine's name of the architecture, where it is another
     has_stages: bool = True  # the engine's model can be cut into pipeline stages
     whole_formats: frozenset[str] = frozenset({"fp8_pc_pt", "int8_sq"})
     """Formats of whole layers that the engine has for these layers."""
@@ -147,8 +166,52 @@ FAMILIES: Mapping[str, Family] = {
         adds_one=True,
         whole_formats=frozenset(),
     ),
+    "GPTJForCausalLM": Family(
+        linears=_GPTJ,
+        layers="transformer.h",
+        final_norm="transformer.ln_f",
+        norms={"input_layernorm": "ln_1"},
+        adds_up_biases=True,
+        has_stages=False,
+        whole_formats=frozenset(),
+    ),
+    "GPTNeoXForCausalLM": Family(
+        linears=_GPT_NEOX,
+        layers="gpt_neox.layers",
+        final_norm="gpt_neox.final_layer_norm",
+        norms={
+            "input_layernorm": "input_layernorm",
+            "post_attention_layernorm": "post_attention_layernorm",
+        },
+        quantizes_cache=False,
+        has_stages=False,
+        whole_formats=frozenset(),
+    ),
+    "PhimoeForCausalLM": Family(
+        has_experts=True,
+        router="mlp.router",
+        has_stages=False,
+        whole_formats=frozenset(),
+        engine_name="PhiMoEForCausalLM",
+    ),
 }
 """Architecture -> what the engine wants of it."""
+
+
+def engine_architecture(architecture: str) -> str:
+    """What the engine calls an architecture."""
+    return FAMILIES[architecture].engine_name or architecture
+
+
+def family_called(architecture: str) -> tuple[str, Family]:
+    """The model's architecture and its record, of the engine's name for it.
+
+    Raises:
+        KeyError: autoq writes no checkpoint of that name.
+    """
+    return {engine_architecture(name): (name, family) for name, family in FAMILIES.items()}[
+        architecture
+    ]
 
 
 def engine_linears(architecture: str, experts: int) -> tuple[EngineLinear, ...]:

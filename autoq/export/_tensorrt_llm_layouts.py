@@ -144,29 +144,37 @@ def engine_refusals(used: Iterable[FormatName]) -> list[str]:
     return lines
 
 
+CACHES: Mapping[FormatName, str] = {FormatName("fp8"): "FP8", FormatName("int8"): "INT8"}
+"""Format of the key/value cache -> its name in `kv_cache_quant_algo`."""
+
+
 def quantization(
-    formats: Mapping[str, FormatName], unquantized: Iterable[str] = ()
+    formats: Mapping[str, FormatName],
+    unquantized: Iterable[str] = (),
+    cache: FormatName = NONE,
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """What config.json says of the formats, and quant_cfg.json where there are several.
 
     Args:
         formats: of every linear of the layers, by the engine's names on one stage.
         unquantized: other modules that stay as they are.
+        cache: format of the key/value cache, one of `CACHES` or none.
     """
+    stated = {"kv_cache_quant_algo": CACHES.get(cache)}
     used = sorted({fmt for fmt in formats.values() if fmt != NONE})
     if len(used) > 1:
         layers = {name: _entry(fmt) for name, fmt in formats.items() if fmt != NONE}
-        head = {"quant_algo": "MIXED_PRECISION", "kv_cache_quant_algo": None}
+        head = {"quant_algo": "MIXED_PRECISION", **stated}
         return head, {**head, "quantized_layers": layers}
     if not used:
-        return {"quant_algo": None, "kv_cache_quant_algo": None}, None
+        return {"quant_algo": None, **stated}, None
     # Where nothing is named, the engine leaves out heads, embeddings and the last norm itself.
     left_out = [name for name, fmt in formats.items() if fmt == NONE]
     names = ["lm_head", "transformer.vocab_embedding", "transformer.ln_f", *left_out, *unquantized]
     is_whole = ENGINE_LAYOUTS[used[0]].everywhere
     single = {
         **_entry(used[0]),
-        "kv_cache_quant_algo": None,
+        **stated,
         "exclude_modules": None if is_whole else names,
     }
     return single, None

@@ -12,7 +12,7 @@ from torch import nn
 from autoq.export._tensorrt_llm_families import FAMILIES, EngineLinear, Family, engine_linears
 
 _ROPE_TYPES = ("default", "linear", "dynamic", "llama3")
-_PHI_NORM_EPSILON = 1e-5  # that of the engine's LayerNorm, which its Phi leaves alone
+_NORM_EPSILON = 1e-5  # that of the engine's LayerNorm, which its Phi and GPT-NeoX leave alone
 _SLIDING = "sliding_attention"
 
 
@@ -107,8 +107,10 @@ def _rotary_lines(model: nn.Module) -> Iterator[str]:
     architecture, config = type(model).__name__, _config(model)
     kind = rotary(config).get("rope_type", "default")
     known: tuple[str, ...] = _ROPE_TYPES
-    if architecture == "Phi3ForCausalLM":
+    if architecture in ("Phi3ForCausalLM", "PhimoeForCausalLM"):
         known = (*known, "longrope")
+    if architecture in ("GPTJForCausalLM", "GPTNeoXForCausalLM"):
+        known = ("default",)
     if architecture == "Gemma3ForCausalLM":
         known = ("default",)  # the engine would scale those of its sliding layers, too
     if kind not in known:
@@ -129,7 +131,20 @@ def _unknown_to_the_engine(architecture: str, config: Any) -> Iterator[tuple[boo
         yield config.qk_layernorm, "normalised queries and keys"
         is_shared = key_value_heads(config) != config.num_attention_heads
         yield is_shared, "heads of keys and values that queries share"
-        yield epsilon != _PHI_NORM_EPSILON, f"norms with epsilon {epsilon}"
+        yield epsilon != _NORM_EPSILON, f"norms with epsilon {epsilon}"
+    if architecture in ("GPTJForCausalLM", "GPTNeoXForCausalLM"):
+        inner = intermediate_size(config)
+        is_other = inner != 4 * config.hidden_size
+        yield is_other, f"{inner} intermediate features, not four times the hidden size,"
+    if architecture == "GPTNeoXForCausalLM":
+        epsilon = config.layer_norm_eps
+        yield epsilon != _NORM_EPSILON, f"norms with epsilon {epsilon}"
+        yield not config.use_parallel_residual, "an MLP behind attention, not beside it,"
+        yield not config.attention_bias, "attention without biases"
+    if architecture == "PhimoeForCausalLM":
+        yield not config.attention_bias, "attention without biases"
+        yield not config.lm_head_bias, "an output head without a bias"
+        yield config.hidden_act != "silu", f"the activation function {config.hidden_act}"
     if architecture == "Phi3ForCausalLM":
         yield config.hidden_act != "silu", f"the activation function {config.hidden_act}"
     if architecture.startswith("Gemma"):

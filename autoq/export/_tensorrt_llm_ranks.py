@@ -15,6 +15,7 @@ from autoq.export._tensorrt_llm_families import (
     EMBEDDING,
     FINAL_NORM,
     HEAD,
+    KV_SCALE,
     ROUTER,
     EngineLinear,
     Fused,
@@ -39,6 +40,7 @@ from autoq.export._tensorrt_llm_plain import (
     vocabulary,
 )
 from autoq.formats import NONE, FormatName
+from autoq.layers.kv_cache import cache_scale
 from autoq.models import SlotName
 
 
@@ -94,12 +96,28 @@ def _add_layer(
         )
         _add_bias(ranks, plan, model_prefix, linear, prefix)
     if family.has_experts:
-        router = plan.model.get_parameter(f"{model_prefix}.mlp.gate.weight").detach()
+        router = plan.model.get_parameter(f"{model_prefix}.{family.router}.weight").detach()
         add(ranks, f"{prefix}.{ROUTER}.weight", [router.float()] * parallel.tensor)
+    kv_scale = cache_scale_of(plan, layer)
+    if kv_scale is not None:
+        add(ranks, f"{prefix}.{KV_SCALE}", [kv_scale] * parallel.tensor)
     for engine, name in family.norms.items():
         add_norm(ranks, plan, f"{model_prefix}.{name}", f"{prefix}.{engine}")
         if engine in BLOCK_NORMS and _has_norm_scales(plan, layer):
             add(ranks, f"{prefix}.{engine}.{NORM_SCALE}", [torch.ones(1)] * parallel.tensor)
+
+
+def cache_scale_of(plan: ExportPlan, layer: int) -> Tensor | None:
+    """The scale of a layer's keys and values, float32 [1]; None where the cache is as it is.
+
+    The engine has one for both: that of the larger magnitudes, under which neither saturates.
+    """
+    if plan.kv_cache is None or plan.cache_format == NONE:
+        return None
+    prefix = f"{layer_path(plan.model, layer)}."
+    (cached,) = (one for one in plan.kv_cache.layers if one.name.startswith(prefix))
+    largest = max(cached.key_amax, cached.value_amax)
+    return cache_scale(plan.cache_format, largest).reshape(1)
 
 
 def _pieces(
@@ -126,6 +144,9 @@ def _split_rows(plan: ExportPlan, linear: EngineLinear, tensor: Tensor) -> Seque
         return [up, gate]
     config: Any = plan.model.config
     size, shared = head_size(config), key_value_heads(config)
+    if linear.fused is Fused.HEADS:
+        by_head = tensor.reshape(-1, 3, size, *tensor.shape[1:])
+        return [by_head[:, part].flatten(0, 1) for part in range(3)]
     rows = [config.num_attention_heads * size, shared * size, shared * size]
     return torch.split(tensor, rows)
 
@@ -241,6 +262,8 @@ def _add_bias(
         typed = list(_split_rows(plan, linear, typed[0]))
     count = len(ranks)
     for rank, tensors in enumerate(ranks):
-        # What a bias adds to the sum of all ranks is added once, by the engine.
+        # What a bias adds to the sum of all ranks is added once, by most of the engine's models.
         shares = [bias.chunk(count)[rank] if linear.splits_rows else bias for bias in typed]
+        if rank > 0 and not linear.splits_rows and family_of(plan.model).adds_up_biases:
+            shares = [torch.zeros_like(bias) for bias in typed]
         add_one(tensors, f"{prefix}.{linear.name}", {"bias": torch.cat(shares)})

@@ -7,7 +7,7 @@ nothing but names.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +18,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from autoq.errors import ExportError
-from autoq.export._tensorrt_llm_families import EngineLinear, Fused, engine_linears
+from autoq.export._tensorrt_llm_families import (
+    EngineLinear,
+    Fused,
+    engine_linears,
+    family_called,
+)
 from autoq.export._tensorrt_llm_layouts import ENGINE_LAYOUTS, WHOLE
+from autoq.export._tensorrt_llm_unpacking import ALGORITHMS, LEAVES, UNPACKERS
 from autoq.formats import NONE, FormatName
-from autoq.kernels import int4
 from autoq.layers import QuantizedWeight
 
 Shares = list[Tensor]
@@ -100,9 +105,9 @@ class EngineCheckpoint:
         stage, prefix = self._place(layer)
         path = f"{prefix}.{linear.name}"
         fmt = self.formats.get(path, NONE)
-        stored = {leaf: self._shares(stage, f"{path}.{leaf}") for leaf in _LEAVES[fmt]}
+        stored = {leaf: self._shares(stage, f"{path}.{leaf}") for leaf in LEAVES[fmt]}
         ranks = [
-            _UNPACKERS[fmt]({leaf: shares[rank] for leaf, shares in stored.items()})
+            UNPACKERS[fmt]({leaf: shares[rank] for leaf, shares in stored.items()})
             for rank in range(self.config["mapping"]["tp_size"])
         ]
         whole = {
@@ -125,11 +130,11 @@ class EngineCheckpoint:
         stage, prefix = self._place(layer)
         path = f"{prefix}.{linear.name}"
         fmt = self.formats.get(path, NONE)
-        stored = {leaf: self._shares(stage, f"{path}.{leaf}") for leaf in _LEAVES[fmt]}
+        stored = {leaf: self._shares(stage, f"{path}.{leaf}") for leaf in LEAVES[fmt]}
         scale, multiplier = self._inputs(stage, path, fmt, linear)
         for number in range(len(linear.parts)):
             ranks = [
-                _UNPACKERS[fmt]({leaf: shares[rank][number] for leaf, shares in stored.items()})
+                UNPACKERS[fmt]({leaf: shares[rank][number] for leaf, shares in stored.items()})
                 for rank in range(self.config["mapping"]["tp_size"])
             ]
             tensors = {
@@ -160,6 +165,10 @@ class EngineCheckpoint:
         whole = [torch.cat([rank[number] for rank in pieces]) for number in range(len(sizes))]
         if linear.fused is None:
             return whole
+        if linear.fused is Fused.HEADS:
+            size = self.config["head_size"]
+            by_head = [part.reshape(-1, size, *part.shape[1:]) for part in whole]
+            return [torch.stack(by_head, 1).flatten(0, 2)]
         return [torch.cat(whole[::-1] if linear.fused is Fused.GATE_UP else whole)]
 
     def _rows(self, linear: EngineLinear) -> list[int]:
@@ -194,7 +203,10 @@ class EngineCheckpoint:
         if not self._has(stage, name):
             return None
         shares = self._shares(stage, name)
-        return self._taken_apart(shares, linear) if linear.splits_rows else [_same(name, shares)]
+        if linear.splits_rows:
+            return self._taken_apart(shares, linear)
+        _, family = family_called(self.config["architecture"])
+        return [_first(name, shares) if family.adds_up_biases else _same(name, shares)]
 
 
 @contextmanager
@@ -227,17 +239,17 @@ def _formats(folder: Path, config: Mapping[str, Any]) -> dict[str, FormatName]:
     if algorithm == "MIXED_PRECISION":
         layers = json.loads((folder / "quant_cfg.json").read_text(encoding="utf-8"))
         entries = layers["quantized_layers"].items()
-        return {name: _ALGORITHMS[entry["quant_algo"]] for name, entry in entries}
+        return {name: ALGORITHMS[entry["quant_algo"]] for name, entry in entries}
     size = config["num_hidden_layers"] // config["mapping"]["pp_size"]
     linears = _linears(config)
     names = [f"transformer.layers.{n}.{linear.name}" for n in range(size) for linear in linears]
     left_out = set(said["exclude_modules"] or ())
-    return {name: _ALGORITHMS[algorithm] for name in names if name not in left_out}
+    return {name: ALGORITHMS[algorithm] for name in names if name not in left_out}
 
 
 def _linears(config: Mapping[str, Any]) -> tuple[EngineLinear, ...]:
     experts = config.get("moe", {}).get("num_experts", 0)
-    return engine_linears(config["architecture"], experts)
+    return engine_linears(family_called(config["architecture"])[0], experts)
 
 
 def _expert(name: str, shares: Shares, linear: EngineLinear) -> Tensor:
@@ -258,6 +270,15 @@ def _same(name: str, shares: Shares) -> Tensor:
     return shares[0]
 
 
+def _first(name: str, shares: Shares) -> Tensor:
+    if any(bool(share.any()) for share in shares[1:]):
+        raise ExportError(
+            f"the engine adds up {name} of all ranks, and not only the first has one; the files are "
+            "damaged"
+        )
+    return shares[0]
+
+
 def _weight(fmt: FormatName, tensors: Mapping[str, Tensor]) -> Tensor | QuantizedWeight:
     if fmt == NONE:
         return tensors["weight"]
@@ -265,43 +286,3 @@ def _weight(fmt: FormatName, tensors: Mapping[str, Tensor]) -> Tensor | Quantize
     packed = 2 if fmt == "nvfp4" else 1
     shape = rows, tensors["codes"].shape[1] * packed
     return QuantizedWeight(format=fmt, tensors=tensors, shape=shape)
-
-
-_Unpacker = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
-
-_SCALE, _SCALE_2, _ROWS = "weights_scaling_factor", "weights_scaling_factor_2", "per_channel_scale"
-
-_LEAVES: Mapping[str, tuple[str, ...]] = {
-    NONE: ("weight",),
-    "fp8": ("weight", _SCALE),
-    "fp8_pc_pt": ("weight", _ROWS),
-    "nvfp4": ("weight", _SCALE, _SCALE_2),
-    "int4_awq": ("weight", _SCALE),
-    "w4a8_awq": ("weight", _SCALE, _SCALE_2),
-    "int8_sq": ("weight", _ROWS),
-}
-
-_UNPACKERS: Mapping[str, _Unpacker] = {
-    NONE: lambda stored: {"weight": stored["weight"]},
-    "fp8": lambda stored: {"codes": stored["weight"], "scale": stored[_SCALE].reshape(())},
-    "fp8_pc_pt": lambda stored: {"codes": stored["weight"], "scale": stored[_ROWS].reshape(-1, 1)},
-    "nvfp4": lambda stored: {
-        "codes": stored["weight"],
-        "block_scale": stored[_SCALE],
-        "global_scale": stored[_SCALE_2].reshape(()),
-    },
-    "int4_awq": lambda stored: {
-        "codes": int4.unpack_rows(stored["weight"].view(torch.uint8)),
-        "group_scale": stored[_SCALE],
-    },
-    "w4a8_awq": lambda stored: {
-        "codes": int4.unpack_rows(stored["weight"].view(torch.uint8)),
-        "group_scale": stored[_SCALE],
-        "tensor_scale": stored[_SCALE_2].reshape(()),
-    },
-    "int8_sq": lambda stored: {"codes": stored["weight"], "scale": stored[_ROWS].reshape(-1, 1)},
-}
-
-_ALGORITHMS: Mapping[str, FormatName] = {
-    layout.algorithm: fmt for fmt, layout in ENGINE_LAYOUTS.items()
-}

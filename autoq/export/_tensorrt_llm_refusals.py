@@ -9,8 +9,9 @@ import torch
 from autoq.errors import ExportError
 from autoq.export._folding import folded_scales, folding_refusals, stored_scale
 from autoq.export._plan import ExportPlan
+from autoq.export._tensorrt_llm_config import approximates_gelu
 from autoq.export._tensorrt_llm_families import FAMILIES, EngineLinear
-from autoq.export._tensorrt_llm_layouts import ENGINE_LAYOUTS, engine_refusals
+from autoq.export._tensorrt_llm_layouts import CACHES, ENGINE_LAYOUTS, engine_refusals
 from autoq.export._tensorrt_llm_names import (
     Parallel,
     attention_windows,
@@ -63,6 +64,7 @@ def tensorrt_llm_refusals(plan: ExportPlan, parallel: Parallel) -> list[str]:
         if slot.name not in known
     ]
     lines += engine_refusals(linear_format(plan, layer, linear) for layer, linear, _ in found)
+    lines += _cache_lines(plan)
     if lines:
         return lines
     for layer, linear, names in found:
@@ -82,6 +84,12 @@ def tensorrt_llm_warnings(plan: ExportPlan) -> list[str]:
             "inputs by a constant and rounds its weights to FP8: search with --container modelopt "
             "to score that"
         )
+    lines += _cache_warnings(plan)
+    if approximates_gelu(plan.model):
+        lines.append(
+            "the model's gelu is exact, and TensorRT-LLM's is the approximation by tanh, which differs "
+            "from it by up to 5e-4 at every activation: compare the engine's answers with the model's"
+        )
     windows = attention_windows(plan.model)
     if windows:
         said = " ".join(str(window) for window in windows)
@@ -90,6 +98,46 @@ def tensorrt_llm_warnings(plan: ExportPlan) -> list[str]:
             f"say: give the runtime max_attention_window_size {said}"
         )
     return lines
+
+
+def _cache_lines(plan: ExportPlan) -> Iterator[str]:
+    """Why the checkpoint cannot hold the plan's key/value cache."""
+    if plan.kv_cache is None:
+        return
+    formats = sorted(set(plan.kv_cache.formats.values()))
+    held = ", ".join(CACHES)
+    if len(formats) > 1:
+        yield (
+            "tensorrt-llm checkpoints state one format of the key/value cache for all layers, and this "
+            f"plan has {', '.join(formats)}; search with --kv-scope model"
+        )
+    elif formats and formats[0] != NONE and formats[0] not in CACHES:
+        yield (
+            f"tensorrt-llm's engine checkpoints hold no key/value cache in {formats[0]}; formats that "
+            f"they can hold: {held}"
+        )
+    elif plan.cache_format != NONE and not family_of(plan.model).quantizes_cache:
+        yield (
+            f"TensorRT-LLM's {type(plan.model).__name__} does not tell its attention of a quantised "
+            "key/value cache; search without --kv-formats"
+        )
+
+
+def _cache_warnings(plan: ExportPlan) -> Iterator[str]:
+    """The engine has one scale for a layer's keys and values, and the search had two."""
+    if plan.kv_cache is None or plan.cache_format == NONE:
+        return
+    ratios = {
+        layer.name: max(pair) / min(pair)
+        for layer in plan.kv_cache.layers
+        if min(pair := (layer.key_amax, layer.value_amax)) > 0
+    }
+    worst = max(ratios, key=lambda name: ratios[name], default=None)
+    if worst is not None and ratios[worst] > 1:
+        yield (
+            "the engine has one scale for a layer's keys and values, the larger of the two that were "
+            f"scored; they differ most in {worst}, by a factor of {ratios[worst]:.3g}"
+        )
 
 
 def _linear_lines(

@@ -18,13 +18,14 @@ from autoq.export._tensorrt_llm_families import (
     EMBEDDING,
     FINAL_NORM,
     HEAD,
+    KV_SCALE,
     POSITIONS,
     ROUTER,
 )
 from autoq.export._tensorrt_llm_layouts import ENGINE_LAYOUTS, NORM_SCALE
 from autoq.export._tensorrt_llm_names import family_of, layer_path
 from autoq.export._tensorrt_llm_plain import head_bias
-from autoq.export._tensorrt_llm_ranks import original_weight
+from autoq.export._tensorrt_llm_ranks import cache_scale_of, original_weight
 from autoq.export._tensorrt_llm_reader import EngineCheckpoint, StoredMatrix, opened
 from autoq.formats import FORMATS, NONE
 from autoq.layers import Container, QuantizedWeight
@@ -40,6 +41,7 @@ class TensorRtLlmReport:
     quantized_matrices: int  # dequantised, and compared bit for bit with the simulation's
     unquantized_tensors: int  # biases included, compared bit for bit with the model's
     folded_norms: int  # equal to the model's times the input scale, exactly
+    cache_scales: int  # of layers whose keys and values are quantised
     stored_bytes: int
 
 
@@ -62,6 +64,7 @@ def verify_tensorrt_llm(folder: Path, plan: ExportPlan) -> TensorRtLlmReport:
         quantized_matrices=comparison.quantized,
         unquantized_tensors=comparison.plain,
         folded_norms=comparison.folded,
+        cache_scales=comparison.cache_scales,
         stored_bytes=sum(sizes),
     )
 
@@ -70,7 +73,7 @@ class _Comparison:
     def __init__(self, plan: ExportPlan) -> None:
         self._plan = plan
         self._folds = folded_scales(plan.slot_formats, plan.calibration)
-        self.quantized = self.plain = self.folded = 0
+        self.quantized = self.plain = self.folded = self.cache_scales = 0
 
     def run(self, stored: EngineCheckpoint) -> None:
         model, family = self._plan.model, family_of(self._plan.model)
@@ -102,9 +105,13 @@ class _Comparison:
             self._matrix(SlotName(f"{path}.{part}"), matrix)
         family = family_of(self._plan.model)
         if family.has_experts:
-            router = self._plan.model.get_parameter(f"{path}.mlp.gate.weight")
+            router = self._plan.model.get_parameter(f"{path}.{family.router}.weight")
             _equal(ROUTER, stored.layer_tensor(layer, f"{ROUTER}.weight"), router.float())
             self.plain += 1
+        scale = cache_scale_of(self._plan, layer)
+        if scale is not None:
+            _equal(KV_SCALE, stored.layer_tensor(layer, KV_SCALE), scale)
+            self.cache_scales += 1
         for engine, norm in family.norms.items():
             self._norm(f"{path}.{norm}", engine, partial(stored.layer_tensor, layer))
         if any(fmt != NONE and ENGINE_LAYOUTS[fmt].input_divisor for fmt in formats):

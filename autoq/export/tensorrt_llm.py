@@ -5,7 +5,8 @@ engine's words, and quant_cfg.json where formats are mixed. Everything about the
 its sources, at versions 0.16 to 1.2, and not run. What the reader makes of it differs from the
 simulation by roundings to the model's dtype: of w4a8_awq, those of the quotients of group scale and
 tensor scale and of input multiplier and input scale; of fp8, those of the scales, unless the engine
-is built with `--gemm_plugin fp8`; of Gemma's norms, those of one plus their weights.
+is built with `--gemm_plugin fp8`; of Gemma's norms, those of one plus their weights. A quantised
+key/value cache has one scale for a layer's keys and values, where the simulation has two.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def _write_configuration(
         for layer, linear, _ in linears(plan)
         if layer < size
     }
-    head, layers = quantization(formats, _left_out(formats, plan))
+    head, layers = quantization(formats, _left_out(formats, plan), plan.cache_format)
     config = {
         "producer": {"name": "autoq"},
         **engine_config(plan.model, DTYPES[plan.scale_dtype], parallel),

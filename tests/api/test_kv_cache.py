@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,33 @@ def test_scores_are_computed_once_and_layers_may_differ(
     other = study.plan(5.0)
     assert cache_formats(other) == dict(zip(LAYERS, formats, strict=True))
     assert study.plan(5.0).id == other.id
+
+
+def test_a_killed_pass_goes_on_behind_its_last_batch(
+    llama_folder: Path, quick: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"kv_formats": ("fp8", "nvfp4"), "measure": False}
+    other = {**quick, "store": quick["store"].replace("studies.db", "other.db")}
+    expected = search(llama_folder, other, **options)
+    score, calls = kv_cache.CacheScorer.score_batch, []
+
+    def dying(scorer: Any, loss: Any) -> Any:
+        calls.append(loss)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return score(scorer, loss)
+
+    monkeypatch.setattr(kv_cache.CacheScorer, "score_batch", dying)
+    with pytest.raises(KeyboardInterrupt):
+        search(llama_folder, quick, **options)
+    monkeypatch.setattr(kv_cache, "calibrate_cache", None)  # called again, it would fail
+    study = search(llama_folder, quick, **options)
+    assert len(calls) == 4  # of three batches, one of them twice
+    stored = study.store.arrays(study.id, kv_cache.KV_CACHE)
+    whole = expected.store.arrays(expected.id, kv_cache.KV_CACHE)
+    assert stored["contributions"].tobytes() == whole["contributions"].tobytes()
+    assert stored_layers(study) == stored_layers(expected)
+    assert [name for name, array in stored.items() if array.size] == ["contributions"]
 
 
 @torch.no_grad()
@@ -221,10 +249,13 @@ def test_what_cannot_be_exported_is_refused_with_the_reason(
     for container, words in (
         ("modelopt", "in int8 from modelopt"),
         ("onnx", "writes no format of the key/value cache into onnx"),
-        ("tensorrt-llm", "writes no format of the key/value cache into tensorrt-llm"),
     ):
         with pytest.raises(ExportError, match=words):
             study.export(tmp_path / "out", container=container)
+    written = study.export(tmp_path / "engine", container="tensorrt-llm")
+    assert written["verification"]["cache_scales"] == 2  # of two layers
+    config = json.loads((tmp_path / "engine" / "config.json").read_text(encoding="utf-8"))
+    assert config["quantization"]["kv_cache_quant_algo"] == "INT8"
     formats = ("fp8", "nvfp4")
     study = search(
         llama_folder, quick, kv_formats=formats, kv_bits=6.3, kv_scope="layer", measure=False

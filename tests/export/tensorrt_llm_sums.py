@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 Ranks = list[dict[str, Tensor]]
+BESIDE = ("PhiForCausalLM", "GPTJForCausalLM")  # MLP and attention read the same norm
 GEMMA = ("GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM")
 
 
@@ -62,8 +63,11 @@ class _Engine:
 
         normed = norm("input_layernorm", hidden)
         attended = self._attention(ranks, f"{path}.attention", layer, normed)
-        if self.architecture == "PhiForCausalLM":
+        if self.architecture in BESIDE:
             return hidden + attended + self._mlp(ranks, f"{path}.mlp", normed)
+        if self.architecture == "GPTNeoXForCausalLM":
+            second = norm("post_attention_layernorm", hidden)
+            return hidden + attended + self._mlp(ranks, f"{path}.mlp", second)
         if self.architecture in GEMMA[1:]:
             hidden = hidden + norm("post_layernorm", attended)
             last = self._mlp(ranks, f"{path}.mlp", norm("pre_feedforward_layernorm", hidden))
@@ -73,6 +77,8 @@ class _Engine:
 
     def _norm(self, rank: dict[str, Tensor], path: str, x: Tensor) -> Tensor:
         weight, epsilon = rank[f"{path}.weight"], self.config["norm_epsilon"]
+        if self.architecture == "GPTNeoXForCausalLM":
+            epsilon = 1e-5  # LayerNorm's own
         if f"{path}.bias" in rank:
             return functional.layer_norm(x, x.shape[-1:], weight, rank[f"{path}.bias"], epsilon)
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + epsilon) * weight
@@ -80,13 +86,17 @@ class _Engine:
     def _summed(self, ranks: Ranks, path: str, parts: list[Tensor]) -> Tensor:
         """Products of each rank's columns, and the bias once."""
         products = [x @ rank[f"{path}.weight"].t() for x, rank in zip(parts, ranks, strict=True)]
-        return sum(products, ranks[0].get(f"{path}.bias", torch.zeros(())))
+        biased = ranks if self.architecture == "GPTJForCausalLM" else ranks[:1]
+        biases = [rank[f"{path}.bias"] for rank in biased if f"{path}.bias" in rank]
+        return sum([*products, *biases], torch.zeros(()))
 
     @staticmethod
     def _product(rank: dict[str, Tensor], path: str, x: Tensor) -> Tensor:
         return functional.linear(x, rank[f"{path}.weight"], rank.get(f"{path}.bias"))
 
     def _mlp(self, ranks: Ranks, path: str, x: Tensor) -> Tensor:
+        if "moe" in self.config:
+            return self._experts(ranks, path, x)
         return self._summed(ranks, f"{path}.proj", [self._inner(rank, path, x) for rank in ranks])
 
     def _inner(self, rank: dict[str, Tensor], path: str, x: Tensor) -> Tensor:
@@ -102,6 +112,31 @@ class _Engine:
         inner = functions[act](first)
         is_gated = f"{path}.gate.weight" in rank
         return inner * self._product(rank, f"{path}.gate", x) if is_gated else inner
+
+    def _experts(self, ranks: Ranks, path: str, x: Tensor) -> Tensor:
+        """Every expert reads every token; what is not chosen counts nothing."""
+        assert self.config["moe"]["normalization_mode"] == 2
+        shares = self._sparse_mixer(x @ ranks[0][f"{path}.router.weight"].t())
+        total = torch.zeros_like(x)
+        for rank in ranks:
+            fc, proj = rank[f"{path}.fc.weight"], rank[f"{path}.proj.weight"]
+            for number in range(self.config["moe"]["num_experts"]):
+                up, gate = (x @ fc[number].t()).chunk(2, -1)
+                out = (functional.silu(gate) * up) @ proj[number].t()
+                total = total + shares[:, number : number + 1] * out
+        return total
+
+    def _sparse_mixer(self, logits: Tensor) -> Tensor:
+        """Share of each expert: twice the best, in a softmax of what is left and near it."""
+        shares, left = torch.zeros_like(logits), logits
+        near = 2 * self.config["moe"]["sparse_mixer_epsilon"]
+        for _ in range(self.config["moe"]["top_k"]):
+            best, which = left.max(-1, keepdim=True)
+            is_far = (best - logits) / logits.abs().clamp(min=best) > near
+            within = left.masked_fill(is_far, float("-inf")).softmax(-1)
+            shares = shares.scatter(-1, which, within.gather(-1, which))
+            left = left.scatter(-1, which, float("-inf"))
+        return shares
 
     def _attention(self, ranks: Ranks, path: str, layer: int, x: Tensor) -> Tensor:
         heads = [self._heads(rank, path, layer, x) for rank in ranks]
@@ -133,13 +168,21 @@ class _Engine:
         if self.config["position_embedding_type"] == "learned_absolute":
             return x
         size = int(x.shape[-1] * self.config.get("rotary_pct", 1.0))
+        size = self.config.get("rotary_dim", size)
         powers = torch.arange(0, size, 2).float() / size
         angles = torch.arange(x.shape[1]).float().outer(self._base(layer) ** -powers)
         cos, sin = angles.cos(), angles.sin()
+        if self.config["position_embedding_type"] == "rope_gptj":
+            pairs, rest = x[..., :size].unflatten(-1, (-1, 2)), x[..., size:]
+            even, odd = pairs.unbind(-1)
+            turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], -1)
+            return torch.cat([turned.flatten(-2), rest], -1)
         first, second, rest = x.split([size // 2, size // 2, x.shape[-1] - size], -1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], -1)
 
     def _base(self, layer: int) -> float:
         pattern = self.config.get("_sliding_window_pattern")
         is_sliding = pattern is not None and (layer + 1) % pattern != 0
+        if self.architecture == "GPTNeoXForCausalLM":
+            return float(self.config["rotary_emb_base"])
         return float(self.config["rope_local_base_freq" if is_sliding else "rotary_base"])

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from autoq.errors import ExportError, VerificationError
-from autoq.export import tensorrt_llm
+from autoq.export import ExportedCache, tensorrt_llm
 from autoq.export._plan import ExportPlan
 from autoq.export.tensorrt_llm import (
     Parallel,
@@ -28,6 +28,7 @@ from autoq.export.tensorrt_llm import (
 )
 from autoq.formats import FormatName
 from autoq.layers import Container
+from autoq.layers.kv_cache import CachedLayer
 from autoq.models import ModelMap, SlotName, discover, load_model
 
 HELD = ("fp8", "nvfp4", "int4_awq", "w4a8_awq", "fp8_pc_pt", "int8_sq")
@@ -450,6 +451,115 @@ def test_w4a8_of_another_container_is_said(tiny: Callable[[str], Any]) -> None:
     assert "no engine of TensorRT-LLM has been built" in always
     assert "search with --container modelopt" in line
     assert tensorrt_llm_warnings(plan_of(tiny("llama"), ("w4a8_awq",))) == [always]
+
+
+# The key/value cache
+
+
+def with_cache(plan: ExportPlan, *formats: str) -> ExportPlan:
+    """Largest magnitudes of keys and values that hands can divide."""
+    amax = ((896.0, 44.8), (6.35, 12.7))
+    layers = tuple(
+        CachedLayer(
+            name=f"model.layers.{number}.self_attn",
+            key_heads=2,
+            key_dim=32,
+            value_heads=2,
+            value_dim=32,
+            key_amax=keys,
+            value_amax=values,
+        )
+        for number, (keys, values) in enumerate(amax)
+    )
+    chosen = {
+        layer.name: FormatName(fmt)
+        for layer, fmt in zip(layers, formats * (2 // len(formats)), strict=True)
+    }
+    return replace(plan, kv_cache=ExportedCache(layers, chosen))
+
+
+@pytest.mark.parametrize(
+    "fmt,algorithm,scales", [("fp8", "FP8", (2.0, 12.7 / 448)), ("int8", "INT8", (896 / 127, 0.1))]
+)
+@pytest.mark.parametrize("weights", [("fp8",), ("fp8", "nvfp4"), ("none",), ("int8_sq",)])
+def test_a_cache_has_one_scale_for_keys_and_values(
+    tiny: Callable[[str], Any],
+    tmp_path: Path,
+    weights: tuple[str, ...],
+    fmt: str,
+    algorithm: str,
+    scales: tuple[float, float],
+) -> None:
+    plan = with_cache(plan_of(tiny("llama"), weights), fmt)
+    assert write(plan, tmp_path / "out", tp=2).cache_scales == 2
+    assert said(tmp_path / "out")["quantization"]["kv_cache_quant_algo"] == algorithm
+    if len(weights) > 1:
+        assert said(tmp_path / "out", "quant_cfg.json")["kv_cache_quant_algo"] == algorithm
+    for held in ranks(tmp_path / "out"):
+        for layer, expected in enumerate(scales):
+            scale = held[f"transformer.layers.{layer}.attention.kv_cache_scaling_factor"]
+            assert scale.dtype == torch.float32 and scale.shape == (1,)
+            assert scale.item() == pytest.approx(expected)
+    (line,) = tensorrt_llm_warnings(plan)[1:]
+    assert "differ most in model.layers.0.self_attn, by a factor of 20" in line
+
+
+def test_stages_have_the_scales_of_their_layers(tiny: Callable[[str], Any], tmp_path: Path) -> None:
+    plan = with_cache(plan_of(tiny("llama"), ("fp8",)), "fp8")
+    write(plan, tmp_path / "out", pp=2)
+    name = "transformer.layers.0.attention.kv_cache_scaling_factor"
+    found = [held[name].item() for held in ranks(tmp_path / "out")]
+    assert found == pytest.approx([2.0, 12.7 / 448])
+
+
+def test_a_cache_that_is_not_quantised_says_nothing(
+    tiny: Callable[[str], Any], tmp_path: Path
+) -> None:
+    plan = with_cache(plan_of(tiny("llama"), ("fp8",)), "none")
+    assert write(plan, tmp_path / "out").cache_scales == 0
+    assert said(tmp_path / "out")["quantization"]["kv_cache_quant_algo"] is None
+    assert not [name for name in ranks(tmp_path / "out")[0] if "kv_cache" in name]
+    assert len(tensorrt_llm_warnings(plan)) == 1
+
+
+@pytest.mark.parametrize(
+    "formats,reason",
+    [
+        (("nvfp4",), "hold no key/value cache in nvfp4; formats that they can hold: fp8, int8"),
+        (("fp8", "int8"), "for all layers, and this plan has fp8, int8; search with --kv-scope"),
+    ],
+)
+def test_caches_that_cannot_be_written(
+    tiny: Callable[[str], Any], formats: tuple[str, ...], reason: str
+) -> None:
+    plan = with_cache(plan_of(tiny("llama"), ("fp8",)), *formats)
+    assert reason in tensorrt_llm_refusals(plan, Parallel())[0]
+
+
+@pytest.mark.parametrize(
+    "value,reason", [(None, "lacks .*kv_cache_scaling_factor"), (1.0, "kv_cache_scaling_factor")]
+)
+def test_a_damaged_scale_of_a_cache_is_found(
+    tiny: Callable[[str], Any], tmp_path: Path, value: float | None, reason: str
+) -> None:
+    plan = with_cache(plan_of(tiny("llama"), ("fp8",)), "fp8")
+    write(plan, tmp_path / "out")
+    file = tmp_path / "out" / "rank0.safetensors"
+    held, name = load_file(file), "transformer.layers.1.attention.kv_cache_scaling_factor"
+    del held[name]
+    save_file(held if value is None else {**held, name: torch.tensor([value])}, file)
+    with pytest.raises(VerificationError, match=reason):
+        verify_tensorrt_llm(tmp_path / "out", plan)
+
+
+def test_an_exact_gelu_is_said(tiny: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of(tiny("gpt2"), ("fp8",))  # whose own is the approximation
+    assert len(tensorrt_llm_warnings(plan)) == 1
+    monkeypatch.setattr(plan.model.config, "activation_function", "gelu")
+    assert "gelu is exact" in tensorrt_llm_warnings(plan)[-1]
+    x = torch.linspace(-8, 8, 100_001, dtype=torch.float64)
+    gelu = torch.nn.functional.gelu
+    assert 4e-4 < float((gelu(x) - gelu(x, approximate="tanh")).abs().max()) < 5e-4
 
 
 def test_a_short_window_is_said(

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from autoq.errors import VerificationError
+from autoq.export import ExportedCache
 from autoq.export._plan import ExportPlan
 from autoq.export._tensorrt_llm_families import FAMILIES
 from autoq.export.tensorrt_llm import (
@@ -21,15 +23,18 @@ from autoq.export.tensorrt_llm import (
     export_tensorrt_llm,
     tensorrt_llm_refusals,
     tensorrt_llm_warnings,
+    verify_tensorrt_llm,
 )
 from autoq.formats import FormatName
 from autoq.layers import Container
+from autoq.layers.kv_cache import CachedLayer
 from autoq.models import SlotName, discover
 from autoq.testing.tiny_models import make_family_model
 from tests.export.tensorrt_llm_sums import engine_logits
 
-STAGES = {"phi": 1, "phi3": 1, "phi4": 1}  # the engine's models of these have no more
-DENSE = ("llama", "qwen2", "qwen3", "gpt2", "starcoder2", "phi", "phi3", "phi4")
+ALONE = ("phi", "phi3", "phi4", "gptj", "gpt_neox", "phimoe")
+STAGES = dict.fromkeys(ALONE, 1)  # the engine's models of these have no more
+DENSE = ("llama", "qwen2", "qwen3", "gpt2", "starcoder2", *ALONE)
 GEMMA = ("gemma", "gemma2", "gemma3")
 NEW = (*DENSE[3:], *GEMMA)
 FLOAT32_TOLERANCE = 1e-4  # sums in another order
@@ -41,11 +46,40 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], nn.Modul
 
     def make(name: str) -> nn.Module:
         if name not in made:
-            made[name] = make_family_model(name)
+            made[name] = OTHERS[name]() if name in OTHERS else make_family_model(name)
             _spread_norms(made[name])
         return made[name]
 
     return make
+
+
+def _inner(kind: str, **settings: Any) -> nn.Module:
+    """The engine's GPT-J and GPT-NeoX have four times the hidden size between an MLP's linears."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=288, bos_token_id=1, eos_token_id=2, **settings
+    )
+    model: nn.Module = getattr(transformers, f"{kind}ForCausalLM")(config)
+    for parameter in model.parameters():  # buffers keep their sines and cosines
+        drawn = parameter.data.normal_(std=0.1) if parameter.ndim == 2 else parameter.data
+        parameter.data = drawn.bfloat16()
+    return model.eval()
+
+
+OTHERS: dict[str, Callable[[], nn.Module]] = {
+    "gptj": lambda: _inner("GPTJ", n_embd=128, n_layer=2, n_head=4, n_positions=64, rotary_dim=16),
+    "gpt_neox": lambda: _inner(
+        "GPTNeoX",
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=512,
+        max_position_embeddings=64,
+        hidden_act="gelu_new",
+    ),
+}
 
 
 def _spread_norms(model: nn.Module) -> None:
@@ -130,6 +164,10 @@ def _round_norms(model: nn.Module) -> None:
 def test_every_format_is_put_together_again_bit_for_bit(
     planned: Any, tmp_path: Path, name: str, fmt: str
 ) -> None:
+    if (name, fmt) == ("phimoe", "w4a8_awq"):
+        (line, *_) = tensorrt_llm_refusals(planned(name, fmt), Parallel())
+        assert "experts can be fp8, nvfp4" in line
+        return
     plan = planned(name, fmt)
     tp = 1 if fmt == "w4a8_awq" else 2  # a rank of two would have half a group of 128
     report = write(plan, tmp_path / "out", tp, STAGES.get(name, 2))
@@ -188,6 +226,68 @@ def test_gpt2_is_taken_apart(planned: Any, tmp_path: Path) -> None:
     config = said(tmp_path / "out")
     fields = ("gpt_variant", "position_embedding_type", "hidden_act", "intermediate_size", "bias")
     assert [config[name] for name in fields] == ["gpt2", "learned_absolute", "gelu", 256, True]
+
+
+def test_gpt_neox_is_taken_apart(planned: Any, tmp_path: Path) -> None:
+    """[384, 128], each of four heads' queries, keys and values in turn: by hand."""
+    plan = planned("gpt_neox", "none")
+    write(plan, tmp_path / "out", 2, 1)
+    held = ranks(tmp_path / "out")[1]  # the third and the fourth head
+    whole = plan.model.gpt_neox.layers[1].attention.query_key_value
+    starts = [192, 288, 224, 320, 256, 352]  # q, q, k, k, v, v
+    rows = [row for start in starts for row in range(start, start + 32)]
+    path = "transformer.layers.1.attention.qkv"
+    assert torch.equal(held[f"{path}.weight"], whole.weight[rows])
+    assert torch.equal(held[f"{path}.bias"], whole.bias[rows])
+    config = said(tmp_path / "out")
+    assert (config["rotary_pct"], config["rotary_emb_base"]) == (0.25, 10000.0)
+
+
+def test_gptj_has_biases_on_the_first_rank_alone(planned: Any, tmp_path: Path) -> None:
+    plan = planned("gptj", "fp8")
+    write(plan, tmp_path / "out", 2, 1)
+    first, second = ranks(tmp_path / "out")
+    path = "transformer.layers.0.mlp"
+    own = plan.model.transformer.h[0].mlp
+    assert torch.equal(first[f"{path}.proj.bias"], own.fc_out.bias)
+    assert not second[f"{path}.proj.bias"].any()
+    assert torch.equal(second[f"{path}.fc.bias"], own.fc_in.bias[256:])
+    config = said(tmp_path / "out")
+    assert (config["position_embedding_type"], config["rotary_dim"]) == ("rope_gptj", 16)
+    with pytest.raises(VerificationError, match=r"adds up .*proj\.bias of all ranks"):
+        save_file(
+            {**second, f"{path}.proj.bias": own.fc_out.bias.data},
+            tmp_path / "out" / "rank1.safetensors",
+        )
+        verify_tensorrt_llm(tmp_path / "out", plan)
+
+
+def test_experts_of_phimoe(planned: Any, tmp_path: Path) -> None:
+    plan = planned("phimoe", "fp8")
+    report = write(plan, tmp_path / "out", 2, 1)
+    assert report.quantized_matrices == 2 * (4 + 2 * 4)
+    config = said(tmp_path / "out")
+    assert config["architecture"] == "PhiMoEForCausalLM"
+    assert config["moe"] == {
+        "num_experts": 4,
+        "top_k": 2,
+        "normalization_mode": 2,
+        "sparse_mixer_epsilon": 0.01,
+    }
+    held = ranks(tmp_path / "out")[0]
+    router = plan.model.get_parameter("model.layers.0.mlp.router.weight")
+    assert torch.equal(held["transformer.layers.0.mlp.router.weight"], router.float())
+    assert held["lm_head.bias"].shape == (144,)
+
+
+def test_gpt_neox_takes_no_quantised_cache(planned: Any) -> None:
+    layer = CachedLayer(
+        name="gpt_neox.layers.0.attention", key_heads=4, key_dim=32, value_heads=4, value_dim=32
+    )
+    cache = ExportedCache((layer,), {layer.name: FormatName("fp8")})
+    plan = replace(planned("gpt_neox", "fp8"), kv_cache=cache)
+    (line,) = tensorrt_llm_refusals(plan, Parallel())
+    assert "does not tell its attention of a quantised key/value cache" in line
 
 
 def test_phi3_has_up_above_gate_on_every_rank(planned: Any, tmp_path: Path) -> None:
@@ -249,6 +349,11 @@ def test_norms_of_gemma_are_stored_with_one_added(planned: Any, tmp_path: Path) 
         ("phi", {"num_key_value_heads": 2}, "heads of keys and values that queries share"),
         ("phi", {"layer_norm_eps": 1e-6}, "norms with epsilon 1e-06"),
         ("phi3", {"hidden_act": "gelu"}, "the activation function gelu"),
+        ("gptj", {"n_inner": 256}, "256 intermediate features, not four times the hidden size"),
+        ("gpt_neox", {"use_parallel_residual": False}, "an MLP behind attention, not beside it"),
+        ("gpt_neox", {"layer_norm_eps": 1e-6}, "norms with epsilon 1e-06"),
+        ("gpt_neox", {"attention_bias": False}, "attention without biases"),
+        ("phimoe", {"lm_head_bias": False}, "an output head without a bias"),
         ("gemma", {"use_bidirectional_attention": True}, "attention in both directions"),
         (
             "gemma3",
@@ -281,7 +386,7 @@ def test_what_the_engine_does_not_have_is_refused(
     assert reason in tensorrt_llm_refusals(plan, Parallel())[0]
 
 
-@pytest.mark.parametrize("name", ["phi", "phi3"])
+@pytest.mark.parametrize("name", ALONE)
 def test_phi_has_no_stages(planned: Any, name: str) -> None:
     (line,) = tensorrt_llm_refusals(planned(name, "fp8"), Parallel(1, 2))
     assert "has no pipeline stages, got pp_size 2; choose pp_size 1" in line
