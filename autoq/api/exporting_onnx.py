@@ -80,10 +80,12 @@ def _export(
     progress: Progress,
     with_past: bool,
 ) -> dict[str, Any]:
-    from autoq.export.onnx import OnnxExport, export_onnx, refuse_onnx
+    from autoq.export.onnx import OnnxExport, export_onnx, onnx_warnings, refuse_onnx
 
     searched = searched_plan(study, plan)
     refuse_onnx(searched)
+    for line in onnx_warnings(searched):
+        progress.note(line)
 
     def write() -> OnnxExport:
         with progress.task("exporting", len(searched.quantized_slots)) as advance:

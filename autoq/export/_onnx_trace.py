@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from autoq.errors import ExportError
 from autoq.export._folding import fold, folded_scales
+from autoq.export._onnx_experts import dense_experts
 from autoq.export._onnx_interface import AsGraph, Interface
 from autoq.export._plan import ExportPlan
 from autoq.layers.taps import MatrixCall, tapped
+from autoq.models import SlotKind
 from autoq.models.loading import quiet_transformers
 
 OPSET = 21
@@ -36,9 +38,12 @@ def traced(plan: ExportPlan, interface: Interface) -> ir.Model:
         ExportError: torch cannot trace the model.
     """
     model, example, dynamic = plan.model, interface.example, interface.dynamic
+    slots = plan.quantized_slots
+    others = [slot for slot in slots if slot.kind is not SlotKind.EXPERT]
     with (
         in_float32(model, _replacements(plan)),
-        tapped(model, plan.quantized_slots, _open_product),
+        tapped(model, others, _open_product),
+        dense_experts(model, slots, _open_product),
         _quiet(),
     ):
         try:
@@ -122,7 +127,14 @@ def _replacements(plan: ExportPlan) -> dict[str, Tensor]:
     """Parameters that the graph has otherwise: norms with AWQ scales in them, and matrices that it
     has as codes, which one zero stands for."""
     folds = folded_scales(plan.slot_formats, plan.calibration)
+    kept = plan.model_map.slots.keys() - {slot.name for slot in plan.quantized_slots}
     open_matrices = {f"{slot.module}.{slot.parameter}" for slot in plan.quantized_slots}
+    # Of experts that are not all quantised the whole parameter stays.
+    open_matrices -= {
+        f"{slot.module}.{slot.parameter}"
+        for slot in map(plan.model_map.slots.__getitem__, kept)
+        if slot.kind is SlotKind.EXPERT
+    }
     replaced = {}
     for name, parameter in plan.model.named_parameters():
         if name in open_matrices:

@@ -238,6 +238,8 @@ def _forced_distance(
             raise VerificationError(f"the graph lacks a product with {name}; export again")
         entry = plan.entry(call.slot)
         given = theirs[waiting[name].pop(0)]
+        if call.token_rows is not None:  # the graph's experts read all tokens
+            given = given[call.token_rows]
         if entry.pre_quant_scale is not None and has_folded_scale(entry):
             # The graph's norm has multiplied it already; powers of two divide exactly.
             given = given / entry.pre_quant_scale

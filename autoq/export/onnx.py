@@ -20,6 +20,7 @@ from torch import nn
 from autoq.errors import ExportError
 from autoq.export._folder import check_destination, copy_companions, exported_files, written_folder
 from autoq.export._folding import folding_refusals
+from autoq.export._onnx_experts import dense_refusal
 from autoq.export._onnx_graph import fill_products, narrow_matrices
 from autoq.export._onnx_interface import interface_of
 from autoq.export._onnx_numerics import onnx_formats, onnx_refusal
@@ -47,6 +48,7 @@ __all__ = [
     "export_onnx",
     "onnx_formats",
     "onnx_refusals",
+    "onnx_warnings",
     "verify_onnx",
 ]
 
@@ -131,6 +133,21 @@ def export_onnx(
     )
 
 
+def onnx_warnings(plan: ExportPlan) -> list[str]:
+    """What a user should know about the result before it is written, a line each."""
+    counts: dict[str, int] = {}
+    for slot in plan.quantized_slots:
+        if slot.kind is SlotKind.EXPERT and slot.expert is not None:
+            counts[slot.module] = max(counts.get(slot.module, 0), slot.expert + 1)
+    if not counts:
+        return []
+    line = (
+        f"the graph computes all of a layer's {max(counts.values())} experts for every token, as "
+        "which are chosen is not known when it is traced: right, and for small mixtures only"
+    )
+    return [line]
+
+
 def refuse_onnx(plan: ExportPlan) -> None:
     """Refuse a plan that ONNX cannot hold.
 
@@ -162,10 +179,13 @@ def _slot_lines(
     tied = _shared_parameters(model)
     for name in quantized:
         slot = model_map.slots[name]
+        reason = None
         if slot.kind is SlotKind.EXPERT:
+            reason = dense_refusal(model.get_submodule(slot.module))
+        if reason is not None:
             yield (
-                f"{name} cannot be quantised in onnx: which expert reads which token is not known "
-                "when a graph is traced; choose another container, or bind the experts to none"
+                f"{name} cannot be quantised in onnx: {reason}; choose another container, or bind "
+                "the experts to none"
             )
         if f"{slot.module}.{slot.parameter}" in tied:
             yield (

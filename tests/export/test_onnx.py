@@ -32,6 +32,7 @@ from autoq.export.onnx import (
     OnnxExport,
     export_onnx,
     onnx_formats,
+    onnx_warnings,
     verify_onnx,
 )
 
@@ -262,9 +263,14 @@ def test_formats_that_onnx_cannot_hold(
     assert "fp8, w4a8_awq" in message  # what works instead
 
 
-def test_experts(tiny: Callable[[str], Any], tmp_path: Path):
-    experts = refused(plan_of(tiny("mixtral"), ("fp8",), MODELOPT), tmp_path / "out")
-    assert "which expert reads which token" in experts
+def test_experts_that_are_computed_in_a_way_of_their_own(
+    tiny: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plan = plan_of(tiny("mixtral"), ("fp8",), MODELOPT)
+    assert "all of a layer's 4 experts for every token" in onnx_warnings(plan)[0]
+    monkeypatch.setattr(plan.model.model.layers[0].mlp.experts, "has_bias", True)
+    experts = refused(plan, tmp_path / "out")
+    assert "how MixtralExperts computes an expert is not known to autoq" in experts
 
 
 def test_a_matrix_that_serves_two_modules(tiny: Callable[[str], Any], tmp_path: Path):

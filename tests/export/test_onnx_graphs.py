@@ -170,6 +170,32 @@ def test_an_encoder_with_a_decoder(planned: Any, tmp_path: Path, family: str) ->
     assert distance(again, whole) < BOUND
 
 
+def test_experts_that_read_every_token(planned: Any, tmp_path: Path) -> None:
+    """The graph adds up all experts by their shares, the model only those that are chosen."""
+    plan = planned("mixtral", "int8_wo", "int4_awq")
+    report = export_onnx(plan, source=None, destination=tmp_path / "out").report
+    assert report.quantized_matrices == 2 * (4 + 2 * 4)
+    assert report.onnxruntime_products["relative_difference"] < BOUND
+    graph = onnx.load(tmp_path / "out" / ONNX_FILE, load_external_data=False).graph
+    kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for number in range(4):
+        codes = kinds[f"model.layers.1.mlp.experts.{number}.down_proj.codes"]
+        assert codes in (onnx.TensorProto.INT8, onnx.TensorProto.INT4)
+    ids = torch.randint(5, 250, (3, 11), generator=torch.Generator().manual_seed(3))
+    feeds = {"input_ids": ids.numpy(), "attention_mask": np.ones_like(ids)}
+    (logits,) = session(tmp_path / "out").run(None, feeds)
+    assert distance(logits, simulated(plan, input_ids=ids)) < BOUND
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_experts_whose_inputs_are_quantised(planned: Any, tmp_path: Path, family: str) -> None:
+    plan = planned(family, "fp8", "int8_sq", "none")
+    report = export_onnx(plan, source=None, destination=tmp_path / "out").report
+    assert report.quantized_matrices == len(plan.quantized_slots)
+    assert report.onnxruntime_products["relative_difference"] < BOUND
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("formats", [("fp8", "w4a8_awq", "int8_sq"), ("fp8_block", "fp8_pc_pt")])
 @pytest.mark.parametrize("family", ["t5", "flan_t5", "bart", "roberta"])
