@@ -40,9 +40,11 @@ class Database:
         self.held_leases: dict[int, str] = {}  # study -> owner of the lease that is held here
 
     @classmethod
-    def open(cls, url_or_path: str) -> Database:
+    def open(cls, url_or_path: str, *, migrate: bool = True) -> Database:
         """Connect, create the file where there is none, and bring the schema up to date.
 
+        Args:
+            migrate: False leaves the schema as it is, to be looked at.
         Raises:
             StoreError: the place cannot be used; one line saying why and what to do.
         """
@@ -53,7 +55,8 @@ class Database:
                 if url.get_backend_name() == "sqlite":
                     _use_write_ahead_log(engine)
                 database = cls(engine, url)
-                database._migrate()
+                if migrate:
+                    database.migrate()
         except BaseException:
             engine.dispose()
             raise
@@ -80,7 +83,29 @@ class Database:
         """Give all connections back."""
         self._engine.dispose()
 
-    def _migrate(self) -> None:
+    @contextmanager
+    def autocommit(self) -> Iterator[Connection]:
+        """A connection outside of any transaction, for commands that refuse to run in one."""
+        if self.url.get_backend_name() == "sqlite":
+            with self._engine.execution_options(**{_BEGIN_OPTION: None}).connect() as connection:
+                yield connection
+            return
+        with self._engine.connect() as connection:
+            yield connection.execution_options(isolation_level="AUTOCOMMIT")
+
+    def missing_revisions(self) -> list[tuple[str, str]]:
+        """(revision, what it does) of the migrations that the database lacks, oldest first.
+
+        Raises:
+            StoreError: the schema is newer than this version of autoq.
+        """
+        from autoq.studies._migrate import missing_revisions
+
+        with translated_errors(self.described), self._engine.begin() as connection:
+            return missing_revisions(connection, self.described)
+
+    def migrate(self) -> None:
+        """Bring the schema up to date."""
         from autoq.studies._migrate import is_current, upgrade_schema
 
         # Looking takes no lock: readers do not wait for a writer.
@@ -114,6 +139,17 @@ def parse_url(url_or_path: str) -> URL:
             "give a URL like sqlite:///autoq.db"
         )
     return _with_absolute_path(url) if url.get_backend_name() == "sqlite" else url
+
+
+def file_of(url_or_path: str) -> Path | None:
+    """The file that a SQLite store is; None for other databases and in memory.
+
+    Raises:
+        StoreError: not a URL, or a database that the store does not run on.
+    """
+    url = parse_url(url_or_path)
+    is_file = url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:")
+    return Path(str(url.database)) if is_file else None
 
 
 def describe(url: URL) -> str:
@@ -211,7 +247,9 @@ def _set_connection_pragmas(connection: Any, _record: object) -> None:
 
 
 def _begin_explicitly(connection: Connection) -> None:
-    connection.exec_driver_sql(connection.get_execution_options().get(_BEGIN_OPTION, "BEGIN"))
+    statement = connection.get_execution_options().get(_BEGIN_OPTION, "BEGIN")
+    if statement is not None:
+        connection.exec_driver_sql(statement)
 
 
 def _use_write_ahead_log(engine: Engine) -> None:

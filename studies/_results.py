@@ -236,7 +236,16 @@ def _plan_values(plan: Plan, label: str, more: Mapping[str, Any]) -> dict[str, A
     }
     cleaned = {name: json_clean(value) for name, value in values.items()}
     details = {**_plan_details(plan), **more}
-    return {**cleaned, "details": json_clean(details)} if details else cleaned
+    return plan_content({**cleaned, "details": json_clean(details)})
+
+
+def plan_content(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a plan's hash is of: its columns, without times, and without details where it has none."""
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in ("created", "content_sha256") and (name != "details" or value)
+    }
 
 
 def _plan_details(plan: Plan) -> dict[str, Any]:

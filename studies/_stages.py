@@ -50,17 +50,29 @@ class StageRepository(Repository):
                 session.add(row)
             row.status = WorkStatus.RUNNING
             row.started, row.finished, row.seconds, row.payload = utc_now(), None, None, {}
-            return _stage_record(row)
+            row.fingerprint = None
+            return stage_record(row)
 
     def finish_stage(
-        self, study_id: int, stage: str, seconds: float, payload: Mapping[str, Any] | None = None
+        self,
+        study_id: int,
+        stage: str,
+        seconds: float,
+        payload: Mapping[str, Any] | None = None,
+        *,
+        fingerprint: str | None = None,
     ) -> StageRecord:
         """Say that the stage is done; from then on it refuses change.
 
+        Args:
+            fingerprint: of all that the result depends on, for others to find it by; None keeps
+                it to this study.
         Raises:
             StoreError: the stage does not run.
         """
-        return self._end_stage(study_id, stage, WorkStatus.DONE, seconds, payload or {})
+        return self._end_stage(
+            study_id, stage, WorkStatus.DONE, seconds, payload or {}, fingerprint
+        )
 
     def fail_stage(self, study_id: int, stage: str, seconds: float, reason: str) -> StageRecord:
         """Say that the stage, and the study with it, failed.
@@ -87,13 +99,13 @@ class StageRepository(Repository):
         """The stage, None before it was begun."""
         with self._database.read() as session:
             row = stage_row(session, study_id, name)
-            return None if row is None else _stage_record(row)
+            return None if row is None else stage_record(row)
 
     def stages(self, study_id: int) -> list[StageRecord]:
         """The stages that were begun, in that order."""
         query = select(StageRow).where(StageRow.study_id == study_id).order_by(StageRow.id)
         with self._database.read() as session:
-            return [_stage_record(row) for row in session.scalars(query)]
+            return [stage_record(row) for row in session.scalars(query)]
 
     def put_array(self, study_id: int, stage: str, name: str, array: NDArray[Any]) -> None:
         """Store one array; the same name again replaces it.
@@ -230,6 +242,7 @@ class StageRepository(Repository):
         status: WorkStatus,
         seconds: float,
         payload: Mapping[str, Any],
+        fingerprint: str | None = None,
     ) -> StageRecord:
         with self._database.write() as session:
             study = self._touched(session, study_id)
@@ -243,11 +256,12 @@ class StageRepository(Repository):
             if status == WorkStatus.FAILED:
                 study.status = WorkStatus.FAILED
             row.status, row.finished, row.seconds = status, utc_now(), float(seconds)
-            row.payload = json_clean(payload)
-            return _stage_record(row)
+            row.payload, row.fingerprint = json_clean(payload), fingerprint
+            return stage_record(row)
 
 
-def _stage_record(row: StageRow) -> StageRecord:
+def stage_record(row: StageRow) -> StageRecord:
+    """A snapshot of the row."""
     return StageRecord(
         study_id=row.study_id,
         name=row.name,

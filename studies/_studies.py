@@ -46,7 +46,7 @@ class StudyRepository(Repository):
             InputError: another study has the name already, or the name cannot be one.
         """
         if name is not None:
-            _check_name(name)
+            check_name(name)
         created = utc_now()
         fresh = StudyRow(
             key=key,
@@ -93,6 +93,21 @@ class StudyRepository(Repository):
         if row is None:
             raise UnknownNameError(
                 f"no study has id {study_id}; `autoq list` shows those there are"
+            )
+        return study_record(row)
+
+    def newest(self) -> StudyRecord:
+        """The study that was worked on last.
+
+        Raises:
+            UnknownNameError: the store is empty.
+        """
+        with self._database.read() as session:
+            last = select(StudyRow).order_by(StudyRow.updated.desc(), StudyRow.id).limit(1)
+            row = session.scalars(last).first()
+        if row is None:
+            raise UnknownNameError(
+                "the store has no study yet; make one with `autoq search MODEL --bits B`"
             )
         return study_record(row)
 
@@ -147,7 +162,7 @@ class StudyRepository(Repository):
             if existing is not None:
                 return study_record(existing)
             fresh.name = name or _free_name(session, fresh)
-            _refuse_taken_name(session, fresh.name)
+            refuse_taken_name(session, fresh.name)
             session.add(fresh)
             session.flush()
             return study_record(fresh)
@@ -172,7 +187,11 @@ def study_record(row: StudyRow) -> StudyRecord:
     )
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """
+    Raises:
+        InputError: a study cannot be called so.
+    """
     if not name.strip() or name.isdigit() or not name.isprintable():
         raise InputError(
             "a study's name must have printable characters and not be a mere number "
@@ -190,7 +209,11 @@ def _holder_of(session: Session, name: str) -> StudyRow | None:
     return session.scalars(select(StudyRow).where(StudyRow.name == name)).first()
 
 
-def _refuse_taken_name(session: Session, name: str) -> None:
+def refuse_taken_name(session: Session, name: str) -> None:
+    """
+    Raises:
+        InputError: another study is called so.
+    """
     holder = _holder_of(session, name)
     if holder is not None:
         raise InputError(

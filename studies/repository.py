@@ -6,13 +6,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from autoq.studies._database import Database
+from autoq.studies._database import Database, file_of
 from autoq.studies._results import ResultRepository
+from autoq.studies._reuse import ReuseRepository
 from autoq.studies._stages import StageRepository
 from autoq.studies._studies import StudyRepository
 
 
-class StudyStore(StudyRepository, StageRepository, ResultRepository):
+class StudyStore(StudyRepository, StageRepository, ReuseRepository, ResultRepository):
     """One open database of studies.
 
     Every method is one transaction: what it returned from is on disk whole, and what was
@@ -41,14 +42,36 @@ class StudyStore(StudyRepository, StageRepository, ResultRepository):
     @property
     def file(self) -> Path | None:
         """The SQLite file that the store is; None for other databases and in memory."""
-        url = self._database.url
-        is_file = url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:")
-        return Path(str(url.database)) if is_file else None
+        return file_of(self.url)
 
     @property
     def described(self) -> str:
         """The store as messages name it: without its password."""
         return self._database.described
+
+    def export(self, study_id: int, path: Path) -> int:
+        """Write a study to one portable file, and return the file's size in bytes.
+
+        Raises:
+            InputError: the path is taken, or something in the study is damaged.
+            StoreError: the database failed.
+        """
+        from autoq.studies._portable import export_study
+
+        return export_study(self._database, study_id, path)
+
+    def import_file(self, path: Path, name: str | None = None) -> str:
+        """Put the study of a portable file into the store, and return its name.
+
+        Args:
+            name: another than the file says.
+        Raises:
+            InputError: the file cannot be used, or the study or its name is there already.
+            StoreError: the database failed.
+        """
+        from autoq.studies._import import import_study
+
+        return import_study(self._database, path, name)
 
     def close(self) -> None:
         """Give the connections back; the store cannot be used afterwards."""

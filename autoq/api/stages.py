@@ -12,6 +12,15 @@ from autoq.api.certainty import Certainty
 from autoq.api.costing import SIZES, sizes_of, sizes_to_plain
 from autoq.api.measuring import measure_plans
 from autoq.api.remarks import note_silent_groups
+from autoq.api.reuse import (
+    REUSED,
+    calibration_fingerprint,
+    merged_records,
+    scores_fingerprint,
+    take_over_calibration,
+    take_over_scores,
+    without_taken,
+)
 from autoq.api.scoring import BatchHelpers, ScoringPass, make_scoring_estimator
 from autoq.api.serialize import calibration_to_plain, model_map_to_json
 from autoq.api.streaming import CalibrationByBlocks, calibrate_streamed, streamed_estimator
@@ -64,17 +73,25 @@ def run_discovery(study: Study, discovered: Mapping[str, Any]) -> None:
 def run_calibration(
     study: Study, loaded: LoadedModel, task: ScoringTask, progress: Progress
 ) -> None:
-    """Calibrate every slot in every format, in one pass over the data."""
+    """Calibrate every slot in every format that no other study has, in one pass over the data."""
     started = time.perf_counter()
     study.store.begin_stage(study.id, CALIBRATION)
-    calibrated = _calibrate_whole if loaded.stream is None else calibrate_streamed
-    records, table = calibrated(study, loaded, task, progress)
-    note_unseen_slots(table, progress)
-    del table  # the next stages read it from the store
-    give_back_freed_memory()
+    fingerprint = calibration_fingerprint(study, loaded, task)
+    taken = take_over_calibration(study, fingerprint, progress)
+    left = without_taken(study, taken)
+    records: Sequence[Mapping[str, Any]] = ()
+    if left is not None:
+        calibrated = _calibrate_whole if loaded.stream is None else calibrate_streamed
+        records, table = calibrated(left, loaded, task, progress)
+        note_unseen_slots(table, progress)
+        del table  # the next stages read it from the store
+        give_back_freed_memory()
     tokens = sum(int(ids.numel()) for ids in task.batches)
-    payload = {"records": records, "tokens": tokens}
-    study.store.finish_stage(study.id, CALIBRATION, time.perf_counter() - started, payload)
+    payload = {"records": merged_records(study, records, taken), "tokens": tokens}
+    if taken.sources:
+        payload[REUSED] = taken.sources
+    seconds = time.perf_counter() - started
+    study.store.finish_stage(study.id, CALIBRATION, seconds, payload, fingerprint=fingerprint)
 
 
 def _calibrate_whole(
@@ -142,13 +159,35 @@ def run_sensitivity(
     solver: Solver | None = None,
     helpers: BatchHelpers | None = None,
 ) -> None:
-    """Score every group in every format; batches that the store has are not scored again.
+    """Score every group in every format; what the store has is not scored again.
 
     Args:
         solver: scores -> the plan that is asked for; the pass ends once the plan is as sure as
             the configuration's `confidence`. None scores all batches.
         helpers: who score beside this process.
     """
+    study.store.begin_stage(study.id, SENSITIVITY)
+    fingerprint = scores_fingerprint(study, loaded, task)
+    payload = take_over_scores(study, fingerprint, progress)
+    if payload is None:
+        payload = _score(study, loaded, task, progress, solver, helpers)
+    table = study.sensitivity_from(payload)
+    note_silent_groups(study.model_map, table.contributions, progress)
+    study.store.put_sensitivity(study.id, _sensitivity_cells(table))
+    StudyBatches(study.store, study.id, SENSITIVITY).drop_states()
+    seconds = study.store.score_seconds(study.id)
+    study.store.finish_stage(study.id, SENSITIVITY, seconds, payload, fingerprint=fingerprint)
+
+
+def _score(
+    study: Study,
+    loaded: LoadedModel,
+    task: ScoringTask,
+    progress: Progress,
+    solver: Solver | None,
+    helpers: BatchHelpers | None,
+) -> dict[str, Any]:
+    """One pass over the batches; see `run_sensitivity`. Returns the payload of the stage."""
     config = study.config
     make = partial(
         make_scoring_estimator,
@@ -159,7 +198,6 @@ def run_sensitivity(
     )
     if loaded.stream is not None:
         make = partial(streamed_estimator, study=study, loaded=loaded, task=task)
-    study.store.begin_stage(study.id, SENSITIVITY)
     batches = StudyBatches(study.store, study.id, SENSITIVITY)
     certainty = None if solver is None else Certainty(study.model_map, config.confidence, solver)
     with progress.task("scoring", len(task.batches)) as advance:
@@ -175,7 +213,7 @@ def run_sensitivity(
         )
         estimator, contributions = scoring.run(config.estimator)
     batches.finish(contributions, estimator.results())
-    payload = {
+    payload: dict[str, Any] = {
         "formats": list(estimator.formats),
         "unit": estimator.unit,
         "estimator": estimator.name,
@@ -187,12 +225,7 @@ def run_sensitivity(
         payload["workers"] = helpers.report()
     if certainty is not None:
         payload["stability"] = certainty.report(estimator, contributions, progress)
-    note_silent_groups(study.model_map, contributions, progress)
-    table = study.sensitivity_from(payload)
-    study.store.put_sensitivity(study.id, _sensitivity_cells(table))
-    batches.drop_states()
-    seconds = study.store.score_seconds(study.id)
-    study.store.finish_stage(study.id, SENSITIVITY, seconds, payload)
+    return payload
 
 
 def _sensitivity_cells(table: SensitivityTable) -> list[SensitivityCell]:

@@ -15,6 +15,7 @@ from autoq.cli._look import formats, frontier, list_command, report, show
 from autoq.cli._make import evaluate, export
 from autoq.cli._refine import refine
 from autoq.cli._search import search
+from autoq.cli._store import store_app
 from autoq.cli._targets import targets
 from autoq.cli._validate import validate
 from autoq.cli._verify import verify
@@ -44,6 +45,7 @@ app.command("targets")(targets)
 app.command("verify")(verify)
 kernels_app.command("bench")(bench)
 app.add_typer(kernels_app, name="kernels")
+app.add_typer(store_app, name="store")
 
 
 def _print_version(wanted: bool) -> None:
