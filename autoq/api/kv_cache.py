@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from autoq.api.study import Study
 
 KV_CACHE = "kv_cache"
-_ENGINE_CHECKPOINT = "tensorrt-llm"
 """The stage of a study that scores the cache, and the key of the choice in a plan's details."""
+
+_ENGINE_CHECKPOINT = "tensorrt-llm"  # what `export` calls it; it refuses caches by itself
 
 DEFAULT_BITS = 8.0
 _NATS = "nats_per_token"
@@ -290,7 +291,7 @@ def refuse_unwritable_cache(plan: PlanRecord, container: str) -> None:
     """
     formats = cache_formats(plan)
     if all(name == NONE for name in formats.values()) or container == _ENGINE_CHECKPOINT:
-        return  # the last refuses by itself, what it cannot hold
+        return
     known = {entry.value: entry for entry in Container}
     reason: str | None = (
         f"autoq writes no format of the key/value cache into {container}; export to modelopt, "
