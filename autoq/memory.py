@@ -24,6 +24,8 @@ CONTROL_GROUPS = Path("/sys/fs/cgroup")
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 _TRIM_THRESHOLD = -1  # M_TRIM_THRESHOLD
 _LARGE_BYTES = 4 << 20
+_KEPT_BYTES = 16 << 20
+"""Of freed small blocks: by default 128 KiB, and each scratch tensor is cleared by the system again."""
 _LARGEST_MMAP_THRESHOLD_BYTES = 32 << 20
 """As far as glibc raises it by itself; its limit for trimming is then twice that."""
 
@@ -81,6 +83,7 @@ def large_blocks_given_back_at_once() -> Iterator[None]:
         yield
         return
     set_option(_MMAP_THRESHOLD, _LARGE_BYTES)
+    set_option(_TRIM_THRESHOLD, _KEPT_BYTES)
     try:
         yield
     finally:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from autoq.kernels._checks import require_dtype, require_matrix, require_multiple
+from autoq.kernels._torch.chunks import empty
 
 _COLUMNS_PER_WORD = 4
 _OFFSET = 0x80
@@ -26,8 +27,10 @@ def pack_columns(codes: Tensor) -> Tensor:
     require_dtype("codes", codes, torch.int8)
     require_matrix("codes", codes)
     require_multiple("in_features", codes.shape[1], _COLUMNS_PER_WORD)
+    packed = empty(codes.shape, torch.uint8, codes.device)
     # Adding 128 to a byte flips its highest bit.
-    return (codes.contiguous().view(torch.uint8) ^ _OFFSET).view(torch.int32)
+    torch.bitwise_xor(codes.contiguous().view(torch.uint8), _OFFSET, out=packed)
+    return packed.view(torch.int32)
 
 
 def unpack_columns(packed: Tensor) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +16,9 @@ from autoq.kernels._torch.programs import Offer
 # Measured optimum with a level-2 cache of 2 MiB: smaller pieces pay for more calls, larger ones
 # for memory traffic.
 _ELEMENTS_PER_THREAD = 2**17
+
+_LARGE_BYTES = 4 << 20
+"""From where numpy asks for large pages."""
 
 Body = Callable[[Tensor, Tensor, Tensor, slice], None]
 """(source, values, scratch, rows): compute the result of `source` into `values`.
@@ -76,6 +81,18 @@ def _map(rows: Tensor, out: Tensor, body: Body, done: int) -> Tensor:
             body(values, values, scratch[:count], piece)
             out[piece].copy_(values)
     return out
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory for a result, like torch.empty.
+
+    What is large comes from numpy on CPUs, which asks the system for large pages: to touch fresh
+    memory the first time, page by small page, costs more than to compute what goes there.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or size < _LARGE_BYTES:
+        return torch.empty(*shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.empty(size, dtype=np.uint8)).view(dtype).view(*shape)
 
 
 def float32_pieces(rows: Tensor) -> Iterator[tuple[slice, Tensor]]:

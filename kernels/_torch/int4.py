@@ -9,6 +9,7 @@ from torch.nn import functional
 from autoq.kernels._checks import EMPTY_GROUP_SCALE
 from autoq.kernels._torch import fused
 from autoq.kernels._torch.chunks import (
+    empty,
     float32_pieces,
     map_rows,
     row_amax,
@@ -43,7 +44,7 @@ def quantize(weight: Tensor, group_scale: Tensor) -> Tensor:
 
 def plain_codes(weight: Tensor, group_scale: Tensor) -> Tensor:
     """Codes int8 [N, K]."""
-    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    codes = empty(weight.shape, torch.int8, weight.device)
     if not codes.numel():
         return codes
     rows = _groups(weight.detach(), group_scale.shape[1]).flatten(0, 1)
@@ -119,8 +120,15 @@ def _groups(matrix: Tensor, groups: int) -> Tensor:
 
 def pack_rows(codes: Tensor) -> Tensor:
     """uint8 [N/2, K]."""
-    nibbles = codes.view(torch.uint8) & 0xF
-    return nibbles[0::2] | nibbles[1::2] << 4
+    packed = empty((len(codes) // 2, codes.shape[1]), torch.uint8, codes.device)
+    if not packed.numel():
+        return packed
+    even, odd = codes.view(torch.uint8)[0::2], codes.view(torch.uint8)[1::2]
+    step = rows_per_piece(packed)
+    for start in range(0, len(packed), step):
+        low, high = even[start : start + step], odd[start : start + step]
+        torch.bitwise_or(low & 0xF, high << 4, out=packed[start : start + step])
+    return packed
 
 
 def unpack_rows(packed: Tensor) -> Tensor:
@@ -133,8 +141,13 @@ def pack_columns(codes: Tensor) -> Tensor:
     """int32 [N, K/8]."""
     if not codes.numel():
         return torch.empty(len(codes), codes.shape[1] // 8, dtype=torch.int32, device=codes.device)
-    pairs = (codes + 8).contiguous().view(torch.int16)  # the even column is the low byte
-    return (pairs | pairs >> 4).to(torch.uint8).view(torch.int32)
+    packed = empty((len(codes), codes.shape[1] // 2), torch.uint8, codes.device)
+    step = rows_per_piece(codes)
+    for start in range(0, len(codes), step):
+        # The even column is the low byte.
+        pairs = (codes[start : start + step] + 8).contiguous().view(torch.int16)
+        packed[start : start + step] = pairs | pairs >> 4
+    return packed.view(torch.int32)
 
 
 def unpack_columns(packed: Tensor) -> Tensor:

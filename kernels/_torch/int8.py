@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from autoq.kernels._torch import fused
-from autoq.kernels._torch.chunks import map_rows, row_amax, rows_per_piece, scale_from_amax
+from autoq.kernels._torch.chunks import empty, map_rows, row_amax, rows_per_piece, scale_from_amax
 from autoq.kernels._torch.programs import Offer
 
 LARGEST = 127.0
@@ -30,7 +30,7 @@ def quantize(x: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
         scale = torch.ones(*x.shape[:-1], 1, device=x.device) if scale is None else scale
         return torch.empty(x.shape, dtype=torch.int8, device=x.device), scale
     rows = x.reshape(-1, x.shape[-1])
-    codes = torch.empty(rows.shape, dtype=torch.int8, device=x.device)
+    codes = empty(rows.shape, torch.int8, x.device)
     scales = torch.empty(len(rows), 1, dtype=torch.float32, device=x.device)
     given = None if scale is None else scale.reshape(-1, 1)
     step = rows_per_piece(rows)
