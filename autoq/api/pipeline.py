@@ -114,7 +114,9 @@ def search(
     refine: int = 0,
     refine_options: Mapping[str, Any] | None = None,
     workers: int = 1,
-    devices: int = 1,
+    devices: int | None = None,
+    ray: str | None = None,
+    ranks: bool = False,
     compare_uniform: bool = False,
     trust_remote_code: bool = False,
     wait_seconds: float = 0.0,
@@ -184,7 +186,11 @@ def search(
             any is left out it has its default, except `held_out_sequences`, which is the search's.
         workers: processes that refine at the same time, this one included.
         devices: GPUs of this machine that score at the same time, or processes where it has none;
-            the scores are the same, bit for bit.
+            the scores are the same, bit for bit. With `ray`: of the cluster.
+        ray: address of a Ray cluster that scores, and measures trials, or "auto" for the one that
+            this machine belongs to, or else one of this machine alone.
+        ranks: this process is rank 0 of a launch, by torchrun for example, whose other ranks call
+            `autoq.api.distribution.ranks.serve_rank` and score.
         compare_uniform: measure every format applied to all layers, too.
         wait_seconds: how long to wait for another process that works on the same study.
     Raises:
@@ -243,14 +249,15 @@ def search(
         check_destination(Path(export), source, overwrite=overwrite)
     if refining is not None:
         check_before_search(refining, model, _url_of(store), workers, config.trust_remote_code)
-    crew = crew_of(devices, device=device, has_folder=not isinstance(model, nn.Module))
+    has_folder = not isinstance(model, nn.Module)
+    crew = crew_of(devices, ray, ranks, device=device, has_folder=has_folder)
     loaded = _loaded(
         config,
         model,
         max_memory,
         (kv_formats is not None, "--kv-formats"),
         (refining is not None, "--refine"),
-        ((devices or 1) > 1, "--devices"),
+        (crew is not None, "--devices, --ray and torchrun"),
         (max_kl is not None and measure, "--max-kl with measuring"),
     )
     model_map = discover(loaded.model, include=config.include, exclude=config.exclude)
@@ -315,6 +322,7 @@ def search(
                 plan_of_weights(study, plan),
                 refining,
                 workers=workers,
+                ray=ray,
                 holds_lease=True,
                 progress=progress,
             )

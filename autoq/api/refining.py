@@ -65,6 +65,7 @@ def refine_study(
     options: RefineOptions,
     *,
     workers: int = 1,
+    ray: str | None = None,
     holds_lease: bool = False,
     annotate: bool = False,
     progress: Progress | None = None,
@@ -86,6 +87,7 @@ def refine_study(
     Args:
         plan: the start; not a refined one.
         workers: processes, this one included.
+        ray: address of the Ray cluster that the others run on, or "auto"; None starts them here.
         holds_lease: the caller holds the study's lease; otherwise it is taken at the end.
         annotate: write notes, plots and files for Optuna's dashboard, where it is installed.
     Raises:
@@ -104,7 +106,7 @@ def refine_study(
     data = refine_data(study, options)
     trials = open_trials(study, plan, options)
     _check_tokens(trials, data)
-    with _helpers(study, plan, options, workers, progress):
+    with _helpers(study, plan, options, workers, ray, progress):
         work(study, plan, options, trials, data, progress)
     with _leased(study, holds_lease, progress) as renewing:
         refinement = _refinement(study, plan, options, float(trials.user_attrs["noise_floor"]))
@@ -295,13 +297,24 @@ def _leased(study: Study, holds_lease: bool, progress: Progress) -> Iterator[Pro
 
 @contextmanager
 def _helpers(
-    study: Study, plan: PlanRecord, options: RefineOptions, workers: int, progress: Progress
+    study: Study,
+    plan: PlanRecord,
+    options: RefineOptions,
+    workers: int,
+    ray: str | None,
+    progress: Progress,
 ) -> Iterator[None]:
     """The other processes; they end by themselves when there are enough trials."""
     if workers == 1:
         yield
         return
-    with started_helpers(study, plan, asdict(options), workers - 1, progress):
+    if ray is None:
+        with started_helpers(study, plan, asdict(options), workers - 1, progress):
+            yield
+        return
+    from autoq.api.distribution.ray_trials import started_tasks
+
+    with started_tasks(ray, study, plan, asdict(options), workers - 1, progress):
         yield
 
 

@@ -278,6 +278,7 @@ class Study(StudyData):
         effective_bits: float | None = None,
         *,
         workers: int = 1,
+        ray: str | None = None,
         annotate: bool = False,
         progress: Progress | None = None,
         max_gb: float | None = None,
@@ -292,6 +293,7 @@ class Study(StudyData):
         Args:
             effective_bits, max_gb, max_active_bits: another budget than the last plan's.
             workers: processes that measure at the same time, this one included.
+            ray: address of the Ray cluster that the others run on, or "auto"; None starts them here.
             annotate: write notes, plots and files for Optuna's dashboard, where it is installed.
             options: fields of `autoq.api.refining.RefineOptions`, such as trials and objective.
         Raises:
@@ -308,6 +310,7 @@ class Study(StudyData):
             plan_of_weights(self, plan),
             chosen,
             workers=workers,
+            ray=ray,
             annotate=annotate,
             progress=progress,
         )

@@ -40,6 +40,14 @@ MinTask: TypeAlias = Annotated[
 Workers: TypeAlias = Annotated[
     int, typer.Option(min=1, help="Processes that measure trials at the same time.")
 ]
+Ray: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|ADDRESS",
+        help="Work on a Ray cluster: the one that this machine belongs to, or else one of this machine "
+        "alone (auto), or the one at an address.",
+    ),
+]
 SamplerName: TypeAlias = Annotated[
     str,
     typer.Option(metavar="tpe|gp|nsga2", help="Optuna's sampler of score multipliers."),
@@ -66,6 +74,7 @@ def refine(
         ),
     ] = None,
     workers: Workers = 1,
+    ray: Ray = None,
     sampler: SamplerName = "tpe",
     bits: Bits = None,
     max_gb: MaxGb = None,
@@ -115,6 +124,7 @@ def refine(
             max_gb=max_gb,
             max_active_bits=max_active_bits,
             workers=workers,
+            ray=ray,
             annotate=True,
             progress=make_progress(quiet=quiet),
             trials=trials,

@@ -27,7 +27,7 @@ from autoq.cli._output import (
     write_text,
 )
 from autoq.cli._progress import make_progress
-from autoq.cli._refine import MinTask, ObjectiveText, Workers
+from autoq.cli._refine import MinTask, ObjectiveText, Ray, Workers
 from autoq.errors import InputError, without_password
 
 if TYPE_CHECKING:
@@ -195,14 +195,15 @@ def search(
     min_task: MinTask = None,
     workers: Workers = 1,
     devices: Annotated[
-        int,
+        int | None,
         typer.Option(
             metavar="N",
             min=1,
-            help="Score on so many GPUs of this machine at once, or in so many processes where it "
-            "has none; the scores are the same.",
+            help="Score on so many GPUs of this machine (with --ray: of the cluster) at once, or in "
+            "so many processes where it has none; the scores are the same.",
         ),
-    ] = 1,
+    ] = None,
+    ray: Ray = None,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Write the report there.")
     ] = None,
@@ -229,6 +230,12 @@ def search(
     quiet_libraries()
     with results_kept_clean():
         from autoq.api import search as run_search
+        from autoq.api.distribution.ranks import launch_of, serve_rank
+
+        launch = launch_of()
+        if launch is not None and launch.rank > 0:
+            serve_rank(launch, device=device)
+            return
 
         study = run_search(
             str(model),
@@ -271,6 +278,8 @@ def search(
             refine_options=_refine_options(refine, objective, min_task),
             workers=workers,
             devices=devices,
+            ray=ray,
+            ranks=launch is not None,
             compare_uniform=compare_uniform,
             trust_remote_code=trust_remote_code,
             wait_seconds=wait,

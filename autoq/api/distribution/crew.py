@@ -123,25 +123,46 @@ def at_hand(crew: Crew | None) -> Iterator[None]:
             crew.close()
 
 
-def crew_of(devices: int, *, device: str, has_folder: bool) -> Crew | None:
+def crew_of(
+    devices: int | None, ray: str | None, ranks: bool, *, device: str, has_folder: bool
+) -> Crew | None:
     """The workers that are asked for; None where this process is to score alone.
 
     Args:
-        devices: GPUs, or processes where there are none, this process's own included.
+        devices: GPUs, or processes where there are none, this process's own included; of the
+            cluster's with `ray`. None is one, or what the cluster has.
+        ray: address of a Ray cluster, or "auto".
+        ranks: the other ranks of this process's launch score.
         device: the configured one.
         has_folder: the model can be read from one.
     Raises:
-        InputError: there are not so many, or workers could not read the model.
+        InputError: there are not so many, workers could not read the model, or two ways are asked
+            for at once.
     """
-    if devices < 1:
+    if devices is not None and devices < 1:
         raise InputError(f"devices must be >= 1, got {devices}")
-    if devices == 1:
-        return None
-    if not has_folder:
+    alone = devices in (None, 1) and ray is None and not ranks
+    if not alone and not has_folder:
         raise InputError(
             "other processes read the model from its folder, and this one is in memory; give its "
-            "folder, or leave --devices out"
+            "folder, or score in this process alone (without --devices, --ray and torchrun)"
         )
+    if ranks and not (devices in (None, 1) and ray is None):
+        raise InputError(
+            "ranks that a launcher started score already, and --devices or --ray asks for other "
+            "workers; leave them out, or start autoq without the launcher"
+        )
+    if alone:
+        return None
+    if ranks:
+        from autoq.api.distribution.ranks import RanksCrew, required_launch
+
+        return RanksCrew(required_launch())
+    if ray is not None:
+        from autoq.api.distribution.ray_cluster import RayCrew
+
+        return RayCrew(ray, devices, device=device)
+    assert devices is not None  # or it is alone
     # The same number everywhere: sums over parts depend on how many parts there are.
     threads = min(torch.get_num_threads(), threads_each(devices))
     return LocalCrew(_devices(devices, device), threads)

@@ -17,42 +17,16 @@ from autoq.api.distribution.dealing import WorkerLostError, WorkerRefusedError
 from autoq.api.distribution.messages import Message, receive, send
 from autoq.api.distribution.processes import ProcessWorker
 from autoq.api.distribution.scorer import BatchScorer, scoring_order
-from autoq.api.study_data import SENSITIVITY
 from autoq.api.task import load_data
 from autoq.errors import InputError, ModelError
-from autoq.progress import SilentProgress
 from autoq.studies import StudyStore
 from autoq.testing.tiny_models import make_tiny_model
-
-
-class Notes(SilentProgress):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.texts.append(text)
+from tests.api.distribution.studies import Notes, assert_same, search_in, workers_of
 
 
 @pytest.fixture
-def asked(llama_folder: Path, quick: dict[str, Any]) -> dict[str, Any]:
-    """A search of eight batches with every cell's cross terms, and two draws of labels."""
-    quick |= {"calibration_sequences": 8, "batch_size": 1, "draws": 2, "measure": False}
-    return {"model": llama_folder, **quick}
-
-
-def assert_same(found: Any, expected: Any) -> None:
-    stores = found.store, expected.store
-    batches = [store.score_batches(1) for store in stores]
-    assert list(batches[0]) == list(batches[1])
-    for index, scores in batches[0].items():
-        assert scores.tobytes() == batches[1][index].tobytes()
-    assert found.interactions.gram.tobytes() == expected.interactions.gram.tobytes()
-    assert found.sensitivity.contributions.tobytes() == expected.sensitivity.contributions.tobytes()
-
-
-def workers_of(study: Any) -> dict[str, int]:
-    entries = study.store.stage(study.id, SENSITIVITY).payload["workers"]
-    return {entry["name"]: entry["batches"] for entry in entries}
+def asked(llama_folder: Path, tmp_path: Path) -> dict[str, Any]:
+    return search_in(llama_folder, tmp_path / "studies.db")
 
 
 def after_question(index: int, do: Callable[[ProcessWorker], None]) -> Any:
