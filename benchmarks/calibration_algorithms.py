@@ -7,8 +7,10 @@ every algorithm in one format, and are measured on the same held-out tokens. The
 the squared error of its outputs over their squares, on the original model's inputs; a row has the
 mean over all layers, and in the column before it that of largest magnitudes in the same format by the
 same tool. Time is processor time of everything from the model to the calibrated one, forward passes
-included, the median of three runs; memory is the most that was resident above what was before, a lower
-bound: what earlier cases left to the allocator is there already.
+included, the median of three runs; memory is the most that is resident above what was before, of one more
+run in a process of its own, forked when nothing but the model had been loaded. The peer's export gives
+layers that read one tensor one scale of their inputs, the mean of those that were searched, and takes
+their weights' scales from largest magnitudes again; what AWQ is then has columns of its own.
 """
 
 from __future__ import annotations
@@ -127,26 +129,46 @@ def _figures(rows: dict[str, Any], name: str, fmt: str) -> dict[str, Any] | None
         "cpu_seconds_per_layer": row["cpu_seconds"] / len(row["layer_errors"]),
         "peak_bytes": row["peak_bytes"],
         "layer_errors": row["layer_errors"],
+        "exported_layer_error": _exported(row, "layer_errors"),
+        "exported_kl": _exported(row, "kl_per_sequence"),
     }
+
+
+def _exported(row: dict[str, Any], key: str) -> float | None:
+    """Of what the export makes of a calibration, where that is not the calibration itself."""
+    if "exported" not in row:
+        return None
+    figures = row["exported"][key]
+    return fmean(figures.values() if isinstance(figures, dict) else figures)
 
 
 def _markdown(rows: list[dict[str, Any]]) -> str:
     """autoq / ModelOpt (ratio), a line for every case."""
-    lines = [
-        "| Algorithm | Format | Layer error: max | Layer error | KL: max | KL | CPU s | MiB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    titles = ["Algorithm", "Format", "Layer error: max", "Layer error", "as exported"]
+    titles += ["KL: max", "KL", "as exported", "CPU s", "MiB"]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for row in rows:
         cells = [
             _pair(row, "layer_error_before", 1e2, " %"),
             _pair(row, "layer_error", 1e2, " %"),
+            _beside_exported(row, "layer_error", 1e2, " %"),
             _pair(row, "kl_before", 1e3, "e-3"),
             _pair(row, "kl", 1e3, "e-3"),
+            _beside_exported(row, "kl", 1e3, "e-3"),
             _pair(row, "cpu_seconds", 1.0, ""),
             _pair(row, "peak_bytes", 2**-20, ""),
         ]
         lines.append(f"| {row['algorithm']} | `{row['format']}` | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _beside_exported(row: dict[str, Any], key: str, factor: float, unit: str) -> str:
+    """What autoq exports, which is what it searched, and what the peer does."""
+    peer = row["modelopt"]
+    if peer is None or peer[f"exported_{key}"] is None:
+        return "-"
+    exported = {"autoq": row["autoq"], "modelopt": {key: peer[f"exported_{key}"]}}
+    return _pair(exported, key, factor, unit)
 
 
 def _pair(row: dict[str, Any], key: str, factor: float, unit: str) -> str:

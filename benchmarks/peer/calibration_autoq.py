@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from calibration_cases import Case, Measurer, Rows, parse_arguments
+from calibration_cases import Case, Measurer, Rows, parse_arguments, peak_bytes
 from divergence import token_batches
 
 
@@ -25,16 +26,15 @@ def main() -> None:
         arguments.model, dtype=torch.float32, attn_implementation="sdpa"
     ).eval()
     batches = token_batches(arguments.tokens, arguments.batch)
-    measurer = Measurer(model, arguments)
     model_map = discover(model)
     versions = {library.__name__: library.__version__ for library in (autoq, torch, transformers)}
     rows = Rows(arguments.out, versions)
-    for case in rows.missing(arguments.only):
-        if case.fmt not in FORMATS:
-            continue
-        cost, table = measurer.seconds_and_memory(
-            partial(_calibrated, model, model_map, case, batches)
-        )
+    cases = [case for case in rows.missing(arguments.only) if case.fmt in FORMATS]
+    works = [partial(_calibrated, model, model_map, case, batches) for case in cases]
+    peaks = [peak_bytes(partial(_same, work)) for work in works]
+    measurer = Measurer(model, arguments)
+    for case, work, peak in zip(cases, works, peaks, strict=True):
+        seconds, table = measurer.seconds(work)
         simulated = SimulatedModel(
             model,
             model_map.slots,
@@ -47,7 +47,11 @@ def main() -> None:
             quality = measurer.quality(model, partial(forward_logits, model))
         finally:
             simulated.restore()
-        rows.add(case, cost | quality)
+        rows.add(case, {"cpu_seconds": seconds, "peak_bytes": peak, **quality})
+
+
+def _same(work: Callable[[], Any]) -> Callable[[], Any]:
+    return work
 
 
 def _calibrated(model: torch.nn.Module, model_map: Any, case: Case, batches: list[Any]) -> Any:

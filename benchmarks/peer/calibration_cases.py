@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -165,7 +166,7 @@ class Layers:
 
 
 class Measurer:
-    """Times a calibration, and measures what it makes of a model."""
+    """Times calibrations, and measures what they make of a model."""
 
     def __init__(self, model: torch.nn.Module, arguments: argparse.Namespace) -> None:
         batches = token_batches(arguments.held_out, arguments.batch)
@@ -178,19 +179,16 @@ class Measurer:
         self._reference = Reference(logits_of(model), batches)
         self._layers = Layers(model, names, torch.cat(batches[:2]))
 
-    def seconds_and_memory(self, work: Callable[[], Any]) -> tuple[dict[str, Any], Any]:
-        """Processor time, the median of all runs; resident memory above what was there before."""
+    def seconds(self, work: Callable[[], Any]) -> tuple[float, Any]:
+        """Processor time, the median of all runs, and what the last one gave."""
         seconds = []
-        peak = 0
         for _ in range(self.repetitions):
             found = None
             gc.collect()
-            before = _reset_peak()
             started = time.process_time()
             found = work()
             seconds.append(time.process_time() - started)
-            peak = max(peak, _status("VmHWM") - before)
-        return {"cpu_seconds": statistics.median(seconds), "peak_bytes": peak}, found
+        return statistics.median(seconds), found
 
     def quality(self, model: torch.nn.Module, forward: Forward) -> dict[str, Any]:
         """Error of each layer's outputs, and divergence from the original by sequence."""
@@ -198,6 +196,36 @@ class Measurer:
             "layer_errors": self._layers.errors(model),
             "kl_per_sequence": self._reference.divergences(forward),
         }
+
+
+def peak_bytes(prepare: Callable[[], Callable[[], Any]]) -> int:
+    """The most memory that is resident while something runs above what was before, in a fresh process.
+
+    It is forked from this one, so nothing should have been run here but the model loaded: what the
+    allocator has kept of earlier work would be used again and not be seen.
+
+    Args:
+        prepare: gives the work; its own memory does not count.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            work = prepare()
+            before = _reset_peak()
+            work()
+            os.write(writer, str(_status("VmHWM") - before).encode())
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        found = pipe.read()
+    _, status = os.waitpid(child, 0)
+    if status:
+        raise RuntimeError("the run that measures memory failed; its error is above")
+    return int(found)
 
 
 def _reset_peak() -> int:
