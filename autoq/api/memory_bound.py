@@ -23,6 +23,9 @@ _UNITS.update({f"{prefix}B": 1000 ** (power + 1) for power, prefix in enumerate(
 _UNITS.update({f"{prefix}IB": 1024 ** (power + 1) for power, prefix in enumerate("KMGT")})
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?)\s*([A-Za-z]*)\s*")
 
+_BYTES_OF_AN_ERROR = 6
+"""For each weight: the quantised one in float32, and the error in bfloat16."""
+
 _LOGITS_AT_ONCE = 3
 """Logits, what a loss makes of them, and the gradient; in float32."""
 
@@ -50,6 +53,7 @@ class MemoryNeeds:
 
     block: int  # weights of the largest, in the dtype to compute in
     activations: int  # of that block, for a batch
+    matrix: int  # what quantising the largest matrix takes beside it
     outside: int  # the largest layer that is in no block, such as the output head
     output: int  # logits of a batch, and what is made of them
     handed_on: int  # what all blocks give for a batch
@@ -67,6 +71,7 @@ class MemoryNeeds:
         return cls(
             block=max(map(_parameter_bytes, blocks)),
             activations=tokens * max(widths) * size,
+            matrix=_BYTES_OF_AN_ERROR * max(slot.weights for slot in model_map.slots.values()),
             outside=_largest_outside(model, inside),
             output=_LOGITS_AT_ONCE * tokens * output_width(model) * 4,
             handed_on=len(blocks) * tokens * _hidden_width(model) * size,
@@ -75,7 +80,8 @@ class MemoryNeeds:
     @property
     def least(self) -> int:
         """The smallest bound that works."""
-        return PROGRAM_BYTES + max(self.block + self.activations, self.outside + self.output)
+        inside = self.block + self.activations + self.matrix
+        return PROGRAM_BYTES + max(inside, self.outside + self.output)
 
     def refuse_less(self, bound: int) -> None:
         """

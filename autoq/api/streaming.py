@@ -27,6 +27,7 @@ from autoq.formats import FormatName
 from autoq.layers import LayerCalibration
 from autoq.models import ModelMap, SlotName
 from autoq.models.block_stream import BlockStream, StreamedModel
+from autoq.models.discovery import discover
 from autoq.models.folder import storage_dtype
 from autoq.models.kept_tensors import KeptTensors
 from autoq.models.loading import model_fingerprint, unloaded_model, use_eager_experts
@@ -79,8 +80,9 @@ class Streaming:
         """The model, ready to be run block by block."""
         if self._model is None:
             assert loaded.path is not None  # streamed models are read from folders
-            matrices = SourceMatrices.of(loaded.path, loaded.model, model_map)
-            weights = FolderWeights(loaded.model, model_map, matrices)
+            everything = discover(loaded.model)  # what is not searched is read as well
+            matrices = SourceMatrices.of(loaded.path, loaded.model, everything)
+            weights = FolderWeights(loaded.model, everything, matrices)
             self._model = StreamedModel(loaded.model, model_map, weights, self.device)
         return self._model
 

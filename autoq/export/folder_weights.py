@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
+from autoq.errors import ModelError
 from autoq.export._names import renamed_tensors, tied_parameters
 from autoq.export.streaming import SourceMatrices
 from autoq.models import ModelMap, SlotKind, WeightSlot
@@ -28,17 +28,38 @@ class FolderWeights:
         self._names = renamed_tensors(model, names)
         self._tied = tied_parameters(model)
 
-    def read(self, name: str) -> Tensor:
-        """The parameter or buffer, in the shape that it has in the model, as it is stored.
+    def read_into(self, name: str, target: Tensor) -> None:
+        """Copy a parameter or buffer, in the shape that it has in the model; experts one by one.
+
+        Raises:
+            ModelError: it has another shape than the architecture says.
+            ExportError: it is not there, or cannot be read.
+        """
+        slots = self._slots.get(name)
+        if slots is not None and slots[0].kind is SlotKind.EXPERT:
+            for slot in slots:
+                target[slot.expert].copy_(self._matrices.matrix(slot))
+            return
+        stored = self._stored(name)
+        if stored.shape != target.shape:
+            raise ModelError(
+                f"{name} must have shape {tuple(target.shape)} by config.json, and the files have "
+                f"{tuple(stored.shape)}; they do not belong together"
+            )
+        target.copy_(stored)
+
+    def rows(self, name: str, wanted: Tensor) -> Tensor:
+        """Some rows of a parameter, as they are stored; `wanted` is int64 [rows].
 
         Raises:
             ExportError: it is not there, or cannot be read.
         """
+        return self._stored(name)[wanted]
+
+    def _stored(self, name: str) -> Tensor:
         slots = self._slots.get(name)
         if slots is None:
             return self._matrices.source.tensor(self._stored_name(name))
-        if slots[0].kind is SlotKind.EXPERT:
-            return torch.stack([self._matrices.matrix(slot) for slot in slots])
         matrix = self._matrices.matrix(slots[0])
         return matrix.t() if slots[0].kind is SlotKind.CONV1D else matrix
 

@@ -31,13 +31,21 @@ _EMBEDDED_BYTES = 64 << 20
 class StoredWeights(Protocol):
     """A model's weights by their names in the model, wherever they are."""
 
-    def read(self, name: str) -> Tensor:
-        """The parameter or buffer, in the shape that it has in the model and the dtype on disk.
-
-        It may be a view of a file: who keeps it makes a copy.
+    def read_into(self, name: str, target: Tensor) -> None:
+        """Copy a parameter or buffer, in the shape that it has in the model.
 
         Raises:
-            ModelError, ExportError: it is not there, or cannot be read.
+            ModelError, ExportError: it is not there, has another shape, or cannot be read.
+        """
+        ...
+
+    def rows(self, name: str, wanted: Tensor) -> Tensor:
+        """Some rows of a parameter, in the dtype on disk.
+
+        Args:
+            wanted: int64 [rows], on the CPU.
+        Raises:
+            ModelError, ExportError: as `read_into`.
         """
         ...
 
@@ -173,12 +181,8 @@ class StreamedModel:
         )
 
     def _read(self, name: str, like: Tensor) -> Tensor:
-        tensor = self._weights.read(name).to(self.device, like.dtype, copy=True)
-        if tensor.shape != like.shape:
-            raise ModelError(
-                f"{name} must have shape {tuple(like.shape)} by config.json, and the files have "
-                f"{tuple(tensor.shape)}; they do not belong together"
-            )
+        tensor = torch.empty(like.shape, dtype=like.dtype, device=self.device)
+        self._weights.read_into(name, tensor)
         return tensor
 
     def _read_outside(self, path: str, module: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -203,7 +207,7 @@ class StreamedModel:
             _put(module, "weight", fresh)
             self._embedded = 0
         wanted = torch.unique(ids)
-        rows = self._weights.read(f"{path}.weight")[wanted.cpu()]
+        rows = self._weights.rows(f"{path}.weight", wanted.cpu())
         module.weight.data[wanted] = rows.to(self.device, module.weight.dtype)
         self._embedded += rows.numel() * module.weight.dtype.itemsize
 

@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from autoq.api import open_study, search
+from autoq.api.config import ScoringConfig
 from autoq.api.memory_bound import parse_bytes
+from autoq.api.streaming import load_streamed
 from autoq.api.study_data import CALIBRATION, SENSITIVITY
 from autoq.errors import InputError, ModelError
-from autoq.models import load_model
+from autoq.models import discover, load_model
 from autoq.models.block_stream import StreamedModel
 from autoq.testing.tiny_models import make_tiny_model, write_family_model
 
@@ -186,6 +188,21 @@ def test_broken_weights_are_named(tmp_path: Path) -> None:
 
     with pytest.raises(ModelError, match=r"layers\.1\.input_layernorm\.weight has 1 NaN or inf"):
         streamed(source, tmp_path / "a.db")
+
+
+def test_blocks_have_the_weights_that_are_not_searched_as_well(tmp_path: Path) -> None:
+    source = write_family_model("mixtral", tmp_path / "model")
+    loaded = load_streamed(ScoringConfig(), source, 10**9)
+    assert loaded.stream is not None
+    model_map = discover(loaded.model, exclude=("*experts*",))
+    expected = dict(load_model(source, dtype=torch.float32).named_parameters())
+
+    streamed_model = loaded.stream.model(loaded, model_map)
+
+    for number, path in enumerate(model_map.blocks):
+        with streamed_model.block(number) as block:
+            for name, found in block.named_parameters():
+                assert torch.equal(found, expected[f"{path}.{name}"]), name
 
 
 def test_what_needs_the_whole_model_says_so_afterwards(tmp_path: Path) -> None:

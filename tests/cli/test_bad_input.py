@@ -85,3 +85,19 @@ def test_data_too_small_for_the_confidence_is_said_and_the_plan_stands(tmp_path,
     assert re.search(r"too small for the confidence asked: .* of its 2 sequences", note)
     assert re.search(r"about ([89]|\d\d+) sequences would do \(--calib-sequences\)", note)
     assert json.loads(result.stdout)["effective_bits"] <= 6
+
+
+def test_too_small_a_bound_on_memory_names_the_least_that_works(tmp_path, invoke):
+    folder = str(write_tiny_model("llama", tmp_path / "llama"))
+
+    refused = invoke("search", folder, *BUDGET, "--max-memory", "100MB")
+    assert refused.exit_code == 2
+    assert refused.stdout == ""
+    last = refused.stderr.splitlines()[-1]
+    least = re.search(r"give --max-memory ([0-9.]+GB) or more", last)
+    assert least is not None
+
+    found = invoke("search", folder, *BUDGET, "--max-memory", least[1])
+    assert found.exit_code == 0
+    in_memory = json.loads(invoke("search", folder, *BUDGET).stdout)
+    assert json.loads(found.stdout)["assignment"] == in_memory["assignment"]
