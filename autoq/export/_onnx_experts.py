@@ -45,7 +45,7 @@ def dense_refusal(module: nn.Module) -> str | None:
 def dense_experts(
     model: nn.Module, slots: Iterable[WeightSlot], product: MatrixHandler
 ) -> Iterator[None]:
-    """Let every expert of the layers with `slots` read every token, for a while.
+    """Let every expert of a layer whose way is known read every token, for a while.
 
     Args:
         slots: those of kind EXPERT go through `product`, and other experts are multiplied with.
@@ -54,10 +54,11 @@ def dense_experts(
     for slot in slots:
         if slot.kind is SlotKind.EXPERT and slot.expert is not None:
             by_module.setdefault(slot.module, {})[slot.parameter, slot.expert] = slot
-    modules = {path: model.get_submodule(path) for path in by_module}
+    # Quantised or not: a loop over the experts that were chosen cannot be traced.
+    modules = {path: one for path, one in model.named_modules() if dense_refusal(one) is None}
     try:
         for path, module in modules.items():
-            module.forward = partial(_forward, module, by_module[path], product)
+            module.forward = partial(_forward, module, by_module.get(path, {}), product)
         yield
     finally:
         for module in modules.values():

@@ -135,14 +135,12 @@ def export_onnx(
 
 def onnx_warnings(plan: ExportPlan) -> list[str]:
     """What a user should know about the result before it is written, a line each."""
-    counts: dict[str, int] = {}
-    for slot in plan.quantized_slots:
-        if slot.kind is SlotKind.EXPERT and slot.expert is not None:
-            counts[slot.module] = max(counts.get(slot.module, 0), slot.expert + 1)
-    if not counts:
+    slots = plan.model_map.slots.values()
+    numbers = [slot.expert for slot in slots if slot.expert is not None]
+    if not numbers:
         return []
     line = (
-        f"the graph computes all of a layer's {max(counts.values())} experts for every token, as "
+        f"the graph computes all of a layer's {max(numbers) + 1} experts for every token, as "
         "which are chosen is not known when it is traced: right, and for small mixtures only"
     )
     return [line]
