@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from autoq.api._block_caches import CacheRecordingStream
 from autoq.api.task import PROBE_TOKENS, LoadedModel, load_data, token_batches
 from autoq.errors import InputError
 from autoq.export import (
@@ -20,8 +21,9 @@ from autoq.export import (
 )
 from autoq.formats import NONE, Calibration, Container, FormatName
 from autoq.layers import LayerCalibration
+from autoq.layers.kv_cache import CachedLayer
 from autoq.models import ModelMap, SlotName
-from autoq.models.block_stream import BlockStream, StreamedModel
+from autoq.models.block_stream import StreamedModel
 from autoq.models.folder import storage_dtype
 from autoq.models.loading import unloaded_model, use_eager_experts
 from autoq.progress import Progress
@@ -53,6 +55,7 @@ class CalibratedByBlocks:
 
     table: Mapping[tuple[SlotName, FormatName], LayerCalibration]
     description: str
+    cached: tuple[CachedLayer, ...] = ()  # where caches were to be recorded
 
 
 @contextmanager
@@ -66,6 +69,7 @@ def calibrated_by_blocks(
     method: Calibration,
     container: Container,
     trust_remote_code: bool,
+    records_caches: bool = False,
     progress: Progress,
 ) -> Iterator[CalibratedByBlocks]:
     """What `calibrate` gives of the model in float32, which is never in memory as a whole.
@@ -76,6 +80,7 @@ def calibrated_by_blocks(
     Args:
         model_map: everything that discovery found.
         slot_formats: layers that are not in it or are "none" are not calibrated.
+        records_caches: note the largest keys and values of every layer that caches them, too.
     Raises:
         InputError: a quantised layer is in no block.
         DataError: the data cannot be read, or are too few.
@@ -105,7 +110,9 @@ def calibrated_by_blocks(
         small = batches[0][:1, :PROBE_TOKENS]
         weights = FolderWeights(model, model_map, matrices)
         streamed = StreamedModel(model, model_map, weights)
-        stream = BlockStream(streamed, [*batches, small], folder)
+        stream = CacheRecordingStream(streamed, [*batches, small], folder)
+        if records_caches:
+            stream.record(model, model_map.blocks, len(batches))
         BlockCalibration(
             formats=sorted(set(slot_formats.values()) - {NONE}),
             container=container,
@@ -113,7 +120,11 @@ def calibrated_by_blocks(
             method=method,
             after_batch=advance,
         ).run(stream, chosen, len(batches), stored)
-        yield CalibratedByBlocks(table=stored, description=tokens.description)
+        yield CalibratedByBlocks(
+            table=stored,
+            description=tokens.description,
+            cached=stream.layers() if records_caches else (),
+        )
 
 
 def _quantised_part(model_map: ModelMap, slot_formats: Mapping[SlotName, FormatName]) -> ModelMap:

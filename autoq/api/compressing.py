@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from autoq.api._block_caches import cache_format, exported, uncalibrated_cache
 from autoq.api._block_calibration import CalibrationData, calibrated_by_blocks
 from autoq.api.config import parse_calibration, parse_container, refuse_idle_calibration
 from autoq.api.exporting import inexpressible
@@ -39,12 +40,18 @@ from autoq.formats import (
     QuantFormat,
 )
 from autoq.layers import LayerCalibration
+from autoq.layers.kv_cache import CachedLayer
 from autoq.layers.quantize import input_scale
 from autoq.memory import large_blocks_given_back_at_once
 from autoq.models import GroupName, ModelMap, SlotName, discover
 from autoq.models.folder import storage_dtype
 from autoq.models.loading import unloaded_model
 from autoq.progress import Progress, SilentProgress
+
+_UNCALIBRATED_CACHE = (
+    "the key/value cache is written with scales of 1, as engines take it where nothing was "
+    "calibrated; with data (--calib) its scales are those of the model"
+)
 
 SHARD_BYTES = 256 << 20
 """Size at which the next file is started: what is held in memory, a matrix or two aside."""
@@ -56,6 +63,7 @@ def compress(
     *,
     fmt: str,
     container: str | Container = Container.COMPRESSED_TENSORS,
+    kv_format: str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     calibration: str | Calibration = CalibrationMethod.BEST,
@@ -81,6 +89,9 @@ def compress(
         destination: the folder to create.
         fmt: the format of every layer that can take it; the others stay as they are, and are counted.
         container: "modelopt" or "compressed-tensors".
+        kv_format: of the key/value cache in all layers, one of
+            `autoq.formats.kv_cache.KV_CACHE_FORMATS`; None leaves it alone. Its scales are from the
+            data, where the model is calibrated; where it is not, they are 1, for fp8 alone.
         include: globs that bring the output head or routers in.
         exclude: globs over layers to leave as they are.
         calibration: "best" and so on, as for a search. From weights alone "best", "scales" and "mse"
@@ -100,8 +111,9 @@ def compress(
         that stayed as they are by reason, and what was compared.
     Raises:
         InputError: the format quantises nothing, no layer can take it, a pattern matches nothing, a
-            calibration is named that the format cannot take or that lacks data, or a layer is to be
-            calibrated and in no block.
+            calibration is named that the format cannot take or that lacks data, a layer is to be
+            calibrated and in no block, or the cache's format does not go with the container, the
+            heads, or no data.
         DataError: the calibration data cannot be read, or are too few.
         ModelError: the folder is no whole model, a weight or a layer's input holds NaN or infinity,
             or the model cannot be run block by block.
@@ -120,6 +132,7 @@ def compress(
         seed=seed,
     )
     _refuse_none(wanted)
+    kv_wanted = cache_format(kv_format, held_in)
     refuse_idle_calibration(method, [wanted.name])
     source, target = Path(model), Path(destination)
     check_destination(target, source, overwrite=overwrite)
@@ -129,6 +142,7 @@ def compress(
     scale_dtype: torch.dtype = getattr(torch, storage_dtype(source))
     for line in warnings_for(unloaded, model_map, choice.slot_formats, held_in, scale_dtype):
         progress.note(line)
+    cached: tuple[CachedLayer, ...] = ()
     with ExitStack() as stack:
         stack.enter_context(large_blocks_given_back_at_once())
         matrices = SourceMatrices.of(source, unloaded, model_map)
@@ -136,6 +150,11 @@ def compress(
         if calibration_data is None and not _needs_inputs(wanted, held_in):
             _say_what_needs_data(wanted, method, progress)
             calibrated_on = "weights alone"
+            if kv_wanted != NONE:
+                cached = uncalibrated_cache(
+                    source, model_map, kv_wanted, trust_remote_code=trust_remote_code
+                )
+                progress.note(_UNCALIBRATED_CACHE)
             table = WeightOnlyCalibration(
                 matrices, model_map, choice.slot_formats, method=method, scale_dtype=scale_dtype
             )
@@ -149,11 +168,12 @@ def compress(
                     data,
                     method=method,
                     container=held_in,
+                    records_caches=kv_wanted != NONE,
                     trust_remote_code=trust_remote_code,
                     progress=progress,
                 )
             )
-            calibrated_on, table = found.description, found.table
+            calibrated_on, table, cached = found.description, found.table, found.cached
             note_unseen_slots(table, progress)
         plan = StreamedPlan(
             unloaded,
@@ -163,10 +183,12 @@ def compress(
             held_in,
             scale_dtype,
             matrices=matrices,
+            kv_cache=exported(cached, kv_wanted) if cached else None,
         )
         written = _write(plan, source, target, wanted, calibrated_on, overwrite, progress)
     return {
         **written,
+        "kv_format": kv_wanted,
         "effective_bits": _effective_bits(model_map, choice),
         "left": {**_asked_in_vain(model_map, include), **choice.left},
         "seconds": time.perf_counter() - started,

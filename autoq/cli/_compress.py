@@ -25,6 +25,14 @@ def compress(
     container: Annotated[
         str, typer.Option(help="modelopt or compressed-tensors.")
     ] = "compressed-tensors",
+    kv_format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="fp8|int8|nvfp4",
+            help="Of the key/value cache; left alone if left out. With no data fp8 alone, with "
+            "scales of 1.",
+        ),
+    ] = None,
     include: Annotated[
         list[str] | None, typer.Option(metavar="GLOB", help="Quantise the head or routers, too.")
     ] = None,
@@ -65,6 +73,7 @@ def compress(
             destination,
             fmt=fmt,
             container=container,
+            kv_format=kv_format,
             include=include or (),
             exclude=exclude or (),
             calibration=calibration,
@@ -84,6 +93,7 @@ def compress(
     typer.echo(
         f"{written['effective_bits']:.3f} bits per weight; "
         f"{written['verification']['quantized_matrices']} matrices quantised"
+        + ("" if written["kv_format"] == "none" else f"; KV cache in {written['kv_format']}")
     )
     for group, reason in list(written["left"].items())[:3]:
         typer.echo(f"left as it is: {group}: {reason}", err=True)

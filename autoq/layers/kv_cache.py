@@ -217,21 +217,26 @@ def cached_layers(model: nn.Module, run: Callable[[], Any]) -> tuple[CachedLayer
     Raises:
         ModelError: the model has none that can be seen, or caches something else; says why.
     """
-    _refuse_other_caches(model)
+    refuse_other_caches(model)
     found: dict[str, CachedLayer] = {}
 
     def record(name: str, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        found[name] = _layer_of(model, name, keys, values)
+        found[name] = layer_of(model, name, keys, values)
         return keys, values
 
     with watched_cache(model, attention_modules(model), record), torch.no_grad():
         run()
     if not found:
-        raise ModelError(
-            f"{type(model).__name__} caches no keys and values where they can be seen, so their "
-            "format cannot be chosen; leave out --kv-formats"
-        )
+        raise unseen_cache(model)
     return tuple(found.values())
+
+
+def unseen_cache(model: nn.Module) -> ModelError:
+    """That nothing a model caches can be seen."""
+    return ModelError(
+        f"{type(model).__name__} caches no keys and values where they can be seen, so their "
+        "format cannot be chosen; leave out --kv-formats"
+    )
 
 
 def attention_modules(model: nn.Module) -> list[str]:
@@ -294,7 +299,11 @@ class _StandIn:
         return getattr(cache, name)
 
 
-def _refuse_other_caches(model: nn.Module) -> None:
+def refuse_other_caches(model: nn.Module) -> None:
+    """
+    Raises:
+        ModelError: the model keeps no cache of keys and values, or another one; says which.
+    """
     name = type(model).__name__
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise ModelError(
@@ -313,7 +322,12 @@ def _refuse_other_caches(model: nn.Module) -> None:
         )
 
 
-def _layer_of(model: nn.Module, name: str, keys: Tensor, values: Tensor) -> CachedLayer:
+def layer_of(model: nn.Module, name: str, keys: Tensor, values: Tensor) -> CachedLayer:
+    """The shape of a layer's cache, from keys and values [sequences, heads, tokens, head_dim].
+
+    Raises:
+        ModelError: they have another shape.
+    """
     if keys.ndim != 4 or values.ndim != 4 or keys.shape[2] != values.shape[2]:
         raise ModelError(
             f"{name} of {type(model).__name__} must cache keys and values [sequences, heads, tokens, "
