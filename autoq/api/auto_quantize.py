@@ -11,18 +11,24 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from autoq.api._auto_quantize_export import export_state
+from autoq.api._block_caches import cache_format, exported
 from autoq.api.costing import constrained_costs
 from autoq.api.scoring import BatchesInMemory, ScoringPass
 from autoq.api.task import PROBE_TOKENS, sampled_loss
 from autoq.calibration import calibrate
+from autoq.calibration.kv_cache import calibrate_cache
 from autoq.errors import DataError, InputError
-from autoq.formats import FORMATS, FormatName, portable_formats
+from autoq.export import ExportedCache, ExportResult
+from autoq.formats import FORMATS, NONE, FormatName, portable_formats
 from autoq.layers import LayerCalibration
+from autoq.layers.kv_cache import CacheSimulation, cached_layers
 from autoq.layers.quantize import Container
 from autoq.layers.simulate import SimulatedModel, slot_formats_of
 from autoq.models import ModelMap, SlotName
@@ -62,11 +68,31 @@ class AutoQuantizeState:
     storage_dtype: torch.dtype
     plan: Plan
     simulated: SimulatedModel
+    kv_cache: ExportedCache | None = None  # None: the key/value cache is left alone
 
     def solve(self, effective_bits: float) -> Plan:
         """The best plan within another budget; the model is left as it is."""
         costs = constrained_costs(self.model_map, self.formats, (), {})
         return solve(self.sensitivity, costs, effective_bits)
+
+    def export(
+        self,
+        destination: str | Path,
+        *,
+        source: str | Path | None = None,
+        overwrite: bool = False,
+    ) -> ExportResult:
+        """Write the plan in force, and the cache's scales, as a ModelOpt checkpoint; read it back.
+
+        Args:
+            destination: the folder to create.
+            source: the model's folder, from which tokenizer and generation files are copied.
+            overwrite: replace a checkpoint that is there.
+        Raises:
+            ExportError: the container cannot express it, or the folder cannot be written.
+            VerificationError: what was written does not read back bit for bit.
+        """
+        return export_state(self, Path(destination), source, overwrite=overwrite)
 
     @property
     def assignment(self) -> dict[str, str]:
@@ -88,6 +114,7 @@ def auto_quantize(
     verbose: bool = False,
     *,
     auto_quantize_bits: float | None = None,
+    kv_cache_format: str | None = None,
     state: AutoQuantizeState | None = None,
 ) -> tuple[nn.Module, AutoQuantizeState]:
     """Quantise a model's linears in place, each in the format that the search gives it.
@@ -107,12 +134,16 @@ def auto_quantize(
         num_score_steps: batches to score on.
         verbose: print the plan.
         auto_quantize_bits: older spelling of the constraint.
+        kv_cache_format: of the key/value cache in all layers, "fp8" or "nvfp4", calibrated on the
+            same batches; None leaves it alone. With `state` it is the state's.
         state: of an earlier call for this model; nothing is calibrated or scored again.
     Returns:
         The model and the state.
     Raises:
         InputError: something that was given breaks a rule.
+        ModelError: the model keeps no cache of keys and values.
     """
+    kv_format = cache_format(kv_cache_format, Container.MODELOPT, argument="kv_cache_format")
     effective_bits = _budget(constraints, auto_quantize_bits)
     if state is None:
         state = _score(
@@ -125,8 +156,10 @@ def auto_quantize(
             tuple(disabled_layers or ()),
             num_calib_steps,
             num_score_steps,
+            kv_format,
         )
     else:
+        _refuse_other_cache(state, kv_cache_format, kv_format)
         state = _resolved(state, model, effective_bits)
     if verbose:
         _print_plan(state)
@@ -180,6 +213,7 @@ def _score(
     disabled_layers: tuple[str, ...],
     calibration_steps: int,
     score_steps: int,
+    kv_format: FormatName,
 ) -> AutoQuantizeState:
     if loss_func is not None and forward_step is None:
         raise InputError("loss_func needs forward_step, which makes the output that it is given")
@@ -200,6 +234,8 @@ def _score(
         container=Container.MODELOPT,
         scale_dtype=storage_dtype,
     )
+    small = partial(_small_output, run, batches[0])
+    cache = _calibrated_cache(model, kv_format, batches[:calibration_steps], run, small)
     scorer, contributions = ScoringPass(
         make=partial(
             make_estimator,
@@ -234,9 +270,38 @@ def _score(
         container=Container.MODELOPT,
         scale_dtype=storage_dtype,
     )
+    if cache is not None:
+        simulated.set_kv_cache(CacheSimulation.calibrated(model, cache.formats, cache.layers))
     return AutoQuantizeState(
-        model_map, formats, calibration, sensitivity, storage_dtype, plan, simulated
+        model_map, formats, calibration, sensitivity, storage_dtype, plan, simulated, cache
     )
+
+
+def _calibrated_cache(
+    model: nn.Module,
+    fmt: FormatName,
+    batches: Sequence[Any],
+    run: Callable[[Any], Any],
+    run_small: Callable[[], Any],
+) -> ExportedCache | None:
+    if fmt == NONE:
+        return None
+    with torch.no_grad():
+        layers = cached_layers(model, run_small)
+    return exported(calibrate_cache(model, layers, batches, run), fmt, argument="kv_cache_format")
+
+
+def _refuse_other_cache(state: AutoQuantizeState, given: str | None, fmt: FormatName) -> None:
+    """
+    Raises:
+        InputError: the state's cache has another format.
+    """
+    own = NONE if state.kv_cache is None else state.kv_cache.format
+    if given is not None and fmt != own:
+        raise InputError(
+            f"kv_cache_format is that of the state, {own}, and {given} was given; calibrate it by a "
+            "call without state"
+        )
 
 
 def _warn(text: str) -> None:
