@@ -1,0 +1,158 @@
+"""What `autoq search --dry-run` estimates beside what the search then takes: time, memory, disk.
+
+    OMP_NUM_THREADS=1 python benchmarks/preflight.py [--models bundled,wide,mixture] [--json FILE]
+
+Each estimate and each search runs in a process of its own (Linux only: the peak is the kernel's).
+The bundled model, a random Llama with wide layers and a large vocabulary, and a random mixture of
+experts. Searches measure and export. On a busy machine times differ by what else runs; the estimate
+measures its rates a moment before, and the search is not over for a while.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autoq.bundled import model_path
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "bundled": {"calibration_sequences": 32, "sequence_length": 256, "held_out_sequences": 8},
+    "wide": {"calibration_sequences": 8, "sequence_length": 128, "held_out_sequences": 4},
+    "mixture": {"calibration_sequences": 8, "sequence_length": 128, "held_out_sequences": 4},
+}
+VOCABULARY = 32_000
+
+
+def main() -> None:
+    """Print a table for every model."""
+    arguments = parse_arguments()
+    if arguments.run:
+        print(json.dumps(RUNS[arguments.run](json.loads(arguments.options))))
+        return
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in arguments.models.split(","):
+            options = options_of(name, Path(folder) / name)
+            found[name] = {kind: in_a_process(kind, options) for kind in RUNS}
+            print_table(name, found[name])
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", default=",".join(SETTINGS))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--run", choices=list(RUNS), help=argparse.SUPPRESS)
+    parser.add_argument("--options", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def options_of(name: str, place: Path) -> dict[str, Any]:
+    """Arguments of `preflight`, and of `search`."""
+    place.mkdir()
+    return {
+        "model": str(model_path() if name == "bundled" else random_model(name, place / "model")),
+        "store": f"sqlite:///{place / 'store.db'}",
+        "export": str(place / "checkpoint"),
+        **SETTINGS[name],
+    }
+
+
+def random_model(name: str, folder: Path) -> Path:
+    """A bfloat16 model of random weights with the bundled tokenizer."""
+    from transformers import (
+        AutoTokenizer,
+        LlamaConfig,
+        LlamaForCausalLM,
+        MixtralConfig,
+        MixtralForCausalLM,
+    )
+
+    shape = {"vocab_size": VOCABULARY, "num_attention_heads": 8, "num_key_value_heads": 8}
+    torch.manual_seed(0)
+    if name == "wide":
+        model: Any = LlamaForCausalLM(
+            LlamaConfig(hidden_size=1024, intermediate_size=2816, num_hidden_layers=4, **shape)
+        )
+    else:
+        sizes = {"num_local_experts": 8, "num_experts_per_tok": 2}
+        model = MixtralForCausalLM(
+            MixtralConfig(
+                hidden_size=512, intermediate_size=1024, num_hidden_layers=3, **shape, **sizes
+            )
+        )
+    model.to(torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model_path()).save_pretrained(folder)
+    return folder
+
+
+def in_a_process(kind: str, options: dict[str, Any]) -> dict[str, Any]:
+    """What a run in a fresh process found."""
+    command = [sys.executable, __file__, "--run", kind, "--options", json.dumps(options)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def estimate(options: dict[str, Any]) -> dict[str, Any]:
+    """What preflight says."""
+    from autoq.api.preflight import preflight
+
+    return preflight(**options).to_json()
+
+
+def search(options: dict[str, Any]) -> dict[str, Any]:
+    """What the search takes."""
+    import autoq
+    from autoq.memory import peak_rss_bytes
+
+    study = autoq.search(**options, effective_bits=5.0)
+    stages = {stage.name: stage.seconds for stage in study.store.stages(study.id)}
+    study.store.close()
+    place = Path(options["store"].removeprefix("sqlite:///")).parent
+    stored = sum(file.stat().st_size for file in place.rglob("store.db*") if file.is_file())
+    checkpoint = sum(file.stat().st_size for file in Path(options["export"]).rglob("*"))
+    return {
+        "peak_bytes": peak_rss_bytes(),
+        "seconds": {name: stages[stored] for name, stored in STAGES.items()},
+        "store_bytes": stored,
+        "checkpoint_bytes": checkpoint,
+    }
+
+
+STAGES = {
+    "calibrating": "calibration",
+    "scoring": "sensitivity",
+    "measuring": "measure",
+    "exporting": "export",
+}
+RUNS = {"estimate": estimate, "search": search}
+
+
+def print_table(name: str, found: dict[str, Any]) -> None:
+    """Estimate, measured, and their ratio."""
+    guess, taken = found["estimate"], found["search"]
+    print(f"\n{name:<24}{'estimated':>12}{'measured':>12}{'ratio':>8}")
+    rows = [("peak memory, MB", guess["peak_bytes"] / 1e6, taken["peak_bytes"] / 1e6)]
+    rows += [
+        (f"{stage}, s", guess["seconds"][stage], seconds)
+        for stage, seconds in taken["seconds"].items()
+    ]
+    for what in ("store", "checkpoint"):
+        key = f"{what}_bytes"
+        rows.append((f"{what}, MB", guess[key] / 1e6, taken[key] / 1e6))
+    for label, guessed, measured in rows:
+        print(f"{label:<24}{guessed:12.2f}{measured:12.2f}{guessed / measured:8.2f}")
+
+
+if __name__ == "__main__":
+    main()
