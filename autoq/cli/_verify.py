@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,7 @@ from autoq.cli._options import Json
 from autoq.cli._output import print_json
 
 if TYPE_CHECKING:
-    from autoq.export.checkup import CheckpointReport, LayerReport
+    from autoq.export.checkup import CacheReport, CheckpointReport, LayerReport, Outcome
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -35,8 +36,10 @@ def verify(
 ) -> None:
     """Check a quantised checkpoint without a GPU, and say what engines do with every layer.
 
-    Ends with 0 if nothing is wrong and the target (without one: any engine) runs every layer;
-    with 3 if nothing is wrong and it does not; with 4 if something is wrong with the checkpoint,
+    Of a key/value cache that the checkpoint states it says so, too.
+
+    Ends with 0 if nothing is wrong and the target (without one: any engine) runs every layer, and
+    keeps such a cache; with 3 if nothing is wrong and it does not; with 4 if something is wrong with the checkpoint,
     wherever it is to run; with 2 if the folder cannot be read.
     """
     from autoq.export.checkup import check_checkpoint
@@ -65,13 +68,23 @@ def _plain(report: CheckpointReport) -> dict[str, Any]:
             {
                 "module": layer.name,
                 "stored": layer.stored,
-                "outcomes": {
-                    name: {"does": found.does, "runs": found.runs, "reason": found.reason}
-                    for name, found in layer.outcomes.items()
-                },
+                "outcomes": _plain_outcomes(layer.outcomes),
             }
             for layer in report.layers
         ],
+        "kv_cache": None
+        if report.cache is None
+        else {
+            "stored": report.cache.stored,
+            "outcomes": _plain_outcomes(report.cache.outcomes),
+        },
+    }
+
+
+def _plain_outcomes(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    return {
+        name: {"does": found.does, "runs": found.runs, "reason": found.reason}
+        for name, found in outcomes.items()
     }
 
 
@@ -83,6 +96,8 @@ def _print(report: CheckpointReport) -> None:
     lines += [f"WRONG: {fault}" for fault in report.faults]
     for alike in _alike(report.layers):
         lines += ["", *_section(alike)]
+    if report.cache is not None:
+        lines += ["", *_cache_section(report.cache)]
     for line in [*lines, "", _conclusion(report)]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -95,10 +110,17 @@ def _section(alike: list[LayerReport]) -> list[str]:
         f"{first.stored}, {count}:",
         *(f"  {name}" for name in _names([x.name for x in alike])),
     ]
-    for engine, outcome in first.outcomes.items():
+    return [*lines, *_outcome_lines(first.outcomes)]
+
+
+def _cache_section(cache: CacheReport) -> list[str]:
+    return [f"key/value cache, stated as {cache.stored}:", *_outcome_lines(cache.outcomes)]
+
+
+def _outcome_lines(outcomes: Mapping[str, Outcome]) -> Iterator[str]:
+    for engine, outcome in outcomes.items():
         why = f": {outcome.reason}" if outcome.reason else ""
-        lines.append(f"  -> {engine}: {outcome.does}{why}")
-    return lines
+        yield f"  -> {engine}: {outcome.does}{why}"
 
 
 def _alike(layers: tuple[LayerReport, ...]) -> list[list[LayerReport]]:
@@ -142,6 +164,8 @@ def _conclusion(report: CheckpointReport) -> str:
     if report.faults:
         count = len(report.faults)
         return "1 thing is wrong" if count == 1 else f"{count} things are wrong"
+    cache = "" if report.cache is None else " and keeps the key/value cache as stated"
     if not report.runners:
-        return "nothing is wrong, but of the engines looked at none runs every layer"
-    return f"nothing is wrong; every layer runs in {', '.join(report.runners)}"
+        return f"nothing is wrong, but of the engines looked at none runs every layer{cache}"
+    kept = ", which keep the key/value cache as stated" if report.cache is not None else ""
+    return f"nothing is wrong; every layer runs in {', '.join(report.runners)}{kept}"

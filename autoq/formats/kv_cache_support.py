@@ -118,9 +118,21 @@ def _int8() -> Iterator[Support]:
 def _nvfp4() -> Iterator[Support]:
     before = tuple(capability for capability in GPUS if capability not in BLACKWELL)
     too_old = "caches in NVFP4 begin with 10.0"
-    yield from records(VLLM, MODELOPT, _NVFP4, (before, NO, too_old), (BLACKWELL, NATIVE, _KEPT))
-    unread = "whether SGLang keeps caches in NVFP4 was not looked into; offer fp8"
-    yield from records(SGLANG, MODELOPT, _NVFP4, (FROM_AMPERE, NO, unread))
+    turing = "vLLM keeps caches in NVFP4 from 8.0 on"
+    flashinfer = (
+        "kept so by FlashInfer's attention alone, which was read and not run; in checkpoints of "
+        "several formats under a scale of 1, whatever is stored"
+    )
+    yield from records(
+        *(("vllm", "vLLM 0.33's source: read, not run"), MODELOPT, _NVFP4),
+        (TURING, NO, turing),
+        (FROM_AMPERE, NATIVE, flashinfer),
+    )
+    silent = (
+        "SGLang keeps caches that checkpoints state in NVFP4 in the model's dtype, without a word; "
+        "offer fp8"
+    )
+    yield from records(SGLANG, MODELOPT, _NVFP4, (FROM_AMPERE, NO, silent))
     after_turing = tuple(capability for capability in before if capability not in TURING)
     six = (
         "kept so; versions of about 1.2 take six times the stored scale, newer ones the stored one"

@@ -20,9 +20,18 @@ _ALIGNMENT = 16
 """Columns whose codes fill the widest load."""
 
 _FEW_ROWS = 16
-_FEW = (Tile(16, 128, 128, warps=4, stages=4), Tile(16, 64, 128, warps=4, stages=4))
-_DECODE = (Tile(64, 64, 128, warps=4, stages=3), Tile(64, 128, 64, warps=4, stages=3))
-_MANY = (Tile(128, 128, 64, warps=8, stages=3), Tile(64, 128, 64, warps=4, stages=3))
+_FEW: tuple[Tile, ...] = (
+    Tile(16, 128, 128, warps=4, stages=4),
+    Tile(16, 64, 128, warps=4, stages=4),
+)
+_DECODE: tuple[Tile, ...] = (
+    Tile(64, 64, 128, warps=4, stages=3),
+    Tile(64, 128, 64, warps=4, stages=3),
+)
+_MANY: tuple[Tile, ...] = (
+    Tile(128, 128, 64, warps=8, stages=3),
+    Tile(64, 128, 64, warps=4, stages=3),
+)
 
 # Of other tiles the compiler makes Hopper's matrix instructions wait for one another.
 _FEW_ON_HOPPER = _FEW[1:]

@@ -40,13 +40,16 @@ def test_a_searched_plan_is_written_loaded_and_looked_at(
     report = check_checkpoint(out)
     assert (report.faults, report.container) == ((), Container.COMPRESSED_TENSORS)
     assert report.runners == ["transformers"]  # others want whole blocks, and k_proj has 64 rows
-    for engine in ("vllm", "sglang", "tensorrt-llm"):
+    for engine in ("vllm", "tensorrt-llm"):
         hopper = check_checkpoint(out, parse_target(f"{engine}:h200"))
         does = {layer.name: layer.outcomes[f"{engine}:h200"].does for layer in hopper.layers}
         narrow = {name for name in does if name.endswith(("k_proj", "v_proj"))}
         assert does["lm_head"] == "unquantised"
         assert {does[name] for name in narrow} == {"refuses"}
         assert sum(word == "native" for word in does.values()) == matrices - len(narrow)
+    sglang = check_checkpoint(out, parse_target("sglang:h200"))
+    words = [layer.outcomes["sglang:h200"].does for layer in sglang.layers]
+    assert words.count("COMPUTES GARBAGE") == matrices  # its Llama class passes over the scales
 
 
 def test_other_plans_are_refused(study: Any, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints that engines' own code was asked about: every format, both containers, damaged ones.
+"""Checkpoints that engines' own code was asked about: every format, all containers, damaged ones.
 
     python -m tests.export.engine_cases FOLDER
 
@@ -21,17 +21,23 @@ from typing import Any
 
 import torch
 
+from autoq.export import ExportedCache
+from autoq.export._kv_cache import manifest_entries
 from autoq.export._layouts import LAYOUTS
+from autoq.export._types import Spelling
 from autoq.export.checkup._files import StoredTensors
 from autoq.formats import NONE, FormatName
 from autoq.layers import Container
+from autoq.layers.kv_cache import CachedLayer
 from autoq.models import SlotKind, discover, load_model
 from autoq.testing.tiny_models import make_byte_tokenizer, write_family_model
 from tests.export.conftest import Planned, Tiny
 
 MODELOPT, COMPRESSED = Container.MODELOPT, Container.COMPRESSED_TENSORS
-FP8, NVFP4 = FormatName("fp8"), FormatName("nvfp4")
+FP8, NVFP4, BLOCKS = FormatName("fp8"), FormatName("nvfp4"), FormatName("fp8_block")
 UNIFORM, MIXED, SOURCE = "uniform", "mixed", "source"
+ALONE = ", of one format"
+"""At the end of a kind: the checkpoint is uniform, and not mixed."""
 
 LLAMA, NARROW = "llama", "narrow"
 FAMILIES = (LLAMA, "phi3", "qwen3_moe", "gemma3_vision")
@@ -50,9 +56,15 @@ class Case:
     container: Container
     kind: str  # UNIFORM, MIXED or the name of a damage
     format: FormatName
+    spelling: Spelling = Spelling.OWN
 
     def __str__(self) -> str:
-        return f"{self.family}/{self.container}/{self.kind}/{self.format}"
+        return f"{self.family}/{self.place}/{self.kind}/{self.format}"
+
+    @property
+    def place(self) -> str:
+        """The container, or the spelling that it is written in."""
+        return str(self.container if self.spelling is Spelling.OWN else self.spelling)
 
 
 def cases() -> tuple[Case, ...]:
@@ -64,22 +76,69 @@ def cases() -> tuple[Case, ...]:
         for container, fmt in formats
         for kind in (UNIFORM, MIXED)
     ]
-    narrow = [Case(NARROW, container, UNIFORM, FormatName("fp8_block")) for container in Container]
-    damaged = [Case(LLAMA, container, name, FP8) for container, name in DAMAGES]
-    return (*sound, *narrow, *damaged)
+    narrow = [Case(NARROW, container, UNIFORM, BLOCKS) for container in Container]
+    whole = [key for key in DAMAGES if key not in CACHES]
+    damaged = [Case(LLAMA, container, name, FP8) for container, name in whole]
+    caches = [Case(LLAMA, container, name, FP8) for container, name in CACHES]
+    return (*sound, *narrow, *damaged, *_of_transformers_fp8(), *caches)
+
+
+def _of_transformers_fp8() -> Iterator[Case]:
+    asked = [(family, kind) for family in FAMILIES for kind in (UNIFORM, MIXED)]
+    damaged = [(LLAMA, name) for name in FP8_DAMAGES]
+    for family, kind in (*asked, (NARROW, UNIFORM), *damaged):
+        yield Case(family, COMPRESSED, kind, BLOCKS, Spelling.TRANSFORMERS_FP8)
 
 
 def write_case(case: Case, folder: Path) -> Path:
     """The checkpoint, in a folder that is not there yet."""
     loaded = _tiny(case.family)
-    kind = MIXED if case.kind not in (UNIFORM, MIXED) else case.kind
+    kind = UNIFORM if case.kind == UNIFORM or case.kind.endswith(ALONE) else MIXED
     formats = {slot: _format(case, kind, slot, loaded) for slot in loaded.model_map.slots}
     plan = Planned(loaded, case.container, formats, loaded.calibrate(formats))
-    path = plan.export(folder).path
-    damage = DAMAGES.get((case.container, case.kind))
+    cache = _cache(loaded, CACHES.get((case.container, case.kind)))
+    path = plan.export(folder, spelling=case.spelling, kv_cache=cache).path
+    damage = damage_of(case)
     if damage is not None:
         change_manifests(path, damage)
+    if cache is not None and cache.format == NVFP4:
+        _take_one_head(path)
     return path
+
+
+def _cache(loaded: Tiny, fmt: FormatName | None) -> ExportedCache | None:
+    """A key/value cache in a format, with scales that differ from 1."""
+    if fmt is None:
+        return None
+    names = [name for name, _ in loaded.model.named_modules() if name.endswith(".self_attn")]
+    layers = tuple(
+        CachedLayer(
+            name=name,
+            key_heads=4,
+            key_dim=32,
+            value_heads=4,
+            value_dim=32,
+            key_amax=KEYS,
+            value_amax=VALUES,
+        )
+        for name in names
+    )
+    return ExportedCache(layers, dict.fromkeys(names, fmt))
+
+
+def _take_one_head(folder: Path) -> None:
+    """One head of 128 instead of four of 32: attention that keeps NVFP4 has no smaller ones."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config |= {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 128}
+    path.write_text(json.dumps(config))
+
+
+def damage_of(case: Case) -> Callable[[dict[str, Any]], object] | None:
+    """What is done to the manifests of a case, if anything."""
+    if case.spelling is Spelling.OWN:
+        return DAMAGES.get((case.container, case.kind))
+    return FP8_DAMAGES.get(case.kind)
 
 
 def digest(folder: Path) -> str:
@@ -107,6 +166,8 @@ def _format(case: Case, kind: str, slot: str, loaded: Tiny) -> FormatName:
         return NONE  # transformers reads no experts from there
     if kind == UNIFORM:
         return case.format
+    if case.spelling is not Spelling.OWN:
+        return case.format if "self_attn" in slot else NONE
     if not is_expert and "layers.1." in slot and ("o_proj" in slot or "down_proj" in slot):
         return NONE
     partner = FP8 if case.format == NVFP4 else NVFP4
@@ -208,6 +269,30 @@ def _without_fused_names(manifest: dict[str, Any]) -> None:
         ]
 
 
+def _without_fused_entries(manifest: dict[str, Any]) -> None:
+    left_out = manifest["modules_to_not_convert"]
+    left_out[:] = [name for name in left_out if not name.endswith("gate_up_proj")]
+
+
+def _with_one_of_three_left_out(manifest: dict[str, Any]) -> None:
+    manifest["modules_to_not_convert"].append(Q)
+
+
+def _with_a_cache_by_name_alone(manifest: dict[str, Any]) -> None:
+    """As ModelOpt itself writes FP8 in its nested manifest, and others in the flat one."""
+    manifest.pop("kv_cache_scheme", None)
+    manifest["kv_cache_quant_algo"] = "FP8"
+
+
+def _with_a_cache_that_may_be_dynamic(manifest: dict[str, Any]) -> None:
+    if isinstance(manifest.get("kv_cache_scheme"), dict):
+        del manifest["kv_cache_scheme"]["dynamic"]
+
+
+def _with_a_cache_promised(manifest: dict[str, Any]) -> None:
+    manifest.update(manifest_entries(FP8, MODELOPT))
+
+
 DAMAGES: Mapping[tuple[Container, str], Callable[[dict[str, Any]], object]] = {
     (MODELOPT, "without aliases"): _without_aliases,
     (MODELOPT, "mixed without nvfp4"): _without_nvfp4,
@@ -217,8 +302,31 @@ DAMAGES: Mapping[tuple[Container, str], Callable[[dict[str, Any]], object]] = {
     (MODELOPT, "one of three different"): _with_one_of_three_different,
     (COMPRESSED, "module in no group"): _with_a_module_in_no_group,
     (COMPRESSED, "without fused names"): _without_fused_names,
+    (MODELOPT, "fp8 cache by name alone"): _with_a_cache_by_name_alone,
+    (MODELOPT, "fp8 cache, perhaps dynamic"): _with_a_cache_that_may_be_dynamic,
 }
 """What is done to a mixed checkpoint of Llama, fp8 attention and nvfp4 feed-forward parts."""
+
+KEYS, VALUES = 224.0, 112.0
+"""The largest magnitudes; as FP8 under scales of 0.5 and 0.25."""
+
+CACHES: Mapping[tuple[Container, str], FormatName] = {
+    (MODELOPT, "fp8 cache"): FP8,
+    (MODELOPT, "fp8 cache by name alone"): FP8,
+    (MODELOPT, "fp8 cache, perhaps dynamic"): FP8,
+    (MODELOPT, "nvfp4 cache"): NVFP4,
+    (MODELOPT, f"nvfp4 cache{ALONE}"): NVFP4,
+    (COMPRESSED, "fp8 cache"): FP8,
+    (COMPRESSED, "int8 cache"): FormatName("int8"),
+}
+"""Mixed checkpoints of Llama with a quantised key/value cache; some with changed manifests."""
+
+FP8_DAMAGES: Mapping[str, Callable[[dict[str, Any]], object]] = {
+    "without fused names": _without_fused_entries,
+    "one of three left out": _with_one_of_three_left_out,
+    "cache promised": _with_a_cache_promised,
+}
+"""What is done to one of transformers' own fp8: attention in blocks, feed-forward parts left out."""
 
 
 def written(folder: Path) -> Iterator[tuple[Case, Path]]:

@@ -16,10 +16,20 @@ import pytest
 
 from autoq.export._aliases import experts_parent
 from autoq.export._layouts import LAYOUTS
-from autoq.export.checkup import LayerReport, check_checkpoint
+from autoq.export._types import Spelling
+from autoq.export.checkup import LayerReport, Outcome, check_checkpoint
 from autoq.formats import ENGINES, FORMATS, Target, parse_target, support
 from autoq.layers import Container
-from tests.export.engine_cases import DAMAGES, SOURCE, Case, cases, digest, write_case
+from tests.export.engine_cases import (
+    KEYS,
+    SOURCE,
+    VALUES,
+    Case,
+    cases,
+    damage_of,
+    digest,
+    write_case,
+)
 
 GOLDEN = Path(__file__).resolve().parent / "engine_golden"
 ASKED = tuple(sorted(path.stem for path in GOLDEN.glob("*.json")))
@@ -61,6 +71,7 @@ class Answer:
     modules: Mapping[str, str]
     refused: tuple[str, str] | None  # at which stage, and the words
     without_values: tuple[str, ...]
+    cache: tuple[str, ...]  # what layers keep keys and values in, and under which scales
 
     @property
     def refusal(self) -> str | None:
@@ -91,7 +102,8 @@ def answers(engine: str, case: str) -> Iterator[Answer]:
     for capabilities, found in golden(engine)["answers"][case][1:]:
         refused = tuple(found["refused"]) if "refused" in found else None
         modules, without = found.get("modules", {}), tuple(found.get("without values", ()))
-        yield Answer(tuple(capabilities), modules, refused, without)
+        cache = tuple(found.get("cache", ()))
+        yield Answer(tuple(capabilities), modules, refused, without, cache)
 
 
 def is_unquantized(method: str) -> bool:
@@ -162,10 +174,10 @@ def test_every_format_that_is_said_to_run_was_asked_about(
     kinds = {
         case.kind
         for case in asked_cases(engine)
-        if (case.container, case.format) == (container, fmt)
+        if (case.container, case.format) == (container, fmt) and case.spelling is Spelling.OWN
     }
     targets = [
-        parse_target(f"{engine}:sm_{capability}") for capability in (75, 80, 89, 90, 100, 120)
+        parse_target(f"{engine}:sm_{capability}") for capability in (75, 80, 89, 90, 100, 103, 120)
     ]
     is_run = any(support(target, container, FORMATS[fmt].name).verdict.runs for target in targets)
     assert not is_run or kinds >= {"uniform", "mixed"}
@@ -192,10 +204,14 @@ def test_verify_says_what_the_engine_does(
         for capability in answer.capabilities:
             target = parse_target(f"{engine}:sm_{capability}")
             report = check_checkpoint(written[case], target)
+            cache = None if report.cache is None else report.cache.outcomes[str(target)]
             if report.faults:
-                assert (case.container, case.kind) in DAMAGES
-            else:
+                assert damage_of(case) is not None
+            elif cache is None or cache.does != "refuses":
                 _compare(case, target, answer, report.layers)
+            if cache is not None:
+                has_scales = case.spelling is Spelling.OWN
+                _compare_caches(cache, answer, has_scales=has_scales)
             _compare_methods(target, answer, report.layers)
 
 
@@ -218,6 +234,20 @@ def _compare(case: Case, target: Target, answer: Answer, layers: tuple[LayerRepo
         allowed = "input_scale" if case.format == "nvfp4_wo" else "none"  # dropped after loading
         lacking = [name for name in answer.without_values if ".attn." not in name]
         assert all(name.endswith(allowed) for name in lacking), lacking
+
+
+def _compare_caches(ours: Outcome, answer: Answer, *, has_scales: bool) -> None:
+    """That it is kept, as what, and under which scales; half of the largest key is 448 / 2."""
+    if not answer.cache:
+        assert answer.refused is not None
+        assert not ours.runs
+        return
+    [found] = answer.cache
+    kept, _, scales = found.partition(" under ")
+    assert ours.runs == kept.startswith(("fp8", "float8")), (ours, found)
+    assert scales in ("none", "1, 1", f"{KEYS / 448:g}, {VALUES / 448:g}")
+    if ours.runs and has_scales:
+        assert ("under a scale of 1" in ours.reason) == (scales == "1, 1"), (ours, found)
 
 
 def _compare_methods(target: Target, answer: Answer, layers: tuple[LayerReport, ...]) -> None:

@@ -2,46 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 from autoq.errors import ExportError
 from autoq.export._aliases import experts_parent
+from autoq.export.checkup._cache import CacheReport, cache_report
 from autoq.export.checkup._engines import Fate, Reading, read_as
 from autoq.export.checkup._faults import faults
 from autoq.export.checkup._files import StoredTensors
 from autoq.export.checkup._fp8 import in_our_words, in_own_container
 from autoq.export.checkup._manifest import Manifest, read_manifest
 from autoq.export.checkup._modules import StoredModule, linear_modules
+from autoq.export.checkup._outcome import REFUSES, UNKNOWN, UNQUANTIZED, Outcome, outcomes
 from autoq.export.checkup._rows import counted_rows
 from autoq.formats import (
     ENGINES,
-    HARDWARE,
     Container,
-    Engine,
     FormatName,
-    Hardware,
     Support,
     Target,
     support,
 )
 
-__all__ = ["CheckpointReport", "LayerReport", "Outcome", "check_checkpoint"]
-
-UNQUANTIZED = "unquantised"
-REFUSES = "refuses"
-UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What an engine does with a layer, in a word or with the GPUs it holds for; and why."""
-
-    does: str
-    reason: str
-    runs: bool  # on the target; without one, on some hardware at least
+__all__ = ["CacheReport", "CheckpointReport", "LayerReport", "Outcome", "check_checkpoint"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +46,16 @@ class CheckpointReport:
     container: Container | None
     faults: tuple[str, ...]
     layers: tuple[LayerReport, ...]
+    cache: CacheReport | None = None  # None: the manifests state no quantised key/value cache
 
     @property
     def runners(self) -> list[str]:
-        """Engines, or the target, that run every layer."""
+        """Engines, or the target, that run every layer, and keep the key/value cache as stated."""
         names = list(self.layers[0].outcomes) if self.layers else []
-        return [n for n in names if all(layer.outcomes[n].runs for layer in self.layers)]
+        found = [layer.outcomes for layer in self.layers]
+        if self.cache is not None:
+            found.append(self.cache.outcomes)
+        return [name for name in names if all(outcomes[name].runs for outcomes in found)]
 
     @property
     def is_sound(self) -> bool:
@@ -94,7 +83,8 @@ def check_checkpoint(path: Path | str, target: Target | None = None) -> Checkpoi
         return CheckpointReport(folder, None, tuple(_faults_without_manifest(modules)), ())
     found = tuple(faults(manifest, tensors, modules))
     layers = tuple(_layer(module, manifest, modules, target) for module in modules.values())
-    return CheckpointReport(folder, manifest.container, found, layers)
+    cache = cache_report(manifest, tuple(tensors), target)
+    return CheckpointReport(folder, manifest.container, found, layers, cache)
 
 
 def _faults_without_manifest(modules: Mapping[str, StoredModule]) -> Iterator[str]:
@@ -131,16 +121,13 @@ def _layer(
     modules: Mapping[str, StoredModule],
     target: Target | None,
 ) -> LayerReport:
-    engines = ENGINES.values() if target is None else [target.engine]
-    outcomes: dict[str, Outcome] = {}
     looked = _Looked(manifest, modules, module)
-    for engine in engines:
-        reading = read_as(engine.name, manifest, modules, module)
-        if target is not None:
-            outcomes[str(target)] = _on(target, reading, looked)
-        else:
-            outcomes[engine.name] = _anywhere(engine, reading, looked)
-    return LayerReport(module.name, _stored(module, manifest), outcomes)
+
+    def on(where: Target) -> Outcome:
+        return _on(where, read_as(where.engine.name, manifest, modules, module), looked)
+
+    found = outcomes(tuple(ENGINES.values()), target, on)
+    return LayerReport(module.name, _stored(module, manifest), found)
 
 
 def _stored(module: StoredModule, manifest: Manifest) -> str:
@@ -171,31 +158,3 @@ def _on(target: Target, reading: Reading, looked: _Looked) -> Outcome:
     if misfit is not None:
         return Outcome(REFUSES, f"{target.engine.title} {misfit}", False)
     return Outcome(verdict.value, reason, True)
-
-
-def _anywhere(engine: Engine, reading: Reading, looked: _Looked) -> Outcome:
-    """On each generation of hardware; generations that are treated alike in one piece."""
-    found = [
-        (hardware, _on(Target(engine, hardware), reading, looked)) for hardware in _generations()
-    ]
-    if not any(outcome.runs for _, outcome in found):
-        return found[-2][1]  # of the newest GPU; the last is the CPU
-    if len({outcome.does for _, outcome in found}) == 1:
-        return found[0][1]
-    pieces, reasons = [], []
-    for does, alike in groupby(found, key=lambda pair: pair[1].does):
-        members = list(alike)
-        if members[0][1].runs:
-            pieces.append(f"{does} on {_span([hardware for hardware, _ in members])}")
-            reasons.append(members[0][1].reason)
-    return Outcome("; ".join(pieces), "; ".join(dict.fromkeys(reasons)), True)
-
-
-def _generations() -> list[Hardware]:
-    first = {entry.capability: entry for entry in HARDWARE.values()}
-    return [first[key] for key in sorted(first, key=lambda key: (key is None, key or 0))]
-
-
-def _span(hardware: Sequence[Hardware]) -> str:
-    names = [entry.generation for entry in hardware]
-    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"

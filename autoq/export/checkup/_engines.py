@@ -7,10 +7,11 @@ transformers, parsing and matching were run on CPUs; TensorRT-LLM was read only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 
@@ -20,6 +21,7 @@ from autoq.export._manifest_reading import pattern_matcher
 from autoq.export.checkup._fp8 import has_other_blocks, is_left_out
 from autoq.export.checkup._manifest import FP8_BLOCKS, Declared, Manifest, modelopt_declared
 from autoq.export.checkup._modules import StoredModule
+from autoq.export.checkup._outcome import GARBAGE, REFUSES, SILENT, UNQUANTIZED
 from autoq.formats import Container
 
 _SHARED_ALGORITHMS = frozenset({"FP8", "FP8_PB_WO", "MXFP8", "NVFP4", "W4A16_NVFP4"})
@@ -54,6 +56,16 @@ _WITHOUT_ALIAS = (
 _MIXED_WITHOUT_NVFP4 = (
     "SGLang takes a mixed manifest without any NVFP4 layer for that of another method (w4afp8)"
 )
+_RENAMING_SCALES = frozenset(
+    {"internlm3", "llama", "llama4_text", "ministral3", "mistral", "phi3", "teleflm"}
+)
+"""Model types of SGLang's Llama class, which renames `weight_scale_inv` while it loads: those of
+blocks, which are stored so, and of MXFP8, which SGLang has renamed to that itself."""
+
+_OTHER_SCALE = (
+    "SGLang's class for Llama and its like renames weight_scale_inv to weight_scale, passes over that "
+    "with a warning, and multiplies by scales that nobody has set"
+)
 _ONE_SCALE_OF_MANY = (
     "SGLang fills one of the global scales that it keeps for {module}, which is stored fused, and "
     "may take another, which nobody has set, without an error"
@@ -64,9 +76,10 @@ class Fate(StrEnum):
     """What becomes of a module when an engine loads it."""
 
     QUANTIZED = "quantised"
-    UNQUANTIZED = "unquantised"
-    SILENT = "SILENTLY UNQUANTISED"
-    REFUSED = "refuses"
+    UNQUANTIZED = UNQUANTIZED
+    SILENT = SILENT
+    GARBAGE = GARBAGE
+    REFUSED = REFUSES
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +97,11 @@ class _Case:
     manifest: Manifest
     modules: Mapping[str, StoredModule]
     module: StoredModule
+
+    @property
+    def model_type(self) -> Any:
+        """As config.json has it."""
+        return self.manifest.config.get("model_type")
 
     @property
     def fused(self) -> tuple[str, tuple[str, ...]]:
@@ -152,6 +170,8 @@ def _by_exceptions(case: _Case) -> Reading:
     if case.engine == "transformers" and has_other_blocks(case.module):
         reason = f"transformers takes the blocks of {fused} to be as high as its rows / its scales"
         return Reading(Fate.REFUSED, reason=reason)
+    if case.engine == "sglang" and case.model_type in _RENAMING_SCALES:
+        return Reading(Fate.GARBAGE, reason=_OTHER_SCALE)
     return Reading(Fate.QUANTIZED, FP8_BLOCKS)
 
 
@@ -168,10 +188,13 @@ def _sglang(case: _Case) -> Reading:
     if _is_excluded(case, _at_a_boundary):
         return _nothing()
     fused, parts = case.fused
-    knows_parts = manifest.config.get("model_type") in _NAMES_OF_FUSED_PARTS
+    knows_parts = case.model_type in _NAMES_OF_FUSED_PARTS
     if manifest.is_mixed and len(parts) > 1 and fused not in manifest.layers and not knows_parts:
         return _nothing(_WITHOUT_ALIAS.format(fused=fused))
     found = _by_algorithm(case, manifest.layers)
+    is_microscaled = found.declared is not None and found.declared.label.upper() == "MXFP8"
+    if is_microscaled and not manifest.is_mixed and case.model_type in _RENAMING_SCALES:
+        return Reading(Fate.GARBAGE, reason=_OTHER_SCALE)
     is_stored_fused = case.module.name.endswith(("qkv_proj", "gate_up_proj"))
     is_weight_only = found.declared is not None and found.declared.label == "W4A16_NVFP4"
     if is_weight_only and is_stored_fused:
@@ -265,7 +288,7 @@ def _transformers(case: _Case) -> Reading:
 
 
 def _transformers_by_groups(case: _Case) -> Reading:
-    return _as(_first_group(case, [case.module.name]))
+    return _as(_named_group(case, case.module.name) or _group_for_all(case))
 
 
 def _vllm_by_groups(case: _Case) -> Reading:
@@ -276,9 +299,12 @@ def _vllm_by_groups(case: _Case) -> Reading:
         raise ExportError(f"{left_out[0]} is ignored, and what it is fused with is not")
     if left_out or ignored(fused):
         return _nothing()
-    declared = _first_group(case, [fused, *parts])
-    # vLLM takes the first part's scheme for all of them, whatever the others have.
-    own = _first_group(case, [case.module.name])
+    declared = _named_group(case, fused)
+    if declared is None and all(_named_group(case, part) is not None for part in parts):
+        # vLLM takes the first part's scheme for all of them, whatever the others have.
+        declared = _named_group(case, parts[0])
+    declared = declared or _group_for_all(case)
+    own = _named_group(case, case.module.name) or _group_for_all(case)
     if own != declared:
         return Reading(Fate.REFUSED, reason=f"{fused} is run by the scheme of {parts[0]}")
     return _as(declared)
@@ -289,8 +315,11 @@ def _sglang_by_groups(case: _Case) -> Reading:
     ignored = pattern_matcher(case.manifest.ignored)
     if ignored(fused):
         return _nothing()
-    knows_parts = case.manifest.config.get("model_type") in _NAMES_OF_FUSED_PARTS
-    declared = _first_group(case, [fused, *(parts if knows_parts else ())])
+    knows_parts = case.model_type in _NAMES_OF_FUSED_PARTS
+    declared = _named_group(case, fused) or _group_for_all(case)
+    if declared is None and knows_parts:
+        found = (_named_group(case, part) for part in parts)
+        declared = next((group for group in found if group is not None), None)
     if declared is None and not all(ignored(part) for part in parts if knows_parts):
         raise ExportError(f"SGLang finds {fused} neither in a group nor in ignore, and stops")
     if declared is None and not knows_parts:
@@ -298,19 +327,24 @@ def _sglang_by_groups(case: _Case) -> Reading:
     return _as(declared)
 
 
-def _first_group(case: _Case, names: Sequence[str]) -> Declared | None:
-    """The first group that matches one of the names; the names in order."""
-    groups = list(case.manifest.groups())
-    ignored = pattern_matcher(case.manifest.ignored)
-    for name in names:
-        for declared, matches in groups:
-            if matches(name) and not ignored(name):
-                return declared
-    return None
+def _named_group(case: _Case, name: str) -> Declared | None:
+    """The first group that names a module, or has a pattern for it."""
+    if pattern_matcher(case.manifest.ignored)(name):
+        return None
+    found = (group.declared for group in case.manifest.groups() if group.names(name))
+    return next(found, None)
+
+
+def _group_for_all(case: _Case) -> Declared | None:
+    """The group of linears that none names."""
+    if pattern_matcher(case.manifest.ignored)(case.module.name):
+        return None
+    found = (group.declared for group in case.manifest.groups() if group.is_for_all)
+    return next(found, None)
 
 
 def _tensorrt_by_groups(case: _Case) -> Reading:
-    return _as(_first_group(case, [case.module.name]))
+    return _as(_named_group(case, case.module.name) or _group_for_all(case))
 
 
 _BY_LAYERS: Mapping[str, Callable[[_Case], Reading]] = {

@@ -9,14 +9,20 @@ import torch
 
 from autoq.errors import ExportError
 from autoq.export._layouts import LAYOUTS, TensorRule
+from autoq.export.checkup._cache import (
+    BESIDE_PROJECTIONS,
+    KV_SCALES,
+    stated_cache,
+    stated_in,
+)
 from autoq.export.checkup._files import StoredTensor, StoredTensors
 from autoq.export.checkup._fused import exclusion_faults, fusion_faults
+from autoq.export.checkup._groups import pattern_faults
+from autoq.export.checkup._inputs import turned_input_scales
 from autoq.export.checkup._manifest import Declared, Manifest
 from autoq.export.checkup._modules import StoredModule
 from autoq.formats import FORMATS, Container, FormatName, WeightElement
 
-_KV_SCALES = (".k_scale", ".v_scale")
-_BESIDE_PROJECTIONS = (".k_proj.k_scale", ".v_proj.v_scale")
 _COMPRESSED = "compressed"
 _CODES_UNDER_TOP = 6.0 * 448.0
 """Of NVFP4, the largest code under the largest block scale."""
@@ -29,12 +35,15 @@ def faults(
 ) -> Iterator[str]:
     """Everything that is wrong, a line each, by name."""
     yield from _manifest_faults(manifest, modules)
+    if manifest.container is Container.COMPRESSED_TENSORS and not manifest.is_fp8:
+        yield from pattern_faults(manifest, tensors, modules)
     yield from _cache_faults(manifest, tensors)
     for module in modules.values():
         try:
             yield from _module_faults(manifest, module, tensors)
         except ExportError as error:
             yield str(error)
+    yield from turned_input_scales(manifest, modules, tensors)
     yield from fusion_faults(manifest, modules, tensors)
     yield from exclusion_faults(manifest, modules)
 
@@ -65,6 +74,12 @@ def _manifest_faults(manifest: Manifest, modules: Mapping[str, StoredModule]) ->
                     f"config.json's {ours} and hf_quant_config.json's {theirs} differ: TensorRT-LLM "
                     "believes the second, other engines the first"
                 )
+        cache, nested_cache = stated_in(manifest.flat), stated_in(nested)
+        if cache != nested_cache:
+            yield (
+                f"config.json states {cache or 'no'} key/value cache, and hf_quant_config.json "
+                f"{nested_cache or 'none'}: TensorRT-LLM believes the second, other engines the first"
+            )
     for name in _nobodys(manifest.layers, modules):
         yield f"quantized_layers names {name}, which has no tensors"
 
@@ -99,9 +114,8 @@ def _is_alias(name: str, inside: str, leaves: Mapping[str, set[str]]) -> bool:
 
 
 def _cache_faults(manifest: Manifest, tensors: StoredTensors) -> Iterator[str]:
-    nested = manifest.nested or {}
-    promised = manifest.flat.get("kv_cache_scheme") or nested.get("kv_cache_quant_algo")
-    stored = [name for name in tensors if name.endswith(_KV_SCALES)]
+    promised = stated_cache(manifest)
+    stored = [name for name in tensors if name.endswith(KV_SCALES)]
     if promised and not stored:
         yield (
             "the manifest promises a quantised key/value cache, and there are no k_scale and "
@@ -109,7 +123,7 @@ def _cache_faults(manifest: Manifest, tensors: StoredTensors) -> Iterator[str]:
         )
     if stored and not promised:
         yield f"{stored[0]} is a scale of a quantised key/value cache, which no manifest promises"
-    misplaced = [name for name in stored if name.endswith(_BESIDE_PROJECTIONS)]
+    misplaced = [name for name in stored if name.endswith(BESIDE_PROJECTIONS)]
     is_theirs = manifest.container is Container.COMPRESSED_TENSORS and not manifest.is_fp8
     if promised and misplaced and is_theirs:
         attention, _, leaf = misplaced[0].rsplit(".", 2)

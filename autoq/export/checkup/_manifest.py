@@ -38,6 +38,15 @@ class Declared:
     format: FormatName | None  # autoq's, if it is one
 
 
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A config group of compressed-tensors."""
+
+    declared: Declared
+    names: Callable[[str], bool]  # whether it names a module, or has a pattern for it
+    is_for_all: bool  # linears that no group names
+
+
 FP8_BLOCKS = Declared("fp8, blocks of 128 x 128", BLOCK_FORMAT)
 """What transformers' own manifest says of all that it does not leave out."""
 
@@ -91,6 +100,15 @@ class Manifest:
         return [entry for entry in found if isinstance(entry, str)]
 
     @property
+    def targets(self) -> list[str]:
+        """compressed-tensors: what all groups are for; names, patterns and classes."""
+        groups = self.flat.get("config_groups")
+        parts = groups.values() if isinstance(groups, Mapping) else ()
+        lists = [group.get("targets") for group in parts if isinstance(group, Mapping)]
+        found = [target for one in lists if isinstance(one, list) for target in one]
+        return [target for target in found if isinstance(target, str)]
+
+    @property
     def plain_targets(self) -> list[str]:
         """compressed-tensors: modules that one of several groups gives by name.
 
@@ -99,9 +117,7 @@ class Manifest:
         groups = self.flat.get("config_groups")
         if not isinstance(groups, Mapping) or len(groups) < 2:
             return []
-        lists = [group.get("targets") for group in groups.values() if isinstance(group, Mapping)]
-        found = [target for one in lists if isinstance(one, list) for target in one]
-        return [t for t in found if isinstance(t, str) and "." in t and not t.startswith("re:")]
+        return [name for name in self.targets if "." in name and not name.startswith("re:")]
 
     def entry(self, module: str) -> Declared | None:
         """ModelOpt: what the module's own entry, or the one of its experts, says."""
@@ -129,13 +145,19 @@ class Manifest:
     def _declared_by_groups(self, module: str) -> Declared | None:
         if pattern_matcher(self.ignored)(module):
             return None
-        found = [group for group, matches in self.groups() if matches(module)]
+        groups = list(self.groups())
+        found = [group for group in groups if group.names(module)]
+        found = found or [group for group in groups if group.is_for_all]
         if len(found) > 1:
             raise ExportError(f"{len(found)} config groups match {module}; one may")
-        return found[0] if found else None
+        return found[0].declared if found else None
 
-    def groups(self) -> Iterator[tuple[Declared, Callable[[str], bool]]]:
-        """compressed-tensors: each group, and whether it names a module or all linears."""
+    def groups(self) -> Iterator[Group]:
+        """compressed-tensors: each group.
+
+        Raises:
+            ExportError: there are none, or one has no list of names.
+        """
         groups = self.flat.get("config_groups")
         if not isinstance(groups, Mapping):
             raise ExportError("a compressed-tensors manifest must have an object config_groups")
@@ -143,12 +165,7 @@ class Manifest:
             targets = group.get("targets") if isinstance(group, Mapping) else None
             if not isinstance(targets, list) or not all(isinstance(t, str) for t in targets):
                 raise ExportError(f"config group {name} must have a list of names targets")
-            matches = pattern_matcher(targets)
-            yield _scheme(group), matches if _LINEAR not in targets else _anything
-
-
-def _anything(_: str) -> bool:
-    return True
+            yield Group(_scheme(group), pattern_matcher(targets), _LINEAR in targets)
 
 
 def read_manifest(folder: Path) -> Manifest | None:

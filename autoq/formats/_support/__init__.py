@@ -1,9 +1,8 @@
 """Which engine runs which format on which GPUs: a module for each family of formats.
 
 vLLM's and SGLang's records are compared with what their own code answers on a CPU for a described
-GPU: configuration, methods, choice of kernels, loading (`tests/export/engine_golden`); their kernels
-were not run. SGLang could not be asked about 10.0 and 10.3, and of the Blackwell generation answers
-for 12.0. TensorRT-LLM was read, not run: loaders, kernels' guards and documentation.
+GPU, from 7.5 to 12.0: configuration, methods, choice of kernels, loading
+(`tests/export/engine_golden`); their kernels were not run. TensorRT-LLM was read, not run: loaders, kernels' guards and documentation.
 transformers was executed on a CPU. Versions are those of `autoq.formats._places.ENGINES`.
 """
 

@@ -19,6 +19,7 @@ import importlib.abc
 import importlib.machinery
 import importlib.metadata
 import importlib.util
+import json
 import logging
 import os
 import sys
@@ -76,6 +77,9 @@ class Engine:
                 found["modules"] = _modules(model)
                 stage = "loads"
                 found["without values"] = _load(model_config, load_config, model)
+                if _states_a_cache(checkpoint):
+                    stage = "caches"
+                    found["cache"] = _caches(model, model_config.dtype)
             except Exception as error:  # noqa: BLE001  (whatever stops it is the answer)
                 text = " ".join(str(error).split()).replace(str(checkpoint), "CHECKPOINT")
                 found["refused"] = [stage, f"{type(error).__name__}: {text[:_LONGEST_REASON]}"]
@@ -260,6 +264,37 @@ def _names(module: Any, method: Any) -> Iterator[str]:
             yield runner.runner_backend.value.capitalize()
     if type(method).__name__ in _OF_FP4:
         yield get_fp4_gemm_runner_backend().value.capitalize()
+
+
+def _states_a_cache(checkpoint: Path) -> bool:
+    manifest = json.loads((checkpoint / "config.json").read_text()).get("quantization_config")
+    stated = manifest or {}
+    return any(stated.get(key) for key in ("kv_cache_scheme", "kv_cache_quant_algo"))
+
+
+def _caches(model: Any, dtype: Any) -> list[str]:
+    """What keys and values are kept in, and under which scales, once each."""
+    from sglang.srt.layers.radix_attention import RadixAttention
+    from sglang.srt.mem_cache.kv_cache_dtype import configure_kv_cache_dtype
+
+    _, kept = configure_kv_cache_dtype(
+        server_args_kv_cache_dtype="auto",
+        model=model,
+        model_dtype=dtype,
+        is_draft_worker=False,
+        is_dflash=False,
+        speculative_draft_attention_backend="",
+    )
+    found = set()
+    for layer in model.modules():
+        if isinstance(layer, RadixAttention):
+            method = getattr(layer, "quant_method", None)
+            if method is not None:
+                method.process_weights_after_loading(layer)
+            keys, values = layer.k_scale_float, layer.v_scale_float
+            scales = "none" if keys is None else f"{keys:g}, {values:g}"
+            found.add(f"{str(kept).removeprefix('torch.')} under {scales}")
+    return sorted(found)
 
 
 def _load(model_config: Any, load_config: Any, model: Any) -> list[str]:

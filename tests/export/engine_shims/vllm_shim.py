@@ -16,6 +16,7 @@ In the place of what a machine without CUDA lacks:
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import re
 import sys
@@ -90,19 +91,25 @@ class Engine:
             found["modules"] = _modules(model)
             stage = "loads"
             found["without values"] = _load(config, model)
+            if _states_a_cache(checkpoint):
+                stage = "caches"
+                found["cache"] = _caches(model)
         except Exception as error:  # noqa: BLE001  (whatever stops it is the answer)
             text = " ".join(str(error).split())[:_LONGEST_REASON]
             found["refused"] = [stage, f"{type(error).__name__}: {text}"]
         return found
 
     def _config(self, checkpoint: Path) -> Any:
-        from vllm.config import DeviceConfig, ModelConfig, VllmConfig
+        from vllm.config import CacheConfig, DeviceConfig, ModelConfig, VllmConfig
+        from vllm.utils.torch_utils import resolve_kv_cache_dtype_string
 
         dtype = "float16" if self._capability < 80 else "bfloat16"
         model = ModelConfig(
             model=str(checkpoint), tokenizer=str(checkpoint), dtype=dtype, enforce_eager=True
         )
-        return VllmConfig(model_config=model, device_config=DeviceConfig(device="cpu"))
+        cache = CacheConfig(cache_dtype=resolve_kv_cache_dtype_string("auto", model))
+        device = DeviceConfig(device="cpu")
+        return VllmConfig(model_config=model, cache_config=cache, device_config=device)
 
     def _build(self, config: Any) -> Any:
         from vllm.config import set_current_vllm_config
@@ -198,6 +205,27 @@ def _classes(module: Any, method: Any) -> list[str]:
             if chosen is not None:
                 names.append(chosen.__name__ if isinstance(chosen, type) else type(chosen).__name__)
     return names
+
+
+def _states_a_cache(checkpoint: Path) -> bool:
+    manifest = json.loads((checkpoint / "config.json").read_text()).get("quantization_config")
+    stated = manifest or {}
+    return any(stated.get(key) for key in ("kv_cache_scheme", "kv_cache_quant_algo"))
+
+
+def _caches(model: Any) -> list[str]:
+    """What attention layers keep keys and values in, and under which scales, once each."""
+    from vllm.model_executor.layers.attention import Attention
+
+    found = set()
+    for layer in model.modules():
+        if isinstance(layer, Attention):
+            method = getattr(layer, "quant_method", None)
+            if method is not None:
+                method.process_weights_after_loading(layer)
+            scales = f"{layer._k_scale_float:g}, {layer._v_scale_float:g}"
+            found.add(f"{layer.kv_cache_dtype} under {scales}")
+    return sorted(found)
 
 
 def _load(config: Any, model: Any) -> list[str]:
