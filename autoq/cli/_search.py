@@ -26,6 +26,7 @@ from autoq.cli._output import (
     results_kept_clean,
     write_text,
 )
+from autoq.cli._preflight import print_estimate, say_first
 from autoq.cli._progress import make_progress
 from autoq.cli._refine import MinTask, ObjectiveText, Ray, Workers
 from autoq.errors import InputError, without_password
@@ -213,6 +214,14 @@ def search(
             metavar="SECONDS", help="Wait this long for another process on the same study."
         ),
     ] = 0.0,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Search nothing: estimate time, memory and disk, and say what would fit; exit code "
+            "5 if it does not.",
+        ),
+    ] = False,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -228,6 +237,32 @@ def search(
         )
     check_writable(report)
     quiet_libraries()
+    refining = _refine_options(refine, objective, min_task)
+    estimated: dict[str, Any] = {
+        "model": str(model),
+        "formats": _names(formats),
+        "container": container,
+        "target": target,
+        "include": tuple(include or ()),
+        "exclude": tuple(exclude or ()),
+        "calibration": calibration,
+        "calibration_data": calib,
+        "calibration_sequences": calib_sequences,
+        "sequence_length": sequence_length,
+        "batch_size": batch_size,
+        "held_out_sequences": held_out_sequences,
+        "measure": not no_measure,
+        "dtype": dtype,
+        "device": device,
+        "max_memory": max_memory,
+        "seed": seed,
+        "store": store,
+        "export": export,
+        "trust_remote_code": trust_remote_code,
+    }
+    if dry_run:
+        print_estimate(estimated, as_json=as_json)
+        return
     with results_kept_clean():
         from autoq.api import search as run_search
         from autoq.api.distribution.ranks import launch_of, serve_rank
@@ -237,6 +272,8 @@ def search(
             serve_rank(launch, device=device)
             return
 
+        if not quiet:
+            say_first(estimated)
         study = run_search(
             str(model),
             effective_bits=bits,
@@ -275,7 +312,7 @@ def search(
             overwrite=overwrite,
             measure=not no_measure,
             refine=refine,
-            refine_options=_refine_options(refine, objective, min_task),
+            refine_options=refining,
             workers=workers,
             devices=devices,
             ray=ray,
