@@ -6,15 +6,16 @@ import hashlib
 import io
 import json
 import math
+import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import PurePath
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from autoq.errors import StoreError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 MAX_VALUE_BYTES = 900_000_000
 """One value of either database holds at most about 1e9 bytes; blobs are kept in pieces."""
@@ -57,8 +58,8 @@ def json_clean(value: object) -> Any:
         return value
     if isinstance(value, str | PurePath):
         return str(value)
-    if isinstance(value, np.bool_ | np.integer | np.floating):
-        return json_clean(value.item())
+    if _is_numpy_scalar(value):
+        return json_clean(value.item())  # type: ignore[attr-defined]
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
@@ -68,6 +69,12 @@ def json_clean(value: object) -> Any:
     if isinstance(value, list | tuple):
         return [json_clean(item) for item in value]
     raise TypeError(f"only plain data goes into a JSON column, got {type(value).__name__}")
+
+
+def _is_numpy_scalar(value: object) -> bool:
+    # Looking at a list of studies takes less time than loading numpy.
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.bool_ | numpy.integer | numpy.floating)
 
 
 def canonical_json(value: object) -> str:
@@ -99,6 +106,8 @@ def encode_array(array: NDArray[Any], most_bytes: int | None = None) -> bytes:
             f"a value of the database holds at most {most_bytes} bytes, and a score batch has "
             f"{array.nbytes}; score fewer sequences at a time (--batch-size) or fewer formats"
         )
+    import numpy as np
+
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, np.asarray(array, order="C"), allow_pickle=False)
     return buffer.getvalue()
@@ -115,6 +124,8 @@ def decode_array(data: bytes, sha256: str, described: str) -> NDArray[Any]:
             f"{described} is damaged: its bytes do not match the SHA-256 stored with them; "
             "restore the store from a copy, or reset the stage and run it again"
         )
+    import numpy as np
+
     decoded: NDArray[Any] = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     return decoded
 

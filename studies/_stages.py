@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, delete, func, insert, select
 from sqlalchemy.orm import Session
 
@@ -24,6 +22,9 @@ from autoq.studies._encoding import (
 )
 from autoq.studies._schema import ArrayRow, BlobRow, ScoreBatchRow, SensitivityRow, StageRow
 from autoq.studies.records import SensitivityCell, StageRecord, WorkStatus
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Item = TypeVar("Item")
 
@@ -281,6 +282,8 @@ def _put(
     session: Session, study_id: int, stage: str, name: str, given: NDArray[Any]
 ) -> dict[str, object]:
     """Keep the array's bytes, and return its row."""
+    import numpy as np
+
     array = np.asarray(given)
     return {
         "study_id": study_id,

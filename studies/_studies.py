@@ -111,20 +111,35 @@ class StudyRepository(Repository):
             )
         return study_record(row)
 
-    def list_studies(self) -> list[StudySummary]:
-        """All studies, oldest first."""
+    def list_studies(self, *, in_detail: bool = True) -> list[StudySummary]:
+        """All studies, oldest first.
+
+        Args:
+            in_detail: with their stages and numbers of plans; without, a list of thousands is read
+                in half the time.
+        """
+        shown = select(
+            StudyRow.id,
+            StudyRow.name,
+            StudyRow.status,
+            StudyRow.created,
+            StudyRow.updated,
+            StudyRow.model_path,
+            StudyRow.architecture,
+        )
         with self._database.read() as session:
-            rows = session.scalars(select(StudyRow).order_by(StudyRow.id)).all()
-            stages = _stages_by_study(session)
-            plans = _counts(session, PlanRow.study_id)
+            rows = session.execute(shown.order_by(StudyRow.id)).all()
+            stages = _stages_by_study(session) if in_detail else {}
+            plans = _counts(session, PlanRow.study_id) if in_detail else {}
             exports = _counts(session, ExportRow.study_id, ExportRow.status, ExportStatus.COMPLETE)
             leases = session.scalars(select(LeaseRow)).all()
             held = {row.study_id for row in leases if is_alive(row, now(session))}
+        known = {status.value: status for status in WorkStatus}  # an enum's own search is slow
         return [
             StudySummary(
                 id=row.id,
                 name=row.name,
-                status=WorkStatus(row.status),
+                status=known[row.status],
                 created=iso_time(row.created),
                 updated=iso_time(row.updated),
                 model_path=row.model_path,
@@ -136,6 +151,16 @@ class StudyRepository(Repository):
             )
             for row in rows
         ]
+
+    def plan_wishes(self) -> list[tuple[int, str, float, dict[str, Any]]]:
+        """(study, label, budget in bits, details) of all plans of all studies, oldest first.
+
+        Without the plans' assignments, which are most of what a large store has of them.
+        """
+        wishes = select(PlanRow.study_id, PlanRow.label, PlanRow.budget_bits, PlanRow.details)
+        with self._database.read() as session:
+            rows = session.execute(wishes.order_by(PlanRow.id)).all()
+        return [(row.study_id, row.label, row.budget_bits, row.details) for row in rows]
 
     def set_status(self, study_id: int, status: WorkStatus) -> None:
         """Say how far the study as a whole is."""

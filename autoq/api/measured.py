@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from autoq.evaluators import NOISE_FLOOR, compare
-from autoq.studies import MeasurementRecord, PlanRecord
+from autoq.studies import MeasurementRecord, PlanRecord, listing
 
 if TYPE_CHECKING:
     from autoq.api.study import Study
@@ -19,20 +19,19 @@ PER_SEQUENCE = "per_sequence"
 OTHER_DATA = "data"
 """Key in a measurement's details: where the tokens come from, if not from the study's own."""
 
-REFINED_FROM = "refined_from"
+REFINED_FROM = listing.REFINED_FROM
 """Key in a refined plan's details: the id of its start."""
 
-REFINEMENT = "refinement"
+REFINEMENT = listing.REFINEMENT
 """Key in a plan's details: the Optuna study that found it."""
 
-VALIDATION = "validation"
+VALIDATION = listing.VALIDATION
 """How labels of plans begin that were made to judge the prediction; nobody asked for them."""
 
 
 def is_asked_for(plan: PlanRecord) -> bool:
     """Whether a plan is a user's, and not one of `Study.validate` or of a measured front."""
-    of_a_front = REFINEMENT in plan.details and REFINED_FROM not in plan.details
-    return not plan.label.startswith(f"{VALIDATION} ") and not of_a_front
+    return listing.is_asked_for(plan.label, plan.details)
 
 
 def noise_floor_on(study: Study, data_sha256: str | None) -> MeasurementRecord | None:

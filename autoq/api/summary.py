@@ -13,6 +13,7 @@ from autoq.api.validation import validation_summary
 from autoq.formats import NONE, FormatName
 from autoq.search import CostTable, SensitivityTable
 from autoq.studies import ExportStatus, PlanRecord
+from autoq.studies.listing import budgets_of
 
 if TYPE_CHECKING:
     from autoq.api.study import Study
@@ -67,10 +68,7 @@ def refined_from(study: Study, plan: PlanRecord) -> str | None:
 
 def plan_budgets(plan: PlanRecord) -> dict[str, float]:
     """Resource -> limit that the plan was solved for; "kl_divergence" for a limit on quality."""
-    budgets = dict(plan.details.get("asked", plan.budgets))
-    if "max_kl" in plan.details:
-        budgets["kl_divergence"] = plan.details["max_kl"]
-    return budgets
+    return budgets_of(plan.details)
 
 
 def plan_takes(plan: PlanRecord) -> dict[str, float]:

@@ -21,6 +21,7 @@ from autoq.cli._options import (
 )
 from autoq.cli._output import (
     check_writable,
+    print_columns,
     print_json,
     quiet_libraries,
     results_kept_clean,
@@ -132,9 +133,12 @@ def list_command(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
     studies: list[dict[str, Any]] = []
     if not store_is_missing(store):
         with results_kept_clean():
-            from autoq.api import list_studies
+            # Not through autoq.api: that loads torch, which takes longer than any list.
+            from autoq.studies import StudyStore
+            from autoq.studies.listing import list_entries
 
-            studies = list_studies(store)
+            with StudyStore.open(store) as opened:
+                studies = list_entries(opened)
     if as_json:
         print_json({"store": without_password(store), "studies": studies})
         return
@@ -145,8 +149,6 @@ def list_command(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
 
 
 def _print_studies(studies: list[dict[str, Any]]) -> None:
-    from autoq.cli._tables import make_console, plain_table
-
     rows = [
         (
             study["name"],
@@ -159,7 +161,7 @@ def _print_studies(studies: list[dict[str, Any]]) -> None:
         for study in studies
     ]
     columns = ("study", "status", "budgets", "exports", "updated (UTC)", "model")
-    make_console().print(plain_table(*columns, rows=rows))
+    print_columns(columns, rows)
 
 
 @reports_failures

@@ -194,6 +194,8 @@ def api(monkeypatch: pytest.MonkeyPatch) -> FakeApi:
     """The API that the commands call."""
     fake = FakeApi()
     monkeypatch.setitem(sys.modules, "autoq.api", fake)
+    # `autoq list` does without autoq.api, which loads torch.
+    monkeypatch.setattr("autoq.studies.listing.list_entries", lambda s: fake.list_studies(s.url))
     return fake
 
 
