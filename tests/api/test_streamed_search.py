@@ -153,7 +153,7 @@ def test_a_search_in_memory_goes_on_within_a_bound(tmp_path: Path) -> None:
         ({"max_memory": "0.3GB"}, r"must hold a block.*bound is 0\.3GB; give --max-memory 0\.7GB"),
         ({"max_memory": "four"}, r"a number and MB, MiB, GB or GiB, got 'four'"),
         ({"max_memory": "0"}, r"must be above 0, got '0'"),
-        ({"devices": 2}, r"what --devices asks"),
+        ({"devices": 2}, r"what --devices, --ray and torchrun asks"),
         ({"refine": 3}, r"what --refine asks.*leave --refine or --max-memory out"),
         ({"kv_formats": ("fp8",)}, r"what --kv-formats asks"),
         ({"effective_bits": None, "max_kl": 0.1}, r"what --max-kl with measuring asks"),
