@@ -11,7 +11,7 @@ weighs a block's error by inputs of that block; here it is coordinate descent ov
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -77,9 +77,10 @@ def chosen_scales(weight: Tensor, choices: ScaleChoices, second_moment: Tensor) 
     choice_count, _, blocks = choices.step.shape
     block_size = weight.shape[1] // blocks
     rows = max(1, _VALUES_AT_ONCE // (choice_count * block_size))
-    middles = (choices.levels[1:] + choices.levels[:-1]) / 2
+    nearest = _nearest(choices.levels)
+    moment = second_moment.to(weight.device)
     indices = [
-        _of_rows(part, steps, choices.levels, middles, second_moment.to(weight.device))
+        _of_rows(part, steps, nearest, moment)
         for part, steps in zip(
             torch.split(weight, rows), torch.split(choices.step, rows, dim=1), strict=True
         )
@@ -92,7 +93,7 @@ def chosen_scales(weight: Tensor, choices: ScaleChoices, second_moment: Tensor) 
 
 
 def _of_rows(
-    weight: Tensor, steps: Tensor, levels: Tensor, middles: Tensor, moment: Tensor
+    weight: Tensor, steps: Tensor, nearest: Callable[[Tensor], Tensor], moment: Tensor
 ) -> Tensor:
     """Numbers of the choices, int64 [rows, blocks]; rows do not depend on each other."""
     blocks = steps.shape[-1]
@@ -100,7 +101,7 @@ def _of_rows(
     taken = torch.zeros(len(weight), blocks, dtype=torch.int64, device=weight.device)
     errors = torch.cat(
         [
-            _errors(weight[:, block], steps[:1, :, number], levels, middles)[0]
+            _errors(weight[:, block], steps[:1, :, number], nearest)[0]
             for number, block in enumerate(columns)
         ],
         dim=1,
@@ -110,7 +111,7 @@ def _of_rows(
         for number, block in enumerate(columns):
             own = moment[block, block]
             others = errors @ moment[:, block] - errors[:, block] @ own
-            possible = _errors(weight[:, block], steps[:, :, number], levels, middles)
+            possible = _errors(weight[:, block], steps[:, :, number], nearest)
             loss = ((possible @ own + 2 * others) * possible).sum(-1)
             best = loss.argmin(0)
             taken[:, number] = best
@@ -123,11 +124,19 @@ def _bounds(width: int, blocks: int) -> list[tuple[int, int]]:
     return [(number * size, (number + 1) * size) for number in range(blocks)]
 
 
-def _errors(weight: Tensor, steps: Tensor, levels: Tensor, middles: Tensor) -> Tensor:
+def _errors(weight: Tensor, steps: Tensor, nearest: Callable[[Tensor], Tensor]) -> Tensor:
     """What rounding does under each of R steps [R, rows] to a block [rows, B]: [R, rows, B]."""
     unit = steps[..., None]
-    indices = torch.bucketize(weight / unit, middles, out_int32=True)
-    return levels[indices].mul_(unit).sub_(weight)
+    return nearest(weight / unit).mul_(unit).sub_(weight)
+
+
+def _nearest(levels: Tensor) -> Callable[[Tensor], Tensor]:
+    """Rounding to the nearest level; of two equally near, which lose the same, to either."""
+    if bool((levels.diff() == 1).all()):
+        least, most = float(levels[0]), float(levels[-1])
+        return lambda values: values.round_().clamp_(least, most)
+    middles = (levels[1:] + levels[:-1]) / 2
+    return lambda values: levels[torch.bucketize(values, middles, out_int32=True)]
 
 
 def _amax_after_rounding(weight: Tensor, entry: LayerCalibration) -> float:
