@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,7 +69,6 @@ class _Memory:
         self.magnitudes = torch.empty(count, half, dtype=torch.int32)
         self.values = torch.empty(2, count, half)
         self.powers = torch.empty(2, count, half)
-        self.steps = torch.empty(count, half)
 
 
 class Blocks:
@@ -84,7 +84,6 @@ class Blocks:
         self._words = words
         self._magnitudes = memory.magnitudes[:count]
         self._values, self._powers = memory.values[:, :count], memory.powers[:, :count]
-        self._steps = memory.steps[:count]
         self._maxima: Tensor | None = None
         torch.bitwise_and(words, _BOTH_MAGNITUDES, out=self._magnitudes)
 
@@ -120,22 +119,23 @@ class Blocks:
         bits = self._values.view(torch.int32)
         torch.bitwise_left_shift(self._magnitudes, 16, out=bits[0])
         torch.bitwise_and(self._magnitudes, _UPPER_MAGNITUDE, out=bits[1])
-        # Copied out first: dividing rows of 8 by a number each is no vector operation.
-        torch.div(self._values, self._steps.copy_(step.expand_as(self._steps)), out=self._values)
+        # Repeated first: dividing rows of 8 by a number each is no vector operation.
+        steps = torch.from_numpy(np.repeat(step.numpy(), self._half, axis=1))
+        torch.div(self._values, steps, out=self._values)
         self._values.clamp_(max=e2m1.LARGEST)
         powers = self._powers.view(torch.int32)
         torch.bitwise_and(bits, _EXPONENT, out=powers)
         self._powers.clamp_(min=1.0)
         torch.add(self._values, self._powers, alpha=_COUNT_STEPS, out=self._values)
-        steps = torch.add(bits[0], bits[1], alpha=16, out=bits[0])
+        counts = torch.add(bits[0], bits[1], alpha=16, out=bits[0])
         reached = torch.add(powers[0], powers[1], alpha=16, out=powers[0])
         # The lowest bit of the exponent becomes the second: the power 2**e gives 2 * e - 2.
-        return steps.add_(reached.bitwise_right_shift_(_MANTISSA_BITS - 1))
+        return counts.add_(reached.bitwise_right_shift_(_MANTISSA_BITS - 1))
 
     def _signs(self) -> Tensor:
         """Bits 3 and 7 of the lowest byte, int32; zeros have none. Magnitudes are lost."""
         # A carry into a sign's place tells what is not zero from zero.
         signs = self._magnitudes.add_(_BOTH_MAGNITUDES).bitwise_and_(self._words)
         signs.bitwise_right_shift_(12).bitwise_and_(_BOTH_SIGNS_SHIFTED)
-        upper = torch.bitwise_right_shift(signs, 12, out=self._steps.view(torch.int32))
+        upper = torch.bitwise_right_shift(signs, 12, out=self._powers.view(torch.int32)[0])
         return signs.add_(upper)

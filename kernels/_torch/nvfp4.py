@@ -36,9 +36,9 @@ def quantize(x: Tensor, global_scale: Tensor) -> tuple[Tensor, Tensor]:
     stored, packed = scales.view(-1, 1), codes.view(-1, BLOCK // 2)
     if e2m1_pairs.takes(x):
         for piece, pairs in e2m1_pairs.blocks(x, BLOCK):
-            scale = stored_block_scale(pairs.amax(), global_scale)
+            scale = _block_scale_or_one(pairs.amax(), global_scale)
             stored[piece] = scale
-            step = decode_e4m3(scale) * global_scale
+            step = scale.mul_(global_scale)
             packed[piece] = pairs.packed(step, partial(_divided_, step))
         return codes, scales
     for piece, blocks in float32_pieces(x.reshape(-1, BLOCK)):
@@ -55,7 +55,7 @@ def block_scale(blocks: Tensor, global_scale: Tensor) -> Tensor:
 
 
 def stored_block_scale(amax: Tensor, global_scale: Tensor) -> Tensor:
-    """`_block_scale_or_one` as E4M3 codes, in fewer operations."""
+    """`_block_scale_or_one` as E4M3 codes."""
     quotient = amax / (_LARGEST_ELEMENT * global_scale)
     vanishes = quotient == 0
     codes = quotient.clamp_(_SMALLEST_BLOCK_SCALE, LARGEST_E4M3).to(torch.float8_e4m3fn)
@@ -66,7 +66,10 @@ def stored_block_scale(amax: Tensor, global_scale: Tensor) -> Tensor:
 def _block_scale_or_one(amax: Tensor, global_scale: Tensor) -> Tensor:
     """E4M3 scales, as float32 numbers, of blocks with the maxima `amax`; 1 where they vanish."""
     scale = _block_scale(amax, global_scale)
-    return scale.masked_fill_(amax / (_LARGEST_ELEMENT * global_scale) == 0, 1.0)
+    quotient = amax / (_LARGEST_ELEMENT * global_scale)
+    if amax.device.type == "cpu" and amax.numel() and quotient.min() > 0:
+        return scale  # NaN is not above zero, so it is not skipped
+    return scale.masked_fill_(quotient == 0, 1.0)
 
 
 def codes_under(x: Tensor, global_scale: Tensor, block_scale: Tensor) -> Tensor:
