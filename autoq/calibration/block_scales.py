@@ -77,10 +77,9 @@ def chosen_scales(weight: Tensor, choices: ScaleChoices, second_moment: Tensor) 
     choice_count, _, blocks = choices.step.shape
     block_size = weight.shape[1] // blocks
     rows = max(1, _VALUES_AT_ONCE // (choice_count * block_size))
-    nearest = _nearest(choices.levels)
     moment = second_moment.to(weight.device)
     indices = [
-        _of_rows(part, steps, nearest, moment)
+        _of_rows(part, steps, choices.nearest, moment)
         for part, steps in zip(
             torch.split(weight, rows), torch.split(choices.step, rows, dim=1), strict=True
         )
@@ -128,15 +127,6 @@ def _errors(weight: Tensor, steps: Tensor, nearest: Callable[[Tensor], Tensor]) 
     """What rounding does under each of R steps [R, rows] to a block [rows, B]: [R, rows, B]."""
     unit = steps[..., None]
     return nearest(weight / unit).mul_(unit).sub_(weight)
-
-
-def _nearest(levels: Tensor) -> Callable[[Tensor], Tensor]:
-    """Rounding to the nearest level; of two equally near, which lose the same, to either."""
-    if bool((levels.diff() == 1).all()):
-        least, most = float(levels[0]), float(levels[-1])
-        return lambda values: values.round_().clamp_(least, most)
-    middles = (levels[1:] + levels[:-1]) / 2
-    return lambda values: levels[torch.bucketize(values, middles, out_int32=True)]
 
 
 def _amax_after_rounding(weight: Tensor, entry: LayerCalibration) -> float:

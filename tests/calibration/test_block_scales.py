@@ -28,16 +28,19 @@ from autoq.testing.tiny_models import make_tiny_model
 LEVELS = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0])
 
 
+def nearest_level(values: Tensor) -> Tensor:
+    return LEVELS[(values[..., None] - LEVELS).abs().argmin(-1)]
+
+
 def choices_of(steps: list[float], rows: int, blocks: int) -> ScaleChoices:
     step = torch.tensor(steps)[:, None, None].expand(-1, rows, blocks).contiguous()
-    return ScaleChoices(levels=LEVELS, stored=step, step=step)
+    return ScaleChoices(nearest=nearest_level, stored=step, step=step)
 
 
 def rounded(weight: Tensor, scale: Tensor) -> Tensor:
     """Nearest levels under a scale per block."""
     step = scale.repeat_interleave(weight.shape[1] // scale.shape[1], dim=1)
-    distance = ((weight / step)[..., None] - LEVELS).abs()
-    return LEVELS[distance.argmin(-1)] * step
+    return nearest_level(weight / step) * step
 
 
 def losses(weight: Tensor, scale: Tensor, moment: Tensor) -> Tensor:

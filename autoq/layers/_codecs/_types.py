@@ -11,6 +11,7 @@ from torch import Tensor
 
 from autoq.formats import ActivationScheme, Container, QuantFormat, WeightElement, WeightScaling
 from autoq.kernels._packed import PackedTensor
+from autoq.kernels._torch import e2m1
 from autoq.kernels.scoring import Scheme
 from autoq.layers._types import LayerCalibration
 
@@ -70,11 +71,15 @@ class CodeGrid:
 class ScaleChoices:
     """The scales that each block of a weight [N, K] can take in a 4-bit element."""
 
-    levels: Tensor  # float32 [L], ascending
-    stored: (
-        Tensor  # [R, N, blocks], as `LayerCalibration.block_scale` has them; the first are taken
-    )
+    nearest: Callable[[Tensor], Tensor]  # float32 values to the nearest levels, in place
+    stored: Tensor  # [R, N, blocks], as `LayerCalibration.block_scale` has it; the first are taken
     step: Tensor  # float32 [R, N, blocks], positive: weights are levels times it
+
+
+def nearest_e2m1(values: Tensor) -> Tensor:
+    """`ScaleChoices.nearest` of E2M1."""
+    e2m1.round_(values, torch.empty_like(values))
+    return values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

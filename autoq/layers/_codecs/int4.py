@@ -121,8 +121,11 @@ def _int4_choices(
     largest = int4_group_scale(weight, fmt, scale_dtype, None)
     shares = [(largest * factor).to(scale_dtype).float() for factor in _CHOSEN_FACTORS]
     step = torch.stack([taken, *(torch.where(share > 0, share, largest) for share in shares)])
-    levels = torch.arange(-8, 8, device=weight.device).float()
-    return ScaleChoices(levels=levels, stored=step, step=step)
+    return ScaleChoices(nearest=_nearest_level, stored=step, step=step)
+
+
+def _nearest_level(values: Tensor) -> Tensor:
+    return values.round_().clamp_(-8, 7)
 
 
 def int4_group_scale(

@@ -22,6 +22,7 @@ from autoq.layers._codecs._types import (
     ScaleChoices,
     Tensors,
     WeightCodec,
+    nearest_e2m1,
 )
 from autoq.layers._types import LayerCalibration
 
@@ -111,8 +112,7 @@ def _mxfp4_choices(
         (largest + offset).clamp(0, _LARGEST_BYTE).to(torch.uint8) for offset in _CHOSEN_OFFSETS
     )
     stored = torch.stack([taken, largest.to(torch.uint8), *near])
-    step = _mxfp4_step(stored)
-    return ScaleChoices(levels=CodeGrid.of_e2m1(step).levels, stored=stored, step=step)
+    return ScaleChoices(nearest=nearest_e2m1, stored=stored, step=_mxfp4_step(stored))
 
 
 def _fake_quantize_mxfp8_input(rule: ScaleRule, x: Tensor, _: float) -> Tensor:

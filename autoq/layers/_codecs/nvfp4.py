@@ -15,6 +15,7 @@ from autoq.layers._codecs._types import (
     ScaleChoices,
     Tensors,
     WeightCodec,
+    nearest_e2m1,
 )
 from autoq.layers._types import LayerCalibration
 
@@ -71,8 +72,7 @@ def _e2m1_choices(
     near = ((largest + offset).clamp(_SMALLEST_CODE, _LARGEST_CODE) for offset in _CHOSEN_OFFSETS)
     codes = torch.stack([taken, *(code.to(torch.uint8) for code in near)])
     stored = codes.view(torch.float8_e4m3fn)
-    step = stored.float() * scale
-    return ScaleChoices(levels=CodeGrid.of_e2m1(step).levels, stored=stored, step=step)
+    return ScaleChoices(nearest=nearest_e2m1, stored=stored, step=stored.float() * scale)
 
 
 def _pack_e2m1(tensors: Tensors, container: Container) -> nvfp4.NVFP4Tensor:
