@@ -225,7 +225,7 @@ def _by_algorithm(case: _Case, layers: Mapping[str, object]) -> Reading:
     if not case.manifest.is_mixed:
         algorithm = case.manifest.algorithm
         if not _knows(case.engine, algorithm, _UNIFORM):
-            reason = f"{case.engine} knows no {algorithm} in modelopt checkpoints"
+            reason = f"{case.engine} takes no modelopt checkpoint of {algorithm} alone"
             return Reading(Fate.REFUSED, reason=reason)
         return _as(modelopt_declared(case.manifest.flat))
     fused, parts = case.fused

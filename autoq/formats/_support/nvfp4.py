@@ -31,14 +31,19 @@ from autoq.formats._support._cells import (
 
 _NVFP4 = FormatName("nvfp4")
 
+_FP8_INPUTS = (
+    "no FP4 matrix units before 10.0: the weights are widened in the kernel, Humming's, which by its "
+    "source rounds inputs to FP8, with a scale for each token"
+)
+
 
 def support() -> Iterator[Support]:
     """Of NVFP4."""
     yield from everywhere(_NVFP4)
     native = (BLACKWELL, NATIVE, FP4_UNITS)
     for container in Container:
-        old = TURING + AMPERE + ADA + HOPPER
-        yield from records(VLLM, container, _NVFP4, (old, WEIGHT_ONLY, NO_FP4_UNITS), native)
+        old = (TURING + AMPERE + ADA, WEIGHT_ONLY, NO_FP4_UNITS)
+        yield from records(VLLM, container, _NVFP4, old, (HOPPER, WEIGHT_ONLY, _FP8_INPUTS), native)
         yield from records(
             SGLANG, container, _NVFP4, (AMPERE + ADA + HOPPER, WEIGHT_ONLY, NO_FP4_UNITS), native
         )

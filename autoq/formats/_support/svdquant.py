@@ -25,7 +25,8 @@ from autoq.formats._support._cells import (
 _SVDQUANT = FormatName("nvfp4_svdquant")
 
 _UNKNOWN = (
-    "{} knows no NVFP4_SVD in modelopt checkpoints: it refuses a checkpoint of that alone, and {}"
+    "{} knows no NVFP4_SVD in modelopt checkpoints: it refuses a checkpoint of that alone, and in a "
+    "mixed one builds the layer unquantised and stops while it loads"
 )
 _NO_BRANCH = "compressed-tensors has no place for a branch of low rank"
 
@@ -33,11 +34,8 @@ _NO_BRANCH = "compressed-tensors has no place for a branch of low rank"
 def support() -> Iterator[Support]:
     """Of SVDQuant."""
     yield from everywhere(_SVDQUANT)
-    silent = "builds the layer unquantised without an error in a mixed one"
-    yield from records(VLLM, MODELOPT, _SVDQUANT, (GPUS, NO, _UNKNOWN.format("vLLM", silent)))
-    yield from records(
-        SGLANG, MODELOPT, _SVDQUANT, (FROM_AMPERE, NO, _UNKNOWN.format("SGLang", silent))
-    )
+    yield from records(VLLM, MODELOPT, _SVDQUANT, (GPUS, NO, _UNKNOWN.format("vLLM")))
+    yield from records(SGLANG, MODELOPT, _SVDQUANT, (FROM_AMPERE, NO, _UNKNOWN.format("SGLang")))
     diffusion = (
         "TensorRT-LLM knows no NVFP4_SVD of language models; for diffusion models it is proposed"
     )
