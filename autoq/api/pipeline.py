@@ -61,7 +61,7 @@ from autoq.api.targeting import best_offer, note_target, offers
 from autoq.api.task import LoadedModel, ScoringTask, load, load_data, scoring_task
 from autoq.data import TokenData
 from autoq.export import check_destination
-from autoq.formats import parse_target
+from autoq.formats import FORMATS, parse_target
 from autoq.models.discovery import discover
 from autoq.models.weights import check_finite
 from autoq.progress import Progress, SilentProgress
@@ -165,7 +165,7 @@ def search(
             measured `max_kl`.
         row_fraction: share of the tokens that are scored, in (0, 1].
         calibration: "best": scales by the error that they leave, and 4-bit codes that make up for
-            each other's errors (GPTQ); "scales": the nearest codes instead, which is quicker; or
+            each other's errors (GPTQ); "scales": the nearest codes instead, of which none are stored; or
             "max" for scales from largest magnitudes only, as other tools have them (input scales
             of AWQ formats and of int8_sq are searched all the same). Or algorithms joined by "+",
             of which each format takes what it can, such as "percentile:99.9+awq+gptq"; those of
@@ -422,6 +422,9 @@ def _open_study(
         "projection_dtype": str(projection_dtype(loaded.model, loaded.device)),
         "scores_version": SCORES_VERSION,
     }
+    steps = [FORMATS[fmt].algorithm(config.calibration) for fmt in config.formats]
+    if any(step.weighs_outputs for step in steps):
+        scored["block_scales_by"] = "outputs"  # which they were not in earlier versions
     key = study_key(scored, loaded.fingerprint)
     record = store.create_or_get(
         name=name or f"{_model_name(loaded)}-{key[:8]}",

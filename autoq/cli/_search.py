@@ -152,7 +152,7 @@ def search(
         typer.Option(
             metavar="best|scales|max|NAME+NAME",
             help="best: scales by the error they leave, 4-bit codes with error feedback (GPTQ); "
-            "scales: nearest codes, quicker; max: scales from largest magnitudes. Or algorithms "
+            "scales: nearest codes, none stored; max: scales from largest magnitudes. Or algorithms "
             "joined by '+', of which each format takes what it can: rtn, percentile:P, mse, "
             "awq_lite, awq, smoothquant[:ALPHA], gptq[:damping=D,order=power|given]; "
             "`autoq formats` says what each does.",

@@ -62,9 +62,14 @@ class CalibrationSteps:
         return self.input_scaling is not InputScaling.NONE
 
     @property
+    def weighs_outputs(self) -> bool:
+        """Whether block scales are chosen by the error of the outputs."""
+        return self.weighs_errors and self.feedback is None
+
+    @property
     def needs_second_moments(self) -> bool:
         """Whether correlations between a layer's input channels are looked at."""
-        return self.weighs_errors or self.feedback is not None
+        return self.weighs_outputs or self.feedback is not None
 
     @property
     def feeds_errors_back(self) -> bool:
@@ -121,7 +126,8 @@ class CalibrationMethod(StrEnum):
     BEST = "best"
     """`QuantFormat.calibration`: what gives the smallest loss."""
     SCALES = "scales"
-    """As BEST, but every weight takes the nearest code: quicker, and no codes are stored."""
+    """As BEST, but every weight takes the nearest code, and block scales are chosen by the error of the
+    outputs: no codes are stored."""
     MAX = "max"
     """`QuantFormat.plain_calibration`: scales from largest magnitudes, which other tools have, too;
     to compare allocations under one and the same quantiser."""
