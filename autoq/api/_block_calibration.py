@@ -19,6 +19,7 @@ from autoq.export import (
     StoredCalibration,
     sibling_folder,
 )
+from autoq.export.block_calibration import outside_blocks
 from autoq.formats import NONE, Calibration, Container, FormatName
 from autoq.layers import LayerCalibration
 from autoq.layers.kv_cache import CachedLayer
@@ -82,7 +83,7 @@ def calibrated_by_blocks(
         slot_formats: layers that are not in it or are "none" are not calibrated.
         records_caches: note the largest keys and values of every layer that caches them, too.
     Raises:
-        InputError: a quantised layer is in no block.
+        InputError: a group lies in a block in part.
         DataError: the data cannot be read, or are too few.
         ModelError: an input holds NaN or Inf on the data, or the model cannot be run block by block.
         ExportError: the disk is full or cannot be written.
@@ -101,9 +102,10 @@ def calibrated_by_blocks(
     )
     batches = token_batches(tokens, data.batch_size, _CPU)
     chosen = _quantised_part(model_map, slot_formats)
+    stages = len(model_map.blocks) + bool(outside_blocks(chosen).groups)
     with (
         sibling_folder(destination) as folder,
-        progress.task("calibrating", len(batches) * len(model_map.blocks)) as advance,
+        progress.task("calibrating", len(batches) * stages) as advance,
     ):
         stored = StoredCalibration(folder)
         matrices = SourceMatrices.of(source, model, model_map)
@@ -119,6 +121,7 @@ def calibrated_by_blocks(
             scale_dtype=scale_dtype,
             method=method,
             after_batch=advance,
+            takes_outside=True,
         ).run(stream, chosen, len(batches), stored)
         yield CalibratedByBlocks(
             table=stored,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from autoq.calibration import calibrate
 from autoq.errors import InputError
@@ -75,6 +75,7 @@ class BlockCalibration:
     method: Calibration
     moment_bytes: int | None = None
     after_batch: Callable[[], None] = lambda: None
+    takes_outside: bool = False  # whether layers in no block, such as the head, are calibrated, too
 
     def run(
         self,
@@ -91,20 +92,25 @@ class BlockCalibration:
         Args:
             stream: whose inputs are the batches, and behind them the small input on which folding
                 is tried.
-            model_map: what to calibrate; all of it in blocks.
+            model_map: what to calibrate; all of it in blocks, unless `takes_outside`.
             stored: gets the calibrations.
         Raises:
-            InputError: a layer is in no block, or a group in several.
+            InputError: a layer is in no block and not to be, or a group in several.
             ModelError: an input holds NaN or Inf on calibration data, or the model cannot be run
                 block by block.
         """
         parts = [_part(model_map, path) for path in model_map.blocks]
-        _refuse_outside(model_map, parts)
+        rest = outside_blocks(model_map) if self.takes_outside else None
+        _refuse_outside(model_map, parts if rest is None else [*parts, rest])
         for number, part in enumerate(parts):
             with stream.block(number) as block:
                 self._keep_outputs(stream, number, batches, part, block, stored)
             if number:
                 stream.forget(number - 1)
+        if rest is not None and rest.groups:
+            stream.finish(batches)  # layers outside blocks have their weights from then on
+            run, small = stream.finish, partial(stream.finish, batches)
+            stored.add(self._calibrated(stream.model, rest, batches, run, small))
 
     def _keep_outputs(
         self,
@@ -121,20 +127,44 @@ class BlockCalibration:
                 stream.run(number, index, keep=True)
                 self.after_batch()
             return
-        found = calibrate(
-            _holding(part.blocks[0], block),
+        whole = _holding(part.blocks[0], block)
+        run = partial(stream.run, number, keep=True)
+        small = partial(stream.run, number, batches, keep=False)
+        stored.add(self._calibrated(whole, part, batches, run, small))
+
+    def _calibrated(
+        self,
+        model: nn.Module,
+        part: ModelMap,
+        batches: int,
+        run: Callable[[int], Tensor],
+        run_small: Callable[[], Tensor],
+    ) -> dict[_Key, LayerCalibration]:
+        return calibrate(
+            model,
             part,
             self.formats,
             range(batches),
-            partial(stream.run, number, keep=True),
-            run_small=lambda: stream.run(number, batches, keep=False),
+            run,
+            run_small=run_small,
             container=self.container,
             scale_dtype=self.scale_dtype,
             method=self.method,
             moment_bytes=self.moment_bytes,
             after_batch=self.after_batch,
         )
-        stored.add(found)
+
+
+def outside_blocks(model_map: ModelMap) -> ModelMap:
+    """What of a model lies in none of its blocks."""
+    inside = tuple(f"{path}." for path in model_map.blocks)
+    slots = {
+        name: slot
+        for name, slot in model_map.slots.items()
+        if not f"{slot.module}.".startswith(inside)
+    }
+    groups = tuple(group for group in model_map.groups if slots.keys() >= set(group.slots))
+    return replace(model_map, slots=slots, groups=groups, blocks=())
 
 
 def _part(model_map: ModelMap, path: str) -> ModelMap:

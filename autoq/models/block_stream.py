@@ -255,6 +255,20 @@ class BlockStream:
             self._outputs.put((number, index), found)
         return hidden_of(found)
 
+    @property
+    def model(self) -> nn.Module:
+        """The model, of which one block at most has weights."""
+        return self._streamed.model
+
+    def finish(self, index: int) -> Tensor:
+        """What the model gives for an input, from the kept output of the last block.
+
+        What stands before the blocks and behind them is computed, and has its weights from then on.
+        """
+        last = self._outputs.get((self._streamed.blocks - 1, index))
+        with torch.no_grad(), self._streamed.ending_with(last):
+            return forward_logits(self._streamed.model, self._inputs[index])
+
     def check(self, index: int) -> None:
         """See that all blocks were run as the model runs them, by the kept outputs of the last.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from autoq.api.compressing import compress
 from autoq.api.task import PROBE_TOKENS, LoadedModel, load_data, token_batches
 from autoq.calibration import calibrate
-from autoq.errors import ExportError, InputError, ModelError
+from autoq.errors import ExportError, ModelError
 from autoq.export import FolderWeights, SourceMatrices, export_checkpoint, verify_logits
 from autoq.formats import CalibrationMethod, Container, FormatName
 from autoq.models import discover, load_model
@@ -51,13 +51,19 @@ def with_outliers(source: Path) -> Path:
 
 
 def compress_on(
-    source: Path, out: Path, ids: Path, fmt: str, container: Container
+    source: Path,
+    out: Path,
+    ids: Path,
+    fmt: str,
+    container: Container,
+    include: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     return compress(
         source,
         out,
         fmt=fmt,
         container=container,
+        include=include,
         calibration_data=str(ids),
         calibration_sequences=SEQUENCES,
         sequence_length=TOKENS,
@@ -65,14 +71,21 @@ def compress_on(
     )
 
 
-def export_whole(source: Path, out: Path, ids: Path, fmt: str, container: Container) -> int:
+def export_whole(
+    source: Path,
+    out: Path,
+    ids: Path,
+    fmt: str,
+    container: Container,
+    include: tuple[str, ...] = (),
+) -> int:
     """The way of a search: calibrated in float32 with all of the model in memory, then exported.
 
     Returns:
         How many layers' input scales are folded into norms.
     """
     model = load_model(source, dtype=torch.float32)
-    model_map = discover(model)
+    model_map = discover(model, include=include)
     loaded = LoadedModel(model, source, "", torch.bfloat16)
     sizes = {"sequences": SEQUENCES, "sequence_length": TOKENS}
     tokens = load_data(loaded, str(ids), split="calibration", seed=0, **sizes)
@@ -193,29 +206,36 @@ def test_formats_with_stored_input_scales_are_calibrated_without_being_asked(
 
 
 @pytest.mark.parametrize(
-    ("family", "include", "error", "message"),
-    [
-        ("t5", (), ModelError, r"one row of blocks.*encoder-decoder; search the model"),
-        ("llama", ("lm_head",), InputError, r"must lie in one of the model's blocks.*lm_head"),
-    ],
+    ("fmt", "container"), [("fp8", MODELOPT), ("nvfp4", COMPRESSED), ("w4a8_awq", MODELOPT)]
 )
-def test_what_cannot_be_streamed_is_refused(
-    family: str,
-    include: tuple[str, ...],
-    error: type[Exception],
-    message: str,
-    ids: Path,
-    tmp_path: Path,
+def test_layers_outside_blocks_are_those_of_the_whole_model(
+    fmt: str, container: Container, ids: Path, tmp_path: Path
 ) -> None:
-    source = write_family_model(family, tmp_path / "model")
+    source = write_family_model("llama", tmp_path / "model")
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.norm.weight"][::16] *= 40
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    head = ("lm_head",)
 
-    with pytest.raises(error, match=message):
+    written = compress_on(source, tmp_path / "streamed", ids, fmt, container, head)
+    export_whole(source, tmp_path / "whole", ids, fmt, container, head)
+
+    streamed, whole = tensors_of(tmp_path / "streamed"), tensors_of(tmp_path / "whole")
+    assert "lm_head" not in written["left"]
+    assert any(name.startswith("lm_head.weight_") for name in whole)
+    assert streamed.keys() == whole.keys()
+    assert [name for name in whole if not same(streamed[name], whole[name])] == []
+
+
+def test_what_cannot_be_streamed_is_refused(ids: Path, tmp_path: Path) -> None:
+    source = write_family_model("t5", tmp_path / "model")
+
+    with pytest.raises(ModelError, match=r"one row of blocks.*encoder-decoder; search the model"):
         compress(
             source,
             tmp_path / "out",
             fmt="fp8",
             container=MODELOPT,
-            include=include,
             calibration_data=str(ids),
             calibration_sequences=2,
             sequence_length=8,
