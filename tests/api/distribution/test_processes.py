@@ -168,3 +168,10 @@ class TestWorkersOwnChecks:
                 worker.begin(Message({**order.header, "versions": {"torch": "1.0"}}))
         finally:
             worker.close()
+
+
+def test_workers_hold_the_model_which_a_bound_on_memory_forbids(
+    llama_folder: Path, quick: dict[str, Any]
+) -> None:
+    with pytest.raises(InputError, match="leave --devices, --ray and torchrun or --max-memory out"):
+        autoq.search(llama_folder, **quick, devices=2, max_memory="4GB")
