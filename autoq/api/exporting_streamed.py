@@ -27,7 +27,6 @@ from autoq.export import (
 )
 from autoq.export._source import storage_dtypes
 from autoq.export._types import Spelling
-from autoq.export.export import MAX_SHARD_BYTES
 from autoq.export.study_streaming import OrderedStreamedPlan
 from autoq.formats import Container, FormatName
 from autoq.layers import LayerCalibration
@@ -42,6 +41,9 @@ if TYPE_CHECKING:
     from autoq.api.study import Study
 
 STREAMED_CONTAINERS = ("modelopt", "compressed-tensors", "transformers-fp8")
+
+SHARD_BYTES = 256 << 20
+"""Of a file of weights, as `compress` writes them."""
 
 _Table = Mapping[tuple[SlotName, FormatName], LayerCalibration]
 
@@ -67,16 +69,17 @@ def export_plan_streamed(
     overwrite: bool,
     progress: Progress,
     spelling: Spelling = Spelling.OWN,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
+    max_shard_bytes: int = SHARD_BYTES,
 ) -> dict[str, Any]:
     """Write, verify and record the checkpoint of `plan`; the study's lease must be held.
 
-    The folder is, file by file and byte by byte, what `export_plan` writes. Weights come from the
+    Every tensor is, bit for bit, what `export_plan` writes, and so is every file, byte for byte, where
+    shards have the same size: those of this are smaller, because one is in memory. Weights come from the
     model's folder a matrix at a time, scales and codes from the study's store. What was written is
     read back and compared by digests; its logits are not compared with the simulation's.
 
     Args:
-        max_shard_bytes: size at which the next file is started; see `write_checkpoint` for memory.
+        max_shard_bytes: size at which the next file is started, and about what is in memory.
     Returns:
         As `export_plan`.
     Raises:

@@ -349,7 +349,7 @@ class Study(StudyData):
             with_past: keys and values of earlier tokens are inputs and outputs of the graph, of the
                 container "onnx" only.
             streamed: read the weights from the model's folder a matrix at a time, for models that
-                no memory holds; the same files, whose logits are not compared.
+                no memory holds; the same tensors, in files of 256 MiB, whose logits are not compared.
             check_logits: load a compressed-tensors checkpoint with transformers, too, and compare
                 its logits with the simulation's, or a transformers-fp8 one and its weights; takes
                 the memory of two more models.

@@ -63,7 +63,7 @@ def export(
         typer.Option(
             "--streamed",
             help="Read the weights from the model's folder a matrix at a time, for models that no "
-            "memory holds; the same files.",
+            "memory holds; the same tensors, in files of 256 MiB.",
         ),
     ] = False,
     overwrite: Overwrite = False,
