@@ -1,6 +1,6 @@
 """Memory and time of `autoq search --max-memory`, where blocks of the model are read one by one.
 
-    OMP_NUM_THREADS=1 python benchmarks/streamed.py --gigabytes 4.5 --bound 0.9GB
+    OMP_NUM_THREADS=1 python benchmarks/streamed.py --gigabytes 4.1 --bound 0.8GB
 
 Writes a random Llama-like model of that size, shard by shard, and scores it within the bound, in a
 process of its own: peak resident memory over what must be there, which is the largest block's
@@ -54,8 +54,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--gigabytes", type=float, default=4.5, help="size of the large model")
-    parser.add_argument("--bound", default="0.9GB", help="on memory, for the large model")
+    parser.add_argument("--gigabytes", type=float, default=4.1, help="size of the large model")
+    parser.add_argument("--bound", default="0.8GB", help="on memory, for the large model")
     parser.add_argument("--small-gigabytes", type=float, default=0.3, help="of the model that fits")
     parser.add_argument("--small-bound", default="1.5GB", help="for the model that fits")
     parser.add_argument("--sequences", type=int, default=8)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from autoq.errors import InputError, ModelError
 from autoq.formats import FormatName
+from autoq.memory import large_blocks_given_back_at_once
 from autoq.models.block_stream import StreamedModel, hidden_of, with_hidden
 from autoq.models.kept_tensors import KeptTensors
 from autoq.search._batch_loss import BatchLoss, NoGradientError, check_loss
@@ -89,7 +90,7 @@ class StreamedScorer:
     def _score(self, indices: range) -> None:
         self._kept.clear()  # whatever a pass left that failed
         started = {index: self._scorer.start(index) for index in indices}
-        with self._scorer.showing_products():
+        with large_blocks_given_back_at_once(), self._scorer.showing_products():
             for number in range(self._model.blocks):
                 self._forward(number, started)
             self._behind_the_blocks(started)
