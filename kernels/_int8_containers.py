@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from autoq.kernels._checks import require_dtype, require_matrix, require_multiple
-from autoq.kernels._torch.chunks import empty
 
 _COLUMNS_PER_WORD = 4
 _OFFSET = 0x80
@@ -27,7 +26,7 @@ def pack_columns(codes: Tensor) -> Tensor:
     require_dtype("codes", codes, torch.int8)
     require_matrix("codes", codes)
     require_multiple("in_features", codes.shape[1], _COLUMNS_PER_WORD)
-    packed = empty(codes.shape, torch.uint8, codes.device)
+    packed = torch.empty(codes.shape, dtype=torch.uint8, device=codes.device)
     # Adding 128 to a byte flips its highest bit.
     torch.bitwise_xor(codes.contiguous().view(torch.uint8), _OFFSET, out=packed)
     return packed.view(torch.int32)

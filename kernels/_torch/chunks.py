@@ -84,10 +84,11 @@ def _map(rows: Tensor, out: Tensor, body: Body, done: int) -> Tensor:
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Memory for a result, like torch.empty.
+    """Memory for what is soon given back, like torch.empty.
 
-    What is large comes from numpy on CPUs, which asks the system for large pages: to touch fresh
-    memory the first time, page by small page, costs more than to compute what goes there.
+    What is large comes from numpy on CPUs, which asks the system for large pages: touching fresh
+    memory, page by small page, costs more than computing what goes there. What is kept is better
+    off in small ones: the system has few large pages at hand, and looking for more takes longer.
     """
     size = math.prod(shape) * dtype.itemsize
     if device.type != "cpu" or size < _LARGE_BYTES:

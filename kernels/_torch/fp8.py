@@ -9,7 +9,6 @@ from torch.nn import functional
 from autoq.kernels._scaling import BLOCK, Scaling
 from autoq.kernels._torch import fused
 from autoq.kernels._torch.chunks import (
-    empty,
     exponent_part_,
     float32_pieces,
     map_rows,
@@ -57,7 +56,7 @@ def quantize(x: Tensor, scale: Tensor, scaling: Scaling) -> Tensor:
     blocks = _rows(x, scaling)
     rows = blocks.reshape(-1, blocks.shape[-1])
     steps = _row_scales(scale, x.shape, scaling).expand(*blocks.shape[:-1], 1).reshape(-1, 1)
-    codes = empty(rows.shape, torch.float8_e4m3fn, x.device)
+    codes = torch.empty(rows.shape, dtype=torch.float8_e4m3fn, device=x.device)
     for piece, values in float32_pieces(rows):
         codes[piece] = values.div_(steps[piece]).clamp_(-LARGEST, LARGEST)
     return _unpadded(codes.view(blocks.shape), x.shape)

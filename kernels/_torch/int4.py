@@ -120,7 +120,7 @@ def _groups(matrix: Tensor, groups: int) -> Tensor:
 
 def pack_rows(codes: Tensor) -> Tensor:
     """uint8 [N/2, K]."""
-    packed = empty((len(codes) // 2, codes.shape[1]), torch.uint8, codes.device)
+    packed = torch.empty(len(codes) // 2, codes.shape[1], dtype=torch.uint8, device=codes.device)
     if not packed.numel():
         return packed
     even, odd = codes.view(torch.uint8)[0::2], codes.view(torch.uint8)[1::2]
@@ -141,7 +141,7 @@ def pack_columns(codes: Tensor) -> Tensor:
     """int32 [N, K/8]."""
     if not codes.numel():
         return torch.empty(len(codes), codes.shape[1] // 8, dtype=torch.int32, device=codes.device)
-    packed = empty((len(codes), codes.shape[1] // 2), torch.uint8, codes.device)
+    packed = torch.empty(len(codes), codes.shape[1] // 2, dtype=torch.uint8, device=codes.device)
     step = rows_per_piece(codes)
     for start in range(0, len(codes), step):
         # The even column is the low byte.

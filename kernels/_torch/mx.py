@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from autoq.kernels._mx import BLOCK, E2M1, E4M3, Element, ScaleRule
 from autoq.kernels._torch import e2m1, e2m1_pairs, fused
-from autoq.kernels._torch.chunks import bfloat16_block_amax, empty, float32_pieces, map_rows
+from autoq.kernels._torch.chunks import bfloat16_block_amax, float32_pieces, map_rows
 from autoq.kernels._torch.fp8 import decode_e4m3, round_e4m3_
 from autoq.kernels._torch.programs import Offer, Program
 
@@ -28,7 +28,7 @@ def quantize(x: Tensor, element: Element, rule: ScaleRule) -> tuple[Tensor, Tens
     bytes_ = scale.view(-1, 1)
     if element is not E4M3:
         return _quantize_e2m1(x, bytes_, rule), scale
-    codes = empty(x.shape, torch.float8_e4m3fn, x.device)
+    codes = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
     rows, source = codes.view(-1, BLOCK), x.reshape(-1, BLOCK)
     as_bits = e2m1_pairs.takes(x)
     for piece, values in float32_pieces(source):
@@ -47,7 +47,7 @@ def quantize_under(x: Tensor, scale: Tensor) -> Tensor:
 def _quantize_e2m1(x: Tensor, bytes_: Tensor, rule: ScaleRule | None) -> Tensor:
     """Packed codes under the bytes [blocks, 1], which are first written if there is a rule."""
     *leading, columns = x.shape
-    codes = empty((*leading, columns // 2), torch.uint8, x.device)
+    codes = torch.empty(*leading, columns // 2, dtype=torch.uint8, device=x.device)
     packed = codes.view(-1, BLOCK // 2)
     if e2m1_pairs.takes(x):
         for piece, pairs in e2m1_pairs.blocks(x, BLOCK):

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from autoq.kernels._torch import e2m1, e2m1_pairs, fused
-from autoq.kernels._torch.chunks import empty, exponent_part_, float32_pieces, map_rows
+from autoq.kernels._torch.chunks import exponent_part_, float32_pieces, map_rows
 from autoq.kernels._torch.fp8 import LARGEST as LARGEST_E4M3
 from autoq.kernels._torch.fp8 import decode_e4m3, round_e4m3_
 from autoq.kernels._torch.programs import Offer
@@ -32,7 +32,7 @@ def quantize(x: Tensor, global_scale: Tensor) -> tuple[Tensor, Tensor]:
     """Packed codes and block scales."""
     *leading, columns = x.shape
     scales = torch.empty(*leading, columns // BLOCK, dtype=torch.float8_e4m3fn, device=x.device)
-    codes = empty((*leading, columns // 2), torch.uint8, x.device)
+    codes = torch.empty(*leading, columns // 2, dtype=torch.uint8, device=x.device)
     stored, packed = scales.view(-1, 1), codes.view(-1, BLOCK // 2)
     if e2m1_pairs.takes(x):
         for piece, pairs in e2m1_pairs.blocks(x, BLOCK):
@@ -75,7 +75,7 @@ def _block_scale_or_one(amax: Tensor, global_scale: Tensor) -> Tensor:
 def codes_under(x: Tensor, global_scale: Tensor, block_scale: Tensor) -> Tensor:
     """Packed codes under given block scales."""
     *leading, columns = x.shape
-    codes = empty((*leading, columns // 2), torch.uint8, x.device)
+    codes = torch.empty(*leading, columns // 2, dtype=torch.uint8, device=x.device)
     scales, packed = block_scale.reshape(-1, 1), codes.view(-1, BLOCK // 2)
     if e2m1_pairs.takes(x):
         for piece, pairs in e2m1_pairs.blocks(x, BLOCK):
