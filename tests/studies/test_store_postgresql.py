@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy
 
 from autoq.errors import StoreError, StudyLockedError
-from autoq.studies import StudyStore, _clock
+from autoq.studies import StudyStore, _clock, maintenance
 from autoq.studies._schema import SCHEMA_REVISION, VERSION_TABLE
 from autoq.testing.postgresql import NoServerError, postgresql_url
 from tests.studies.frozen_stores import (
@@ -20,6 +20,7 @@ from tests.studies.frozen_stores import (
     migrate,
     schema_differences,
     thaw_postgresql,
+    thaw_sqlite,
 )
 
 pytestmark = pytest.mark.slow
@@ -137,3 +138,23 @@ def as_elsewhere(store):
     """Let the lease be that of another machine, of whose processes nothing is known here."""
     with store._database.write() as session:
         session.execute(sqlalchemy.text("UPDATE lease SET host = 'elsewhere'"))
+
+
+def test_a_study_goes_through_postgresql_and_comes_back_as_the_same_bytes(url, tmp_path):
+    thaw_sqlite(REVISIONS[-1], tmp_path / "home.db")
+    one, two = tmp_path / "one.autoq", tmp_path / "two.autoq"
+    with StudyStore.open(str(tmp_path / "home.db")) as home:
+        home.export(1, one)
+    with StudyStore.open(url) as store:
+        store.export(store.find(store.import_file(one)).id, two)
+    assert two.read_bytes() == one.read_bytes()
+    check_database_is_sound(url)
+    with StudyStore.open(str(tmp_path / "new.db")) as new:
+        new.export(new.find(new.import_file(two)).id, tmp_path / "three.autoq")
+    assert (tmp_path / "three.autoq").read_bytes() == one.read_bytes()
+
+
+def check_database_is_sound(url):
+    assert maintenance.check(url) == []
+    assert maintenance.vacuum(url).unused_blobs == 0
+    assert maintenance.check(url) == []
