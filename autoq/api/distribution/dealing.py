@@ -17,9 +17,9 @@ LOOK_SECONDS = 1.0
 """Between looks at what has come in; each renews the lease, if it is time to."""
 
 PATIENCE_SECONDS = 30.0
-"""Least time after which a batch is scored here that a silent worker has."""
+"""Least time after which another scores a batch, too, that a silent worker has."""
 
-_PATIENCE = 4  # or so many times what a batch takes here
+_PATIENCE = 4  # or so many times what a batch has taken
 
 
 class WorkerLostError(AutoqError):
@@ -70,8 +70,9 @@ class BatchWorker(Protocol):
 class Dealer:
     """Gives each free worker the first batch that nobody has, and keeps what comes back.
 
-    A batch whose worker is lost goes to another. One that a worker cannot score is scored here,
-    where it fails as it would without workers, or does not.
+    A batch whose worker is lost goes to another, and so does one whose worker is silent for long.
+    One that a worker cannot score is scored here, where it fails as it would without workers, or
+    does not.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class Dealer:
         self._notes: list[str] = []
         self._about: dict[str, dict[str, Any]] = {}
         self._scored: Counter[str] = Counter()
-        self._longest_seconds = 0.0  # of a batch here
+        self._longest_seconds = 0.0  # of a batch, wherever it was scored
         self._is_closed = False
         self._news = threading.Condition()
         self._workers = list(workers)
@@ -129,8 +130,11 @@ class Dealer:
         while True:
             with self._news:
                 found = self._done.pop(index, None)
-                own = None if found else self._own_batch(index, time.monotonic() - since)
+                waited = time.monotonic() - since
+                own = None if found else self._own_batch(index, waited)
                 if found is None and own is None:
+                    if self._is_overdue(waited) and self._dealt_again(index):
+                        since = time.monotonic()
                     self._refuse_if_alone()
                     self._news.wait(LOOK_SECONDS)
                 notes, self._notes = self._notes, []
@@ -174,8 +178,21 @@ class Dealer:
             return None
         if self._free:
             return heappop(self._free)
-        patience = max(PATIENCE_SECONDS, _PATIENCE * self._longest_seconds)
-        return wanted if waited_seconds > patience else None
+        return wanted if self._is_overdue(waited_seconds) else None
+
+    def _is_overdue(self, waited_seconds: float) -> bool:
+        """Whether whoever has the batch that is waited for may be silent for good."""
+        return waited_seconds > max(PATIENCE_SECONDS, _PATIENCE * self._longest_seconds)
+
+    def _dealt_again(self, wanted: int) -> bool:
+        """Free a batch that somebody has, for whoever is next; whether there was a reason to."""
+        # How long a batch takes is not known before the first.
+        if not self._longest_seconds or self._working < 2 or wanted in self._free:
+            return False
+        heappush(self._free, wanted)
+        self._notes.append(f"batch {wanted} is late, and goes to another worker, too")
+        self._news.notify_all()
+        return True
 
     def _refuse_if_alone(self) -> None:
         if not self._working and not self._scores_here:
@@ -187,8 +204,7 @@ class Dealer:
     def _score_here(self, index: int) -> None:
         started = time.monotonic()
         scored = self._here(index)
-        self._longest_seconds = max(self._longest_seconds, time.monotonic() - started)
-        self._came("owner", index, scored)
+        self._came("owner", index, scored, time.monotonic() - started)
 
     # In the thread of a worker
 
@@ -210,7 +226,9 @@ class Dealer:
             with self._news:
                 self._about[worker.name] = about
             while (index := self._next()) is not None:
-                self._came(worker.name, index, worker.score(index, self._estimator))
+                started = time.monotonic()
+                scored = worker.score(index, self._estimator)
+                self._came(worker.name, index, scored, time.monotonic() - started)
         except WorkerRefusedError as error:
             return self._fails(index, f"{worker.name} is not used: {error}")
         except WorkerLostError as error:
@@ -225,10 +243,14 @@ class Dealer:
                 self._news.wait()
             return None if self._is_closed or not self._missing else heappop(self._free)
 
-    def _came(self, name: str, index: int, scored: ScoredBatch) -> None:
+    def _came(self, name: str, index: int, scored: ScoredBatch, seconds: float) -> None:
         with self._news:
+            self._longest_seconds = max(self._longest_seconds, seconds)
             if index in self._missing:  # not scored by two
                 self._missing.discard(index)
+                if index in self._free:  # it was dealt again, and nobody has it yet
+                    self._free.remove(index)
+                    heapify(self._free)
                 self._done[index] = scored
                 self._scored[name] += 1
             self._news.notify_all()

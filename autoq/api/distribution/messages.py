@@ -20,6 +20,8 @@ from autoq.errors import DataError
 LARGEST_JSON_BYTES = 1 << 30
 """A longer one comes from somebody who speaks another language."""
 
+_STRANGERS_JSON_BYTES = 1 << 10
+
 _LENGTH = struct.Struct("<Q")
 _PLAIN_KINDS = "biufc"  # of numpy's dtypes: numbers
 
@@ -46,24 +48,30 @@ def send(stream: BinaryIO, message: Message) -> None:
     stream.flush()
 
 
-def receive(stream: BinaryIO) -> Message:
+def receive(stream: BinaryIO, *, from_stranger: bool = False) -> Message:
     """The next message; waits for it.
 
+    Args:
+        from_stranger: nothing is known of who sends it, so it must be short and have no arrays.
     Raises:
         EOFError: the other side is gone.
         DataError: what comes is no message.
     """
     (length,) = _LENGTH.unpack(_exactly(stream, _LENGTH.size))
-    if length > LARGEST_JSON_BYTES:
+    largest = _STRANGERS_JSON_BYTES if from_stranger else LARGEST_JSON_BYTES
+    if length > largest:
         raise DataError(
-            f"a message must have at most {LARGEST_JSON_BYTES} bytes of JSON, got {length}; see that "
+            f"a message must have at most {largest} bytes of JSON, got {length}; see that "
             "only processes of autoq write there"
         )
     try:
         content = json.loads(_exactly(stream, length))
-        about = [(str(name), _number_type(kind), shape) for name, kind, shape in content["arrays"]]
+        arrays = content["arrays"]
+        if from_stranger and arrays:
+            raise ValueError("arrays of a stranger")
+        about = [(str(name), _number_type(kind), _shape(shape)) for name, kind, shape in arrays]
         header = dict(content["header"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"a message must be JSON with a header and arrays, got something else ({error}); see that "
             "only processes of autoq write there"
@@ -76,6 +84,12 @@ def _number_type(text: str) -> np.dtype[Any]:
     if kind.kind not in _PLAIN_KINDS:
         raise ValueError(f"arrays hold numbers, and one has dtype {text}")
     return kind
+
+
+def _shape(sizes: Any) -> list[int]:
+    if not all(type(size) is int and size >= 0 for size in sizes):
+        raise ValueError(f"an array has a shape of whole numbers, and one has {sizes}")
+    return list(sizes)
 
 
 def _array(stream: BinaryIO, kind: np.dtype[Any], shape: list[int]) -> NDArray[Any]:

@@ -176,21 +176,25 @@ class RanksCrew:
                 connection, _ = self._listener.accept()
             except OSError:  # closed
                 return
-            if self._is_known(connection):
-                connection.settimeout(None)
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                self._arrivals.put(connection)
-            else:
-                connection.close()
+            # A thread for each: nobody waits for a stranger who says nothing.
+            threading.Thread(target=self._let_in, args=(connection,), daemon=True).start()
+
+    def _let_in(self, connection: socket.socket) -> None:
+        if self._is_known(connection):
+            connection.settimeout(None)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            self._arrivals.put(connection)
+        else:
+            connection.close()
 
     def _is_known(self, connection: socket.socket) -> bool:
         connection.settimeout(_HELLO_SECONDS)
         try:
             with connection.makefile("rb") as stream:
-                told = str(receive(stream).header.get("token", ""))
+                told = str(receive(stream, from_stranger=True).header.get("token", ""))
         except (OSError, EOFError, DataError):
             return False
-        return hmac.compare_digest(told, self._token)
+        return hmac.compare_digest(told.encode(errors="replace"), self._token.encode())
 
 
 def serve_rank(launch: Launch, *, device: str) -> None:

@@ -207,6 +207,29 @@ def test_a_batch_of_a_worker_that_is_silent_is_scored_here(monkeypatch: pytest.M
         end.set()
 
 
+def test_a_batch_of_a_worker_that_is_silent_goes_to_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dealing, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(dealing, "LOOK_SECONDS", 0.02)
+    has_begun, end = threading.Event(), threading.Event()
+
+    def hang(index: int) -> None:
+        has_begun.set()
+        end.wait(20)
+
+    def after_the_other_has_one(index: int) -> None:
+        assert has_begun.wait(20)
+
+    silent, other = Fake("silent", hang), Fake("other", after_the_other_has_one)
+    with dealt([silent, other], range(3)) as taken:
+        assert [taken.take(index) for index in range(3)] == [0, 1, 2]
+        assert sorted(other.scored) == [0, 1, 2]
+        assert any("late, and goes to another" in note for note in taken.notes)
+        end.set()
+    assert taken.here == []
+
+
 def test_waiting_is_a_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dealing, "LOOK_SECONDS", 0.01)
     go_on = threading.Event()

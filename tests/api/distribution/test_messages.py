@@ -21,7 +21,10 @@ def sent(message: Message) -> bytes:
 
 
 def framed(content: Any) -> io.BytesIO:
-    text = json.dumps(content).encode()
+    return framed_text(json.dumps(content).encode())
+
+
+def framed_text(text: bytes) -> io.BytesIO:
     return io.BytesIO(struct.pack("<Q", len(text)) + text)
 
 
@@ -59,8 +62,11 @@ def test_half_a_message_is_the_end_of_the_other_side(missing: int) -> None:
         (io.BytesIO(struct.pack("<Q", 4) + b"{[}]"), "must be JSON"),
         (framed([1]), "must be JSON"),
         (framed({"header": {}, "arrays": [["a", "|O", [1]]]}), "arrays hold numbers"),
+        (framed({"header": {}, "arrays": [["a", "<f8", [-1]]]}), "whole numbers"),
+        (framed({"header": {}, "arrays": [["a", "<f8", ["1"]]]}), "whole numbers"),
+        (framed_text(b"[" * 100_000), "must be JSON"),
     ],
-    ids=["too_long", "no_json", "no_header", "objects"],
+    ids=["too_long", "no_json", "no_header", "objects", "negative", "text", "deep"],
 )
 def test_what_is_no_message_is_refused(stream: io.BytesIO, reason: str) -> None:
     with pytest.raises(DataError, match=reason):

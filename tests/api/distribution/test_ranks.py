@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -165,13 +166,22 @@ def test_a_rank_that_never_came_is_given_up(
 def test_strangers_are_not_let_in(crew: tuple[RanksCrew, list[threading.Thread]]) -> None:
     gathered, _ = crew
     address = gathered._listener.getsockname()
-    for hello in (Message({"token": "guessed"}), Message({})):
+    silent = socket.create_connection(address)  # the others do not wait for it
+    for hello in (
+        Message({"token": "guessed"}),
+        Message({}),
+        Message({"token": "größer"}),
+        Message({"token": "guessed" * 1000}),
+        Message({"token": "guessed"}, {"large": np.zeros(1)}),
+    ):
         with socket.create_connection(address) as stranger, stranger.makefile("wb") as writer:
             send(writer, hello)
             stranger.settimeout(20)
-            assert stranger.recv(1) == b""
+            with suppress(ConnectionResetError):  # what was sent was not read to its end
+                assert stranger.recv(1) == b""
     workers = gathered.workers()
     assert [ask(worker) for worker in workers] == [[4.0, 2.0]] * 2
+    silent.close()
 
 
 SEARCH_ON_OTHERS = """
