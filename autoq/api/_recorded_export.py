@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from autoq.errors import StoreError
 from autoq.formats import FormatName
 from autoq.layers.simulate import slot_formats_of
 from autoq.models import GroupName
@@ -54,7 +56,8 @@ def recorded_export(
     try:
         written = write()
     except BaseException as error:
-        study.store.fail_export(export_id, reason=f"{type(error).__name__}: {error}")
+        with suppress(StoreError):  # it may be the store that failed; then that is said
+            study.store.fail_export(export_id, reason=f"{type(error).__name__}: {error}")
         raise
     verification = asdict(written.report)
     study.store.finish_export(

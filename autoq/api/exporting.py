@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ from autoq.api.exporting_transformers_fp8 import compared_weights
 from autoq.api.kv_cache import exported_cache
 from autoq.api.task import PROBE_TOKENS
 from autoq.calibration import without_unfolded_scales
+from autoq.errors import StoreError
 from autoq.export import (
     ExportedCache,
     ExportResult,
@@ -31,7 +33,7 @@ from autoq.export._types import Spelling
 from autoq.formats import NONE, FormatName, parse_target, reasons
 from autoq.layers import Container, LayerCalibration
 from autoq.layers.simulate import slot_formats_of
-from autoq.models import GroupName, ModelMap, SlotName
+from autoq.models import GroupName, ModelMap, SlotKind, SlotName
 from autoq.progress import Progress
 from autoq.studies import PlanRecord, WorkStatus
 
@@ -45,26 +47,52 @@ EXPORT = "export"
 
 
 def inexpressible(
-    model: nn.Module, model_map: ModelMap, formats: Sequence[FormatName], container: Container
+    model: nn.Module,
+    model_map: ModelMap,
+    formats: Sequence[FormatName],
+    container: Container,
+    *,
+    together: bool = False,
 ) -> dict[tuple[GroupName, FormatName], str]:
     """Group and format -> why the container cannot hold that group in that format.
 
     Formats that no container holds are not asked about: nothing is lost by searching them.
+
+    Args:
+        together: a plan is to have one format wherever it can, so that the experts of all layers
+            are in it or none; otherwise each group has to stand beside others that are not.
     """
+    experts = [name for name, slot in model_map.slots.items() if slot.kind is SlotKind.EXPERT]
+    of_experts: dict[FormatName, list[str]] = {}
     reasons = {}
     for group in model_map.groups:
         for fmt in formats:
             if fmt == NONE or not is_held(fmt):
                 continue  # what no container holds is searched for its own sake
-            slot_formats = dict.fromkeys(group.slots, fmt)
-            calibration = {
-                (slot, fmt): LayerCalibration(weight_amax=1.0, input_amax=1.0)
-                for slot in group.slots
-            }
-            lines = refusals(model, model_map, slot_formats, calibration, container)
+            if together and not set(group.slots).isdisjoint(experts):
+                if fmt not in of_experts:
+                    of_experts[fmt] = _refusals(model, model_map, experts, fmt, container)
+                lines = of_experts[fmt]
+            else:
+                lines = _refusals(model, model_map, group.slots, fmt, container)
             if lines:
                 reasons[group.name, fmt] = lines[0]
     return reasons
+
+
+def _refusals(
+    model: nn.Module,
+    model_map: ModelMap,
+    slots: Iterable[SlotName],
+    fmt: FormatName,
+    container: Container,
+) -> list[str]:
+    """Of a plan that has these slots alone in a format."""
+    slot_formats = dict.fromkeys(slots, fmt)
+    calibration = {
+        (slot, fmt): LayerCalibration(weight_amax=1.0, input_amax=1.0) for slot in slot_formats
+    }
+    return refusals(model, model_map, slot_formats, calibration, container)
 
 
 def export_plan(
@@ -148,7 +176,8 @@ def _export(
             spelling,
         )
     except BaseException as error:
-        study.store.fail_export(export_id, reason=f"{type(error).__name__}: {error}")
+        with suppress(StoreError):  # it may be the store that failed; then that is said
+            study.store.fail_export(export_id, reason=f"{type(error).__name__}: {error}")
         raise
     study.store.finish_export(
         export_id,

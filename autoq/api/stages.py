@@ -277,7 +277,14 @@ def run_measure(
         if record.data_sha256 == held_out.sha256
     }
     missing = [entry for entry in plans if entry.id not in measured]
-    if not missing:
+    if not missing and not _was_interrupted(study, MEASURE):
         return
     with study.repeated_stage(MEASURE):
-        measure_plans(study, missing, held_out, progress=progress)
+        if missing:
+            measure_plans(study, missing, held_out, progress=progress)
+
+
+def _was_interrupted(study: Study, stage: str) -> bool:
+    """Whether the stage was begun and not ended, be it that all its results are there."""
+    record = study.store.stage(study.id, stage)
+    return record is not None and record.status is not WorkStatus.DONE

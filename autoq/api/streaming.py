@@ -183,12 +183,15 @@ def workspace(study: Study, stage: str) -> Iterator[Path]:
 def fresh_folder(study: Study, stage: str) -> Path:
     """An empty folder where temporary files are (TMPDIR), always the same for a study's stage.
 
-    So what a killed search left there is removed. The study's lease must be held.
+    So what a killed search left there is removed, be it in a stage that has ended since. The study's
+    lease must be held.
     """
     place = f"{study.store.described}|{study.id}|{study.record.model_fingerprint}"
     name = hashlib.sha256(place.encode()).hexdigest()[:16]
-    folder = Path(tempfile.gettempdir()) / f"autoq-{name}-{stage}"
-    shutil.rmtree(folder, ignore_errors=True)
+    temporary = Path(tempfile.gettempdir())
+    for left in temporary.glob(f"autoq-{name}-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    folder = temporary / f"autoq-{name}-{stage}"
     folder.mkdir()
     return folder
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -23,7 +23,7 @@ from autoq.api.costing import (
 )
 from autoq.api.serialize import calibration_from_plain, model_map_from_json
 from autoq.api.task import LoadedModel, load
-from autoq.errors import InputError, ModelError
+from autoq.errors import InputError, ModelError, StoreError
 from autoq.formats import FormatName
 from autoq.layers import LayerCalibration
 from autoq.models import ModelMap, SlotName
@@ -195,7 +195,8 @@ class StudyData:
             yield payload
         except BaseException as error:
             seconds = time.perf_counter() - started
-            self._store.fail_stage(self.id, name, seconds, f"{type(error).__name__}: {error}")
+            with suppress(StoreError):  # it may be the store that failed; then that is said
+                self._store.fail_stage(self.id, name, seconds, f"{type(error).__name__}: {error}")
             raise
         self._store.finish_stage(self.id, name, time.perf_counter() - started, payload)
 
