@@ -286,10 +286,8 @@ def _choose(
     Raises:
         InputError: no layer can take the format.
     """
-    left = {
-        group: reason
-        for (group, _), reason in inexpressible(model, model_map, [fmt.name], container).items()
-    }
+    unusable = inexpressible(model, model_map, [fmt.name], container, together=True)
+    left = {group: reason for (group, _), reason in unusable.items()}
     chosen = [group for group in model_map.groups if group.name not in left]
     if not chosen:
         why = next(iter(left.values()), "the model has none that can be quantised")

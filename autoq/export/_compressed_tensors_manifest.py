@@ -24,6 +24,9 @@ _ANY_EXPERT = "\0"
 
 _FP8 = FormatName("fp8")
 
+# SGLang looks for experts by these names whatever a checkpoint calls them (Mixtral: w1, w3, w2).
+_ENGINES_EXPERTS = ("gate_proj", "up_proj", "down_proj")
+
 # vLLM's name for the decoder inside a model that sees or hears, whatever checkpoints call it.
 _ENGINES_DECODER = "language_model.model.layers."
 
@@ -53,7 +56,10 @@ def compressed_tensors_manifest(
         kv_cache: format of the key/value cache in all layers.
     """
     heads = _heads(other_names or {})
+    routed = {fmt for name, fmt in formats.items() if experts_parent(name)}
     used = [fmt for fmt in COMPRESSED_TENSORS_SCHEMES if fmt in formats.values()]
+    # transformers unpacks experts by the first group that speaks of "experts", shared ones included.
+    used.sort(key=lambda fmt: fmt not in routed)
     groups = {
         f"group_{number}": {
             "targets": module_patterns(formats, fmt, heads),
@@ -106,6 +112,9 @@ def module_patterns(
     after = {last: fused for fused, (last, _) in fused_aliases(chosen).items()}
     names: dict[str, None] = {}
     for name in chosen:
+        parent = experts_parent(name)
+        if parent is not None and parent in experts:
+            names.update({f"{parent}.{_ANY_EXPERT}.{leaf}": None for leaf in _ENGINES_EXPERTS})
         names[_for_any_expert(name, experts)] = None
         if name in after:
             names[after[name]] = None

@@ -25,7 +25,7 @@ from autoq.formats import FORMATS, NONE, WeightElement
 from autoq.kernels import int8
 from autoq.layers.quantize import Container
 from autoq.layers.simulate import SimulatedModel
-from autoq.models import ModelMap, SlotName
+from autoq.models import ModelMap, SlotKind, SlotName
 from autoq.models.discovery import discover
 from autoq.models.forward import forward_logits
 from autoq.models.loading import quiet_transformers
@@ -127,9 +127,13 @@ def _logits_with_transformers_weights(path: Path | str, input_ids: Tensor) -> Te
     model, contents = load_checkpoint_for_evaluation(path, dtype=torch.float32)
     simulated = _simulated(model, contents)
     for name, fmt in contents.slot_formats.items():
+        slot = contents.model_map.slots[name]
         if fmt != NONE and FORMATS[fmt].weight_element is WeightElement.E2M1:
-            weight = slot_weight(model, contents.model_map.slots[name])
+            weight = slot_weight(model, slot)
             weight.copy_(weight.bfloat16())
+        elif fmt != NONE and slot.kind is SlotKind.EXPERT:
+            weight = slot_weight(model, slot)  # unpacked to the dtype of its scales
+            weight.copy_(weight.to(contents.storage_dtype))
     with torch.no_grad():
         return forward_logits(simulated.model, input_ids)
 

@@ -35,6 +35,9 @@ _WEIGHT_READERS: Mapping[str, tuple[str, str | None]] = {
     "MambaMixer": ("Mamba", "out_proj"),
 }
 
+_EXPERT_FORMATS = (FormatName("int4_awq"), FormatName("int8_wo"))
+"""What transformers unpacks of experts and computes the simulation's logits from."""
+
 _OWN_EXPERTS = "Llama4TextExperts"
 """Class of experts that transformers takes apart in compressed-tensors checkpoints."""
 
@@ -251,6 +254,7 @@ def _compressed_tensors_lines(
             "transformers looks for the experts of Llama 4 one by one in compressed-tensors "
             "checkpoints, and they stay as the model stores them: use --container modelopt"
         )
+    yield from _mixed_expert_lines(model_map, quantized)
     for name, fmt in quantized.items():
         advice = _advice(fmt)
         slot = model_map.slots.get(name)
@@ -259,10 +263,11 @@ def _compressed_tensors_lines(
         entry = calibration.get((name, fmt))
         if slot.kind is SlotKind.CONV1D:
             yield f"compressed-tensors has no quantised Conv1D, as {name} is one; {advice}"
-        elif slot.kind is SlotKind.EXPERT:
+        elif slot.kind is SlotKind.EXPERT and fmt not in _EXPERT_FORMATS:
             yield (
                 "transformers does not quantise the inputs of fused experts from a "
-                f"compressed-tensors checkpoint, and reads nvfp4 ones wrong: {name}; {advice}"
+                "compressed-tensors checkpoint, and unpacks the weights of integer codes alone "
+                f"({', '.join(_EXPERT_FORMATS)}): {name}; {advice}"
             )
         elif (family := _reader_of(name, fmt, readers)) is not None:
             yield (
@@ -274,6 +279,21 @@ def _compressed_tensors_lines(
                 f"compressed-tensors has no place for the AWQ scale of {name}, which no norm can "
                 f"take; calibrate it without AWQ, {advice}"
             )
+
+
+def _mixed_expert_lines(model_map: ModelMap, quantized: _SlotFormats) -> Iterator[str]:
+    """transformers finds one scheme for the experts of all layers, and loses what is not in it."""
+    experts = [name for name, slot in model_map.slots.items() if slot.kind is SlotKind.EXPERT]
+    formats = {quantized.get(name, NONE) for name in experts}
+    if any(experts_parent(slot.name) for slot in model_map.excluded):
+        formats.add(NONE)
+    packed = next((name for name in experts if quantized.get(name) in _EXPERT_FORMATS), None)
+    if packed is not None and len(formats) > 1:
+        yield (
+            "transformers unpacks the fused experts of all layers of a compressed-tensors checkpoint "
+            f"in one way, so they take one format, got {', '.join(sorted(formats))}: {packed}; give "
+            "them one, leave them at none, or use --container modelopt"
+        )
 
 
 def _advice(fmt: FormatName) -> str:

@@ -77,8 +77,8 @@ class Support:
         """Why the engine does not take a matrix in this format that it runs; None if it does."""
         if is_expert and not self.runs_experts:
             return (
-                f"runs no experts of {self.format} from {self.container} checkpoints: it stops at "
-                "their scales"
+                f"runs no experts of {self.format} from {self.container} checkpoints: it stops "
+                "while it builds or loads them"
             )
         if out_features % self.out_features_multiple:
             return (

@@ -212,6 +212,7 @@ def test_what_engines_ask_for_beyond_the_format():
     assert {(entry.engine, entry.container, entry.format) for entry in without_experts} == {
         ("vllm", MODELOPT, "fp8_block"),
         ("vllm", MODELOPT, "fp8_pc_pt"),
+        ("vllm", COMPRESSED, "int8_wo"),
     }
     assert {record.format for record in SUPPORT if record.counts_fused_rows} == {"w4a8_awq"}
 
