@@ -49,7 +49,9 @@ def test_a_killed_search_ends_with_the_same_bits(
     while struck.total() < kills:
         place = tmp_path / f"study{studies}"
         place.mkdir()
-        struck += _kill_until_it_ends(place, model, commands, undisturbed[0], more, instants)
+        struck += _kill_until_it_ends(
+            kills - struck.total(), place, model, commands, undisturbed[0], more, instants
+        )
         assert differences(content_of(place), undisturbed[1]) == []
         _assert_nothing_is_left_over(place, commands)
         studies += 1
@@ -57,6 +59,7 @@ def test_a_killed_search_ends_with_the_same_bits(
 
 
 def _kill_until_it_ends(
+    most: int,
     place: Path,
     model: Path,
     commands: Commands,
@@ -64,13 +67,14 @@ def _kill_until_it_ends(
     more: tuple[str, ...],
     instants: random.Random,
 ) -> Counter[str]:
-    """Kill the search until it ends before it is killed; returns the stages that were struck."""
+    """Kill the search, so often at most, until it ends before that; returns the stages that were struck."""
     struck: Counter[str] = Counter()
     temporary = place / "temporary"
     temporary.mkdir()
     command = small_search(model, place, *more)
     while True:
-        instant = instants.uniform(0, undisturbed.seconds)
+        spared = struck.total() == most
+        instant = None if spared else instants.uniform(0, undisturbed.seconds)
         ended = commands.run(*command, kill_after=instant, environment={"TMPDIR": str(temporary)})
         if not ended.was_killed:
             assert ended.code == 0, ended.err
