@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,9 +107,10 @@ class KeptTensors:
             # A copy, as the tensor may be a part of a larger one, or be written to.
             return _InMemory(tensor.to("cpu", copy=True).contiguous(), tensor.device)
         content = tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy()
-        content.tofile(path)
-        if path.stat().st_size != content.nbytes:  # numpy does not see every short write
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        try:
+            path.write_bytes(content.data)  # numpy's own writing loses the reason where it fails
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         return _InFile(path, tensor.shape, tensor.dtype, tensor.device)
 
     def _read(self, stored: Any) -> Any:
