@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 MAX_VALUE_BYTES = 900_000_000
 """One value of either database holds at most about 1e9 bytes; blobs are kept in pieces."""
 
-_PLAIN_DTYPE_KINDS = "biufcSU"
+PLAIN_DTYPE_KINDS = "biufcSU"
+"""Of NumPy's; arrays of others are not stored."""
 
 
 def utc_now() -> datetime:
@@ -96,7 +97,7 @@ def encode_array(array: NDArray[Any], most_bytes: int | None = None) -> bytes:
     Raises:
         StoreError: a dtype that npy cannot hold without pickle, or too many bytes.
     """
-    if array.dtype.kind not in _PLAIN_DTYPE_KINDS:
+    if array.dtype.kind not in PLAIN_DTYPE_KINDS:
         raise StoreError(
             f"arrays of dtype {array.dtype} cannot be stored; "
             "convert to a number type of NumPy's own (view bit patterns as unsigned integers)"

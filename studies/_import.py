@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sqlalchemy.orm import Session
 from autoq.errors import InputError
 from autoq.studies._blobs import put_blob
 from autoq.studies._database import Database
-from autoq.studies._encoding import canonical_json, sha256_hex
+from autoq.studies._encoding import PLAIN_DTYPE_KINDS, canonical_json, sha256_hex
 from autoq.studies._portable import (
     FILE_VERSION,
     KIND,
@@ -129,6 +130,7 @@ def _insert(
     study.schema_version = SCHEMA_VERSION
     session.add(study)
     session.flush()
+    _refuse_unknown_plans(document)
     numbers: dict[int, int] = {}
     for number, entry in enumerate(document["plans"], start=1):
         values = _values(PlanRow, with_plans(entry, numbers))
@@ -143,12 +145,15 @@ def _insert(
         session.add(StageRow(study_id=study.id, **values))
         session.flush()
     for entry in document["arrays"]:
-        data = _blob(archive, entry["sha256"], path)
+        values = _values(ArrayRow, entry)
+        data, dtype, shape = _blob(archive, values["sha256"], path)
+        if (values["dtype"], values["shape"]) != (dtype, shape):
+            raise ValueError(f"array {values['name']} is not the array that its blob holds")
         put_blob(session, data)
-        session.add(ArrayRow(study_id=study.id, **_values(ArrayRow, entry)))
+        session.add(ArrayRow(study_id=study.id, **values))
         session.flush()
     for entry in document["score_batches"]:
-        data = _blob(archive, entry["sha256"], path)
+        data, _, _ = _blob(archive, entry["sha256"], path)
         session.add(ScoreBatchRow(study_id=study.id, data=data, **_values(ScoreBatchRow, entry)))
     session.add_all(
         SensitivityRow(study_id=study.id, **_values(SensitivityRow, entry))
@@ -183,7 +188,7 @@ def _values(table: Any, entry: Mapping[str, Any]) -> dict[str, Any]:
         ValueError, TypeError: something is missing, too much, or of another type.
     """
     columns = [column for column in table.__table__.columns if column.name not in _NOT_IN_FILE]
-    if set(entry) != {column.name for column in columns}:
+    if not isinstance(entry, Mapping) or set(entry) != {column.name for column in columns}:
         raise ValueError(f"a row of {table.__tablename__} has other columns")
     return {column.name: _value(column, entry[column.name]) for column in columns}
 
@@ -195,22 +200,57 @@ def _value(column: Any, value: Any) -> Any:
         return None
     kind = getattr(column.type, "impl_instance", column.type)
     if isinstance(kind, DateTime):
-        return datetime.fromisoformat(value)
-    expected: Any = None if isinstance(column.type, StrictJson) else kind.python_type
+        return _time(column.name, value)
+    if isinstance(column.type, StrictJson):
+        return _plain_data(column, value)
+    expected: Any = kind.python_type
     if expected is float and isinstance(value, int):
         value = float(value)
-    if expected is not None and (not isinstance(value, expected) or isinstance(value, bool)):
+    if not isinstance(value, expected) or isinstance(value, bool):
         raise TypeError(f"{column.name} must be a {expected.__name__}")
+    if expected is float and not math.isfinite(value):
+        raise ValueError(f"{column.name} is not finite")
     if isinstance(kind, Integer) and not -(2**63) <= value < 2**63:
         raise ValueError(f"{column.name} is out of range")
     return value
 
 
-def _blob(archive: zipfile.ZipFile, sha256: str, path: Path) -> bytes:
+def _time(name: str, value: Any) -> datetime:
+    moment = datetime.fromisoformat(value)
+    if moment.tzinfo is None:
+        raise ValueError(f"{name} has no time zone")
+    return moment.astimezone(UTC)
+
+
+def _plain_data(column: Any, value: Any) -> Any:
+    expected = list if column.name == "shape" else dict
+    if not isinstance(value, expected):
+        raise TypeError(f"{column.name} must be {'a list' if expected is list else 'an object'}")
+    return value
+
+
+def _refuse_unknown_plans(document: Mapping[str, Any]) -> None:
+    """In the store, the number of no plan of this study may be that of another's."""
+    known = range(1, len(document["plans"]) + 1)
+    for entry in (*document["measurements"], *document["exports"]):
+        number = entry["plan_id"]
+        if number is not None and number not in known:
+            raise ValueError(f"there is no plan {number}")
+
+
+def _blob(archive: zipfile.ZipFile, sha256: str, path: Path) -> tuple[bytes, str, list[int]]:
+    """An array's npy bytes, its dtype and its shape; no more is allocated than the file has bytes."""
     data = _bytes(archive, f"blobs/{sha256}.npy", path)
     _expect(sha256_hex(data) == sha256, path, f"blob {sha256} does not match its SHA-256")
-    np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    return data
+    file = io.BytesIO(data)
+    np.lib.format.read_magic(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    held = len(data) - file.tell()
+    is_plain = dtype.kind in PLAIN_DTYPE_KINDS
+    _expect(
+        is_plain and math.prod(shape) * dtype.itemsize == held, path, f"blob {sha256} is no array"
+    )
+    return data, dtype.str, list(shape)
 
 
 def _bytes(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
@@ -235,7 +275,9 @@ def _as_input_error(path: Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except RecursionError as error:
+        raise InputError(f"{path} holds no study: its parts are nested too deeply") from error
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         line = " ".join(str(error).split())[:_SHOWN]
         raise InputError(
             f"{path} does not hold a study as this version of autoq writes it: {line}"

@@ -301,7 +301,89 @@ BROKEN = [
         with_document(lambda d: d["stages"][0].update(status="odd")), "'odd' is not", id="status"
     ),
     pytest.param(with_document(lambda d: d.update(study=3)), "not hold a study", id="study"),
+    pytest.param(
+        with_document(lambda d: d["measurements"][0].update(plan_id=7)),
+        "no plan 7",
+        id="plan_of_another_study",
+    ),
+    pytest.param(
+        with_document(lambda d: d["plans"][0].update(budget_bits=10**400)),
+        "not hold a study",
+        id="huge_number",
+    ),
+    pytest.param(
+        with_document(lambda d: d["plans"][0].update(budget_bits=float("nan"))),
+        "budget_bits is not finite",
+        id="nan",
+    ),
+    pytest.param(
+        with_document(lambda d: d["study"].update(created="2026-01-01T00:00:00")),
+        "created has no time zone",
+        id="no_zone",
+    ),
+    pytest.param(
+        with_document(lambda d: d["study"].update(created="0001-01-01T00:00:00+14:00")),
+        "not hold a study",
+        id="before_all_times",
+    ),
+    pytest.param(
+        with_document(lambda d: d["study"].update(architecture="\ud800")),
+        "not hold a study",
+        id="no_text",
+    ),
+    pytest.param(
+        with_document(lambda d: d["stages"][0].update(payload=nested(800))),
+        "too deeply",
+        id="nested",
+    ),
+    pytest.param(
+        with_document(lambda d: d["stages"][0].update(payload=[])),
+        "payload must be an object",
+        id="payload",
+    ),
+    pytest.param(
+        with_document(lambda d: d["arrays"][0].update(shape=[3, 1])),
+        "is not the array that its blob holds",
+        id="shape",
+    ),
+    pytest.param(
+        lambda p: with_blob(p, npy_header("(1152921504606846975,)")),
+        "is no array",
+        id="array_of_an_exbibyte",
+    ),
+    pytest.param(
+        lambda p: with_blob(p, npy_header("(2,)") + b"12345678" * 3), "is no array", id="longer"
+    ),
 ]
+
+
+def npy_header(shape):
+    """The beginning of an npy file of doubles."""
+    text = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+def nested(depth):
+    value = {}
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+def with_blob(parts, data):
+    """An array's blob in place of which there is another, with its right hash."""
+    import hashlib
+
+    old = json.loads(parts["study.json"])["arrays"][0]["sha256"]
+    new = hashlib.sha256(data).hexdigest()
+    parts[f"blobs/{new}.npy"] = data
+    del parts[f"blobs/{old}.npy"]
+
+    def change(document):
+        for row in document["arrays"]:
+            row["sha256"] = new if row["sha256"] == old else row["sha256"]
+
+    with_document(change)(parts)
 
 
 @pytest.mark.parametrize("change, message", BROKEN)
