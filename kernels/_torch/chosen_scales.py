@@ -134,7 +134,7 @@ def _best(candidates: Tensor, error: Callable[[int], Tensor]) -> Tensor:
     """
     numbers = range(len(candidates))
     errors = torch.stack([error(number) for number in numbers]).abs_().view(torch.int32)
-    errors[0].masked_fill_(errors[0] > _INFINITY_BITS, -1)
+    errors[0].masked_fill_(errors[0] > _INFINITY_BITS, 0)
     differs = errors.sub_(errors.amin(0)).clamp_(max=1)
     order = torch.tensor(numbers, dtype=torch.int32, device=errors.device)
     chosen = torch.add(order[:, None], differs, alpha=len(candidates)).amin(0)

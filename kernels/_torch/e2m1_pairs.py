@@ -50,14 +50,14 @@ def blocks(x: Tensor, block: int) -> Iterator[tuple[slice, Blocks]]:
         x: one that `takes` takes, its size a multiple of `block`.
         block: an even power of two.
     """
-    rows = x.detach().reshape(-1, block)
-    if rows.data_ptr() % 4 or rows.storage_offset() % 2:
-        rows = rows.clone()
-    words = rows.view(torch.int32)
-    step = min(_PIECES_AT_ONCE * rows_per_piece(rows), len(rows))
+    values = x.detach().contiguous().view(-1)
+    if values.data_ptr() % 4 or values.storage_offset() % 2:
+        values = values.clone()
+    words = values.view(torch.int32).view(-1, block // 2)
+    step = min(_PIECES_AT_ONCE * rows_per_piece(values.view(-1, block)), len(words))
     memory = _Memory(step, block)
-    for start in range(0, len(rows), step):
-        piece = slice(start, min(start + step, len(rows)))
+    for start in range(0, len(words), step):
+        piece = slice(start, min(start + step, len(words)))
         yield piece, Blocks(words[piece], memory)
 
 

@@ -29,7 +29,7 @@ def quantize(x: Tensor, element: Element, rule: ScaleRule) -> tuple[Tensor, Tens
     if element is not E4M3:
         return _quantize_e2m1(x, bytes_, rule), scale
     codes = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
-    rows, source = codes.view(-1, BLOCK), x.reshape(-1, BLOCK)
+    rows, source = codes.view(-1, BLOCK), x.contiguous().view(-1, BLOCK)
     as_bits = e2m1_pairs.takes(x)
     for piece, values in float32_pieces(source):
         amax = bfloat16_block_amax(source[piece]) if as_bits else _block_amax(values.abs())

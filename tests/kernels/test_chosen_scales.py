@@ -200,3 +200,21 @@ def test_of_equal_errors_the_first_is_taken_and_nan_is_never_the_best():
     candidates = torch.tensor([[10], [11], [12]]).expand(3, 6)
     chosen = _best(candidates, lambda number: errors[number])
     assert chosen.tolist() == [11, 10, 10, 12, 10, 10]
+
+
+def test_nan_of_all_bits_as_the_first_error_keeps_the_first_scale():
+    """Errors are compared as integers: this one's is the largest there is."""
+    every_bit = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32)
+    errors = [every_bit, every_bit, torch.tensor([0.5])]
+    candidates = torch.tensor([[1.0], [2.0], [3.0]])
+    assert _best(candidates, errors.__getitem__).tolist() == [1.0]
+
+
+def test_int4_scales_of_a_matrix_with_nan_are_chosen_as_without_it_elsewhere():
+    weight = normal(4, 64)
+    expected = int4.choose_group_scale(weight, torch.ones(64), 16)
+    weight[1, 5] = float("nan")
+    found = int4.choose_group_scale(weight, torch.ones(64), 16)
+    assert found[1, 0].isnan()
+    found[1, 0] = expected[1, 0]
+    assert torch.equal(found, expected)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from autoq.kernels import mxfp4, nvfp4
+from autoq.kernels import mxfp4, mxfp8, nvfp4
 from autoq.kernels._mx import ScaleRule
 from autoq.kernels._reference import mx as mx_reference
 from autoq.kernels._reference import nvfp4 as reference
@@ -122,3 +122,25 @@ def test_zero_and_negative_block_scales_take_the_general_path():
         one = torch.tensor(1.0)
         general = nvfp4.quantize(x.float(), one, block_scale)
         assert torch.equal(nvfp4.quantize(x, one, block_scale).codes, general.codes)
+
+
+_ODD_ROWS = torch.randn(9, 33, generator=torch.Generator().manual_seed(4)).bfloat16()
+_NOT_CONTIGUOUS = {
+    "transposed": torch.randn(32, 9, generator=torch.Generator().manual_seed(5)).bfloat16().t(),
+    "every other column": torch.randn(
+        9, 128, generator=torch.Generator().manual_seed(6)
+    ).bfloat16()[:, ::2],
+    "rows at odd distances": _ODD_ROWS[:, :32],
+    "one row of such": _ODD_ROWS[:1, :32],
+    "repeated": _ODD_ROWS[:1, :32].expand(5, 32),
+}
+
+
+@pytest.mark.parametrize("name", _NOT_CONTIGUOUS)
+def test_weights_that_are_not_contiguous(name):
+    x = _NOT_CONTIGUOUS[name]
+    _quantised_alike(x, torch.tensor(0.01))
+    for module, rule in ((mxfp4, ScaleRule.OCP), (mxfp8, ScaleRule.UP)):
+        ours, general = module.quantize(x, rule), module.quantize(x.float().contiguous(), rule)
+        assert torch.equal(ours.codes.view(torch.uint8), general.codes.view(torch.uint8))
+        assert torch.equal(ours.block_scale, general.block_scale)
