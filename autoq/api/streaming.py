@@ -77,12 +77,17 @@ class Streaming:
         self._model: StreamedModel | None = None
 
     def model(self, loaded: LoadedModel, model_map: ModelMap) -> StreamedModel:
-        """The model, ready to be run block by block."""
+        """The model, ready to be run block by block.
+
+        Raises:
+            ModelError: its folder lacks weights.
+        """
         if self._model is None:
             assert loaded.path is not None  # streamed models are read from folders
             everything = discover(loaded.model)  # what is not searched is read as well
             matrices = SourceMatrices.of(loaded.path, loaded.model, everything)
             weights = FolderWeights(loaded.model, everything, matrices)
+            _refuse_missing(loaded.path, weights.missing())
             self._model = StreamedModel(loaded.model, model_map, weights, self.device)
         return self._model
 
@@ -124,9 +129,24 @@ def load_streamed(config: ScoringConfig, model: str | Path, bound_bytes: int) ->
     )
 
 
+def _refuse_missing(folder: Path, missing: list[str]) -> None:
+    """
+    Raises:
+        ModelError: something is missing.
+    """
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelError(
+            f"a model that is read block by block must have every weight under the name that its "
+            f"architecture gives it, and {folder} lacks {missing[0]}{more}; fetch the model again, or "
+            "search it without a bound on memory"
+        )
+
+
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:
     """As transformers loads a model in a dtype: buffers stay as they are."""
-    wide = getattr(model, "_keep_in_fp32_modules", None)
+    kept = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
+    wide = any(getattr(model, name, None) for name in kept)
     if wide and dtype != torch.float32:
         raise InputError(
             f"{type(model).__name__} keeps some layers in float32, so within a bound on memory it is "

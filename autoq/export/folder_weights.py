@@ -27,6 +27,14 @@ class FolderWeights:
         names = [name for name in model.state_dict() if name not in self._slots]
         self._names = renamed_tensors(model, names)
         self._tied = tied_parameters(model)
+        self._parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+
+    def missing(self) -> list[str]:
+        """Tensors that hold the model's parameters, and that the folder lacks."""
+        wanted = [self._stored_name(name) for name in self._names if name in self._parameters]
+        for slots in self._slots.values():
+            wanted += [name for slot in slots for name in self._matrices.tensor_names(slot)]
+        return [name for name in dict.fromkeys(wanted) if name not in self._matrices.source]
 
     def read_into(self, name: str, target: Tensor) -> None:
         """Copy a parameter or buffer, in the shape that it has in the model; experts one by one.

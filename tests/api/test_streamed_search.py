@@ -190,6 +190,21 @@ def test_broken_weights_are_named(tmp_path: Path) -> None:
         streamed(source, tmp_path / "a.db")
 
 
+@pytest.mark.parametrize(
+    "name", ["model.norm.weight", "model.layers.1.mlp.up_proj.weight", "model.embed_tokens.weight"]
+)
+def test_missing_weights_are_named_before_anything_runs(name: str, tmp_path: Path) -> None:
+    source = write_family_model("llama", tmp_path / "model")
+    file = source / "model.safetensors"
+    tensors = load_file(file)
+    del tensors[name]
+    save_file(tensors, file, metadata={"format": "pt"})
+
+    with pytest.raises(ModelError, match=rf"model lacks {name}; fetch the model again"):
+        streamed(source, tmp_path / "a.db")
+    assert not (tmp_path / "a.db").exists()
+
+
 def test_blocks_have_the_weights_that_are_not_searched_as_well(tmp_path: Path) -> None:
     source = write_family_model("mixtral", tmp_path / "model")
     loaded = load_streamed(ScoringConfig(), source, 10**9)
