@@ -12,6 +12,7 @@ import importlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,27 @@ def calibration_fingerprint(study: Study, loaded: LoadedModel, task: ScoringTask
         "dtype": str(next(loaded.model.parameters()).dtype),
         "scale_dtype": str(loaded.storage_dtype),
         "device": loaded.device.type,
-        "torch": torch.__version__,
+        "processor": _processor(loaded.device),
+        "versions": [version(name) for name in ("torch", "numpy", "transformers")],
+        "model_code": _code_of_folder(loaded),
         "code": code_version(_CALIBRATING),
     }
     return study_key(document, loaded.fingerprint)
+
+
+def _processor(device: torch.device) -> str:
+    """What products are computed on: another kind adds up in another order."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return torch.backends.cpu.get_cpu_capability()
+
+
+def _code_of_folder(loaded: LoadedModel) -> list[str] | None:
+    """Hashes of the Python code that the model's folder brings, where it may run."""
+    if loaded.path is None or not loaded.trust_remote_code:
+        return None
+    files = sorted(loaded.path.rglob("*.py"))
+    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
 
 
 def scores_fingerprint(study: Study, loaded: LoadedModel, task: ScoringTask) -> str | None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 import autoq
 from autoq.api import reuse, stages
 from autoq.api.study_data import CALIBRATION, SENSITIVITY
+from autoq.api.task import LoadedModel
 from autoq.search.estimators import TokenProjection
 
 FEW = ("fp8", "nvfp4")
@@ -179,6 +182,31 @@ def test_another_version_of_the_code_takes_nothing(run, monkeypatch):
     notes = Notes()
     run(MANY, progress=notes)
     assert notes.of_reuse() == []
+
+
+OTHER_PLACES = [
+    pytest.param("version", lambda name: "another", id="library"),
+    pytest.param("_processor", lambda device: "another", id="processor"),
+    pytest.param("_code_of_folder", lambda loaded: ["another"], id="code_of_the_model"),
+]
+
+
+@pytest.mark.parametrize("name, replacement", OTHER_PLACES)
+def test_another_library_processor_or_model_code_takes_nothing(name, replacement, run, monkeypatch):
+    run(("fp8",), effective_bits=9.0)
+    monkeypatch.setattr(reuse, name, replacement)
+    notes = Notes()
+    run(FEW, progress=notes)
+    assert notes.of_reuse() == []
+
+
+def test_code_of_the_models_folder_counts_only_where_it_may_run(tmp_path):
+    loaded = LoadedModel(torch.nn.Linear(1, 1), tmp_path, "f", torch.float32, True)
+    (tmp_path / "modeling.py").write_text("a = 1\n")
+    before = reuse._code_of_folder(loaded)
+    (tmp_path / "modeling.py").write_text("a = 2\n")
+    assert reuse._code_of_folder(loaded) != before
+    assert reuse._code_of_folder(replace(loaded, trust_remote_code=False)) is None
 
 
 def test_code_version_is_of_what_the_files_hold(tmp_path, monkeypatch):
