@@ -46,6 +46,9 @@ def main() -> None:
             for _ in range(arguments.repeats)
         ]
     print(time_lines(runs))
+    if arguments.json:
+        record = _record(arguments, large, found, runs)
+        arguments.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return None
 
 
@@ -64,6 +67,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--formats", default="fp8,nvfp4")
     parser.add_argument("--calibration", default="max", help="as for autoq search")
     parser.add_argument("--repeats", type=int, default=1, help="by turns; the median is printed")
+    parser.add_argument("--json", type=Path, help="where to write every run")
     parser.add_argument("--folder", type=Path, help="on the disk to use; the temporary folder's")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     parser.add_argument("--max-memory", default="", help=argparse.SUPPRESS)
@@ -200,6 +204,24 @@ def _run(arguments: argparse.Namespace) -> None:
             }
         )
     )
+
+
+def _record(
+    arguments: argparse.Namespace,
+    size: int,
+    large: dict[str, Any],
+    runs: list[tuple[dict[str, Any], dict[str, Any]]],
+) -> dict[str, Any]:
+    """Everything that was run, as plain data."""
+    options = ("sequences", "sequence_length", "batch_size", "formats", "calibration")
+    return {
+        **{option: getattr(arguments, option) for option in options},
+        "large": {"weight_bytes": size, "bound": arguments.bound, **large},
+        "small": [
+            {"in_memory": whole, "streamed": streamed, "bound": arguments.small_bound}
+            for whole, streamed in runs
+        ],
+    }
 
 
 def memory_line(size: int, found: dict[str, Any], arguments: argparse.Namespace) -> str:
