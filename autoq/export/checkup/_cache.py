@@ -196,9 +196,10 @@ def _is_nested(manifest: Manifest) -> bool:
 
 
 def _numbers(scheme: Any) -> FormatName | None:
-    if not isinstance(scheme, Mapping):
+    bits = scheme.get("num_bits") if isinstance(scheme, Mapping) else None
+    if not isinstance(bits, int):
         return None
-    return _OF_NUMBERS.get((str(scheme.get("type")), scheme.get("num_bits", 0)))
+    return _OF_NUMBERS.get((str(scheme.get("type")), bits))
 
 
 def _named(name: Any) -> FormatName | None:
