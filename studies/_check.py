@@ -15,6 +15,7 @@ from autoq.studies._blobs import blob_bytes
 from autoq.studies._database import Database, explain
 from autoq.studies._encoding import sha256_hex
 from autoq.studies._migrate import schema_revision
+from autoq.studies._results import is_plan_as_written
 from autoq.studies._schema import (
     SCHEMA_REVISION,
     ArrayRow,
@@ -51,7 +52,7 @@ def check_database(database: Database) -> list[Fault]:
     faults = [fault for check in checks for fault in _run(database, check)]
     if faults:
         return faults  # what is in tables that are broken or of another schema cannot be told
-    for check in (_of_references, _of_rows, _of_blobs, _of_score_batches):
+    for check in (_of_references, _of_rows, _of_plans, _of_blobs, _of_score_batches):
         faults += _run(database, check)
     return faults
 
@@ -144,6 +145,19 @@ def _owner(
     if table is StageRow:
         stage = session.scalar(select(StageRow.name).where(StageRow.id == row_id))
     return names.get(study_id or 0), stage
+
+
+def _of_plans(session: Session) -> Iterator[Fault]:
+    """Plans have a hash of what they say."""
+    query = select(PlanRow, StudyRow.name).join(StudyRow, StudyRow.id == PlanRow.study_id)
+    for row_id in session.scalars(select(PlanRow.id).order_by(PlanRow.id)).all():
+        try:
+            plan, study = session.execute(query.where(PlanRow.id == row_id)).one()
+        except (ValueError, TypeError, SQLAlchemyError):
+            continue  # a row that cannot be read is named by `_of_rows`
+        if not is_plan_as_written(plan):
+            what = f"plan {plan.label!r} is damaged: it does not match its SHA-256"
+            yield Fault(study, None, what)
 
 
 def _of_blobs(session: Session) -> Iterator[Fault]:

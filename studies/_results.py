@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from itertools import chain, combinations
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
@@ -246,6 +247,33 @@ def plan_content(values: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in values.items()
         if name not in ("created", "content_sha256") and (name != "details" or value)
     }
+
+
+def is_plan_as_written(row: PlanRow) -> bool:
+    """Whether the row is what its hash was made of."""
+    columns = [column.key for column in PlanRow.__table__.columns]
+    read = {name: getattr(row, name) for name in columns if name not in ("id", "study_id")}
+    # A column of doubles gives 6.0 where the hash may have been made of 6.
+    whole = [name for name in _MAY_BE_WHOLE if float(read[name] or 0).is_integer()]
+    for exchanged in chain.from_iterable(combinations(whole, n) for n in range(len(whole) + 1)):
+        values = {**read, **{name: read[name] and int(read[name]) for name in exchanged}}
+        content = canonical_json(plan_content(values))
+        if sha256_hex(content.encode()) == row.content_sha256:
+            return True
+    return False
+
+
+_MAY_BE_WHOLE = (
+    "budget_bits",
+    "effective_bits",
+    "peer_effective_bits",
+    "stored_bits_per_weight",
+    "predicted_loss",
+    "predicted_loss_low",
+    "predicted_loss_high",
+    "bound",
+    "gap",
+)
 
 
 def _plan_details(plan: Plan) -> dict[str, Any]:
