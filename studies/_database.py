@@ -35,7 +35,11 @@ class Database:
         # reads first and writes later cannot wait: its snapshot is stale by then, and it fails.
         writer = engine.execution_options(**{_BEGIN_OPTION: "BEGIN IMMEDIATE"})
         self._write_sessions = sessionmaker(writer, expire_on_commit=False)
-        self._read_sessions = sessionmaker(engine, expire_on_commit=False)
+        # PostgreSQL gives each statement a view of its own unless told otherwise; SQLite does not.
+        reader = engine
+        if url.get_backend_name() == "postgresql":
+            reader = engine.execution_options(isolation_level="REPEATABLE READ")
+        self._read_sessions = sessionmaker(reader, expire_on_commit=False)
         self._writer = writer
         self.held_leases: dict[int, str] = {}  # study -> owner of the lease that is held here
 

@@ -35,6 +35,9 @@ def vacuum_database(database: Database) -> Vacuumed:
     before = _size_bytes(database)
     with database.write() as session:
         rows = _delete_orphans(session)
+        # Locked first: the statement that removes them then sees who began to use one.
+        found = select(BlobRow.id).where(is_unused()).order_by(BlobRow.sha256)
+        session.execute(found.with_for_update())
         unused = select(func.count(), func.coalesce(func.sum(BlobRow.size_bytes), 0))
         blobs, freed = session.execute(unused.where(is_unused())).one()
         session.execute(delete(BlobRow).where(is_unused()))

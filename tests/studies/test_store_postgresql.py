@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import numpy as np
@@ -11,7 +13,9 @@ import sqlalchemy
 
 from autoq.errors import StoreError, StudyLockedError
 from autoq.studies import StudyStore, _clock, maintenance
-from autoq.studies._schema import SCHEMA_REVISION, VERSION_TABLE
+from autoq.studies._blobs import put_blob
+from autoq.studies._encoding import encode_array
+from autoq.studies._schema import SCHEMA_REVISION, VERSION_TABLE, ArrayRow, StudyRow
 from autoq.testing.postgresql import NoServerError, postgresql_url
 from tests.studies.frozen_stores import (
     REVISIONS,
@@ -107,6 +111,35 @@ def test_processes_that_store_the_same_blob_at_once_all_succeed(url, store, make
     assert failures == []
     for study in studies:
         assert np.array_equal(store.get_array(study.id, "calibration", "x"), array)
+
+
+def test_a_read_sees_one_state_of_the_database(store, make_study):
+    count = sqlalchemy.select(sqlalchemy.func.count()).select_from(StudyRow)
+    with store._database.read() as session:
+        assert session.scalar(count) == 0
+        make_study()
+        assert session.scalar(count) == 0
+    with store._database.read() as session:
+        assert session.scalar(count) == 1
+
+
+def test_vacuum_leaves_what_another_process_begins_to_use(store, url, study_id):
+    array = np.arange(9.0)
+    with store._database.write() as session:
+        unused = put_blob(session, encode_array(array))
+    waiting = sqlalchemy.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    with ThreadPoolExecutor(1) as pool:
+        with store._database.write() as session:
+            row = {"study_id": study_id, "stage": "calibration", "name": "x"}
+            row |= {"dtype": "<f8", "shape": [9], "sha256": unused}
+            session.execute(sqlalchemy.insert(ArrayRow), [row])
+            vacuumed = pool.submit(maintenance.vacuum, url)
+            end = time.monotonic() + 60
+            while not session.scalar(waiting) and not vacuumed.done():
+                assert time.monotonic() < end
+                time.sleep(0.01)
+        assert vacuumed.result().unused_blobs == 0
+    assert np.array_equal(store.get_array(study_id, "calibration", "x"), array)
 
 
 @pytest.mark.parametrize("hours", [-48, 48])
