@@ -138,3 +138,16 @@ def test_a_target_that_does_not_keep_it_is_no_runner(write: Write) -> None:
     assert stated["outcomes"]["sglang"]["runs"] is False
     assert stated["outcomes"]["vllm"]["does"] == "native on 8.0 to 12.0"
     assert result.exit_code == 0
+
+
+@pytest.mark.parametrize("bits", [[8], {"of": 8}, "8", None])
+@pytest.mark.parametrize("container", Container)
+def test_bits_that_are_no_number_are_of_no_format(
+    write: Write, container: Container, bits: object
+) -> None:
+    scheme = {"type": "float", "num_bits": bits, "dynamic": False}
+    folder = write(container, "fp8 cache")
+    change_of(folder, lambda given: given.update(kv_cache_scheme=scheme))
+    report = check_checkpoint(folder)
+    assert report.cache is not None
+    assert not report.cache.outcomes["vllm"].runs
