@@ -135,8 +135,9 @@ def _export(
     started = time.perf_counter()
     loaded = study.loaded()
     slot_formats = slot_formats_of(study.model_map, plan.to_plan().assignment)
+    about = (study.model_map, slot_formats, container, study.storage_dtype, spelling)
     for line in (
-        *warnings_for(loaded.model, study.model_map, slot_formats, container, study.storage_dtype),
+        *warnings_for(loaded.model, *about),
         *target_warnings(study, slot_formats, container),
     ):
         progress.note(line)

@@ -113,7 +113,8 @@ def _streamed_plan(
     _refuse_narrowed(study, source)
     model = unloaded_model(source, trust_remote_code=study.trusts_remote_code)
     slot_formats = slot_formats_of(study.model_map, plan.to_plan().assignment)
-    warnings = warnings_for(model, study.model_map, slot_formats, container, study.storage_dtype)
+    about = (study.model_map, slot_formats, container, study.storage_dtype, spelling)
+    warnings = warnings_for(model, *about)
     for line in (*warnings, *target_warnings(study, slot_formats, container)):
         progress.note(line)
     matrices = SourceMatrices.of(source, model, study.model_map)

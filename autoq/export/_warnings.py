@@ -8,6 +8,8 @@ from itertools import groupby
 import torch
 from torch import nn
 
+from autoq.export._sglang import OTHER_SCALE, RENAMING_SCALES
+from autoq.export._types import Spelling
 from autoq.formats import (
     ENGINES,
     FORMATS,
@@ -24,7 +26,7 @@ from autoq.formats import (
 )
 from autoq.models import ModelMap, SlotKind, SlotName
 
-_FP8 = FormatName("fp8")
+_FP8, _MXFP8 = FormatName("fp8"), FormatName("mxfp8")
 _SlotFormats = Mapping[SlotName, FormatName]
 
 
@@ -34,6 +36,7 @@ def warnings_for(
     slot_formats: Mapping[SlotName, FormatName],
     container: Container,
     storage_dtype: torch.dtype,
+    spelling: Spelling = Spelling.OWN,
 ) -> list[str]:
     """One line for everything a user should know about who can load the result."""
     used = {fmt for fmt in slot_formats.values() if fmt != NONE}
@@ -43,6 +46,7 @@ def warnings_for(
         *_head_warnings(model, slot_formats),
         *_reader_warnings(used, container),
         *_misfit_warnings(model_map, slot_formats, container),
+        *_renaming_warnings(model, used, container, spelling),
     ]
     if container is Container.MODELOPT:
         lines += _modelopt_warnings(model_map, used, slot_formats)
@@ -148,6 +152,16 @@ def _misfit_warnings(
         for reason, names in found.items():
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             yield f"{ENGINES[entry.engine].title} {reason}: {names[0]}{more}"
+
+
+def _renaming_warnings(
+    model: nn.Module, used: set[FormatName], container: Container, spelling: Spelling
+) -> Iterator[str]:
+    """Of scales that SGLang's Llama class passes over: blocks', and those of MXFP8 alone."""
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    is_microscaled = container is Container.MODELOPT and used == {_MXFP8}
+    if model_type in RENAMING_SCALES and (is_microscaled or spelling is Spelling.TRANSFORMERS_FP8):
+        yield f"{OTHER_SCALE}: do not serve {model_type} from this checkpoint with SGLang"
 
 
 def _quantizes(kind: SlotKind, model_map: ModelMap, slot_formats: _SlotFormats) -> bool:

@@ -26,6 +26,7 @@ from autoq.export import (
 )
 from autoq.export._manifest_reading import pattern_matcher
 from autoq.export._plan import checkpoint_names
+from autoq.export._types import Spelling
 from autoq.formats import NONE, FormatName
 from autoq.layers import Container
 from autoq.models import load_model
@@ -202,6 +203,38 @@ def test_warnings_name_layers_whose_rows_an_engine_does_not_take(
     found = [line for line in lines if "out_features divisible by 128" in line]
     assert [line.split()[0] for line in found] == engines
     assert all(any(slot in line for slot in narrow) for line in found)
+
+
+@pytest.mark.parametrize(
+    ("name", "container", "formats", "spelling", "is_warned"),
+    [
+        ("llama", COMPRESSED, ["fp8_block"], Spelling.TRANSFORMERS_FP8, True),
+        ("llama", COMPRESSED, ["fp8_block"], Spelling.OWN, False),
+        ("llama", MODELOPT, ["mxfp8"], Spelling.OWN, True),
+        ("llama", MODELOPT, ["mxfp8", "nvfp4"], Spelling.OWN, False),
+        ("llama", COMPRESSED, ["mxfp8"], Spelling.OWN, False),
+        ("qwen3", COMPRESSED, ["fp8_block"], Spelling.TRANSFORMERS_FP8, False),
+        ("qwen3", MODELOPT, ["mxfp8"], Spelling.OWN, False),
+    ],
+)
+def test_warnings_name_scales_that_sglang_passes_over(
+    name: str,
+    container: Container,
+    formats: list[str],
+    spelling: Spelling,
+    is_warned: bool,
+    tiny: Callable[[str], Any],
+) -> None:
+    """Where `autoq verify` says that SGLang computes nonsense, `autoq export` does."""
+    loaded = tiny(name)
+    plan = {
+        slot: FormatName(formats[number % len(formats)])
+        for number, slot in enumerate(loaded.model_map.slots)
+    }
+    lines = warnings_for(loaded.model, loaded.model_map, plan, container, torch.bfloat16, spelling)
+    found = [line for line in lines if "scales that nobody has set" in line]
+    assert len(found) == is_warned
+    assert all(f"do not serve {name} from this checkpoint with SGLang" in line for line in found)
 
 
 def test_warnings_name_engines_that_take_experts_for_unquantised(
