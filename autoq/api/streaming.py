@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tempfile
 import weakref
@@ -207,12 +208,14 @@ def fresh_folder(study: Study, stage: str) -> Path:
     lease must be held.
     """
     place = f"{study.store.described}|{study.id}|{study.record.model_fingerprint}"
+    if ":memory:" in study.store.described:
+        place += f"|{os.getpid()}"  # no other process has that store, and each calls its own so
     name = hashlib.sha256(place.encode()).hexdigest()[:16]
     temporary = Path(tempfile.gettempdir())
     for left in temporary.glob(f"autoq-{name}-*"):
         shutil.rmtree(left, ignore_errors=True)
     folder = temporary / f"autoq-{name}-{stage}"
-    folder.mkdir()
+    folder.mkdir(mode=0o700)  # what is in it follows from the calibration text
     return folder
 
 

@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from autoq.api import open_study, search
 from autoq.api.config import ScoringConfig
 from autoq.api.memory_bound import parse_bytes
-from autoq.api.streaming import load_streamed
+from autoq.api.streaming import fresh_folder, load_streamed
 from autoq.api.study_data import CALIBRATION, SENSITIVITY
 from autoq.errors import InputError, ModelError
 from autoq.models import discover, load_model
 from autoq.models.block_stream import StreamedModel
+from autoq.models.kept_tensors import KeptTensors
 from autoq.testing.tiny_models import make_tiny_model, write_family_model
 
 SETTINGS: dict[str, Any] = {
@@ -108,8 +109,11 @@ def test_a_killed_search_goes_on(
 
     monkeypatch.setattr(streaming, "_MOST_TOGETHER", 2)
     reads = _killed_after(monkeypatch, blocks=2 * 3 + 2 * 2 + 1)  # in the second two batches
+    modes: list[int] = []
+    monkeypatch.setattr(streaming, "KeptTensors", lambda folder, *rest: _seen(modes, folder, *rest))
     with pytest.raises(KeyboardInterrupt):
         streamed(source, tmp_path / "b.db", calibration="max")
+    assert modes == [0o700]  # what blocks give follows from the calibration text
     left = open_study(None, f"sqlite:///{tmp_path / 'b.db'}")
     assert len(left.store.score_batches(left.id)) == 2
     reads.undo()
@@ -118,6 +122,11 @@ def test_a_killed_search_goes_on(
 
     assert stored(found) == stored(whole)
     assert list(own_temporary_folder.glob("autoq-*")) == []
+
+
+def _seen(modes: list[int], folder: Path, *rest: Any) -> KeptTensors:
+    modes.append(folder.stat().st_mode & 0o777)
+    return KeptTensors(folder, *rest)
 
 
 def _killed_after(monkeypatch: pytest.MonkeyPatch, *, blocks: int) -> pytest.MonkeyPatch:
@@ -188,6 +197,20 @@ def test_broken_weights_are_named(tmp_path: Path) -> None:
 
     with pytest.raises(ModelError, match=r"layers\.1\.input_layernorm\.weight has 1 NaN or inf"):
         streamed(source, tmp_path / "a.db")
+
+
+def test_processes_with_stores_in_memory_do_not_share_a_workspace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_family_model("llama", tmp_path / "model")
+    study = search(source, store="sqlite://", **{**SETTINGS, "calibration": "max"}, measure=False)
+    first = fresh_folder(study, CALIBRATION)
+
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    second = fresh_folder(study, CALIBRATION)
+
+    assert first != second
+    assert first.is_dir()
 
 
 @pytest.mark.parametrize(
