@@ -27,8 +27,8 @@ from autoq.memory import available_bytes
 from autoq.models import discover
 from autoq.models.folder import shard_paths, storage_dtype
 from autoq.models.loading import unloaded_model
+from autoq.studies.maintenance import file_of
 
-_SQLITE = "sqlite:///"
 _BOUND_STEP = 10**8  # bytes, of a bound that is proposed
 _SAFE_SHARE = 0.95
 """Of what is free: estimates are no measurements, and other programs live here, too."""
@@ -281,10 +281,9 @@ def _smaller_searches(work: Workload) -> list[tuple[str, Workload]]:
 def _disk_misfits(found: Preflight, store: str, export: str | Path | None) -> list[Misfit]:
     """Places with too little room; a store and a checkpoint on one disk share it."""
     places: dict[int, tuple[Path, int, list[str]]] = {}
-    if store.startswith(_SQLITE) and store != f"{_SQLITE}:memory:":
-        _add(
-            places, Path(store.removeprefix(_SQLITE)), found.store_bytes, "--store on another disk"
-        )
+    file = file_of(store)
+    if file is not None:
+        _add(places, file, found.store_bytes, "--store on another disk")
     if export is not None:
         _add(places, Path(export), found.checkpoint_bytes, "--export on another disk")
     misfits = []

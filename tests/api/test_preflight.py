@@ -179,6 +179,9 @@ def test_a_store_and_a_checkpoint_share_a_disk(
     assert misfit.remedies == ("--store on another disk", "--export on another disk")
     # A database elsewhere takes nothing here.
     assert estimate(llama_folder, tmp_path, store="postgresql+psycopg://host/db").fits
+    monkeypatch.setattr(_preflight_memory.shutil, "disk_usage", lambda _: usage(0, 0, 0))
+    assert not estimate(llama_folder, tmp_path, store=str(tmp_path / "named.db")).fits
+    assert estimate(llama_folder, tmp_path, store=":memory:").fits
 
 
 def test_what_a_search_would_refuse_is_refused_at_once(tmp_path: Path) -> None:
