@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -111,12 +111,20 @@ class StudyRepository(Repository):
             )
         return study_record(row)
 
-    def list_studies(self, *, in_detail: bool = True) -> list[StudySummary]:
+    def count_studies(self) -> int:
+        """How many there are."""
+        with self._database.read() as session:
+            return session.scalar(select(func.count()).select_from(StudyRow)) or 0
+
+    def list_studies(
+        self, *, in_detail: bool = True, newest: int | None = None
+    ) -> list[StudySummary]:
         """All studies, oldest first.
 
         Args:
             in_detail: with their stages and numbers of plans; without, a list of thousands is read
                 in half the time.
+            newest: only so many, those that were worked on last.
         """
         shown = select(
             StudyRow.id,
@@ -127,6 +135,9 @@ class StudyRepository(Repository):
             StudyRow.model_path,
             StudyRow.architecture,
         )
+        last = select(StudyRow.id).order_by(StudyRow.updated.desc(), StudyRow.id.desc())
+        if newest is not None:
+            shown = shown.where(StudyRow.id.in_(last.limit(newest)))
         with self._database.read() as session:
             rows = session.execute(shown.order_by(StudyRow.id)).all()
             stages = _stages_by_study(session) if in_detail else {}
@@ -152,12 +163,19 @@ class StudyRepository(Repository):
             for row in rows
         ]
 
-    def plan_wishes(self) -> list[tuple[int, str, float, dict[str, Any]]]:
-        """(study, label, budget in bits, details) of all plans of all studies, oldest first.
+    def plan_wishes(
+        self, studies: Collection[int] | None = None
+    ) -> list[tuple[int, str, float, dict[str, Any]]]:
+        """(study, label, budget in bits, details) of all plans, oldest first.
 
         Without the plans' assignments, which are most of what a large store has of them.
+
+        Args:
+            studies: only plans of these, at most some thousands; None is of all.
         """
         wishes = select(PlanRow.study_id, PlanRow.label, PlanRow.budget_bits, PlanRow.details)
+        if studies is not None:
+            wishes = wishes.where(PlanRow.study_id.in_(studies))
         with self._database.read() as session:
             rows = session.execute(wishes.order_by(PlanRow.id)).all()
         return [(row.study_id, row.label, row.budget_bits, row.details) for row in rows]

@@ -46,19 +46,24 @@ def budgets_of(details: Mapping[str, Any]) -> dict[str, float]:
     return budgets
 
 
-def list_entries(store: StudyStore) -> list[dict[str, Any]]:
+def list_entries(store: StudyStore, newest: int | None = None) -> list[dict[str, Any]]:
     """One entry per study: name, model, status, times, budgets that were asked for, exports.
 
     The status is "interrupted" where the process that worked on the study ended before its work.
     "budgets" are those in effective bits, "other_budgets" those in other units, as text.
+
+    Args:
+        newest: only so many studies, at most some thousands, those that were worked on last.
     """
+    studies = store.list_studies(in_detail=False, newest=newest)
+    listed = None if newest is None else [study.id for study in studies]
     asked: dict[int, list[dict[str, float]]] = {}
-    for study_id, label, budget_bits, details in store.plan_wishes():
+    for study_id, label, budget_bits, details in store.plan_wishes(listed):
         if is_asked_for(label, details) and not label.startswith(UNIFORM):
             # Plans of before there were budgets of other kinds have no details.
             limits = budgets_of(details) if details else {BITS: budget_bits}
             asked.setdefault(study_id, []).append(limits)
-    return [_entry(study, asked.get(study.id, [])) for study in store.list_studies(in_detail=False)]
+    return [_entry(study, asked.get(study.id, [])) for study in studies]
 
 
 def _entry(study: StudySummary, asked: list[dict[str, float]]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,10 +29,14 @@ from autoq.cli._output import (
     write_text,
 )
 from autoq.cli._search import checkpoint_line, print_study, write_report
-from autoq.errors import without_password
+from autoq.errors import InputError, without_password
 
 if TYPE_CHECKING:
     from autoq.search import Plan
+
+
+_LISTED = 50
+_MOST_LISTED = 10_000  # larger lists of ids are too long for a statement
 
 
 @reports_failures
@@ -127,18 +132,37 @@ def report(
 
 
 @reports_failures
-def list_command(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
+def list_command(
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=_MOST_LISTED,
+            show_default=f"{_LISTED}, all with --json",
+            help="Only so many, those worked on last.",
+        ),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All studies.")] = False,
+    store: Store = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
     """List the studies of a store."""
+    if everything and limit is not None:
+        raise InputError(f"--all and --limit {limit} exclude each other; give one")
     quiet_libraries()
+    newest = None if everything or (as_json and limit is None) else limit or _LISTED
     studies: list[dict[str, Any]] = []
+    count = 0
     if not store_is_missing(store):
+        gc.disable()  # nothing that a list makes is garbage, and looking for some is a sixth of it
         with results_kept_clean():
             # Not through autoq.api: that loads torch, which takes longer than any list.
             from autoq.studies import StudyStore
             from autoq.studies.listing import list_entries
 
             with StudyStore.open(store) as opened:
-                studies = list_entries(opened)
+                count = opened.count_studies()
+                studies = list_entries(opened, newest)
     if as_json:
         print_json({"store": without_password(store), "studies": studies})
         return
@@ -146,6 +170,11 @@ def list_command(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
         typer.echo(f"no studies in {without_password(store)}")
         return
     _print_studies(studies)
+    if len(studies) < count:
+        typer.echo(
+            f"{len(studies)} of {count} studies, those worked on last; --all lists all, "
+            "--limit N the last N"
+        )
 
 
 def _print_studies(studies: list[dict[str, Any]]) -> None:

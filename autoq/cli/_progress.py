@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.text import Text
 
 from autoq.progress import Advance
-from autoq.report.numbers import seconds_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -120,15 +119,22 @@ class LineProgress(QuietProgress):
 
 
 def _running_line(description: str, done: int, total: int, elapsed_seconds: float) -> str:
-    line = f"{description}: {done} of {total}, {seconds_text(elapsed_seconds)}"
+    line = f"{description}: {done} of {total}, {_took(elapsed_seconds)}"
     if not done:  # a long first step says nothing of the rest
         return line
-    return f"{line}, about {seconds_text(elapsed_seconds * (total - done) / done)} left"
+    return f"{line}, about {_took(elapsed_seconds * (total - done) / done)} left"
 
 
 def _finished_line(description: str, done: int, total: int, elapsed_seconds: float) -> str:
     count = f"{done} of {total}" if total else str(done) if done else "done"
-    return f"{description}: {count}, {seconds_text(elapsed_seconds)}"
+    return f"{description}: {count}, {_took(elapsed_seconds)}"
+
+
+def _took(seconds: float) -> str:
+    # Here, as autoq.report takes longer to load than most commands that show no progress run.
+    from autoq.report.numbers import seconds_text
+
+    return seconds_text(seconds)
 
 
 def make_progress(*, quiet: bool) -> QuietProgress:

@@ -195,7 +195,9 @@ def api(monkeypatch: pytest.MonkeyPatch) -> FakeApi:
     fake = FakeApi()
     monkeypatch.setitem(sys.modules, "autoq.api", fake)
     # `autoq list` does without autoq.api, which loads torch.
-    monkeypatch.setattr("autoq.studies.listing.list_entries", lambda s: fake.list_studies(s.url))
+    monkeypatch.setattr(
+        "autoq.studies.listing.list_entries", lambda s, _newest: fake.list_studies(s.url)
+    )
     return fake
 
 

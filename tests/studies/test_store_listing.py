@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,6 +10,7 @@ from dataclasses import replace
 from autoq.api.budgets import BYTES_PER_GB, MILLISECONDS_PER_SECOND
 from autoq.search import Budget, Plan, Resource
 from autoq.studies import listing
+from autoq.studies.records import WorkStatus
 
 PLAN = Plan(
     assignment={"layers.0.qkv": "nvfp4"},
@@ -54,6 +56,18 @@ def test_an_entry_has_the_budgets_that_somebody_asked_for(store, make_study):
     assert (second["name"], second["budgets"]) == ("empty", [])
 
 
+def test_the_newest_are_those_that_were_worked_on_last(store, make_study):
+    studies = [make_study(name=f"s{number}", key=f"{number:064x}") for number in range(4)]
+    for study in studies:
+        store.add_plan(study.id, replace(PLAN, budget_bits=study.id + 4.0), label="plan")
+    store.set_status(studies[0].id, WorkStatus.DONE)  # the oldest, and the last worked on
+    entries = listing.list_entries(store, newest=2)
+    assert [entry["name"] for entry in entries] == ["s0", "s3"]
+    everything = listing.list_entries(store)
+    assert entries == [everything[0], everything[3]]
+    assert store.count_studies() == 4
+
+
 PROBE = """
 import sys
 sys.argv = ["autoq", "list", "--store", sys.argv[1]]
@@ -73,3 +87,29 @@ def test_the_command_loads_nothing_heavy(store, store_path, make_study):
     )
     assert "demo" in done.stdout
     assert done.stdout.endswith("loaded: []\n")
+
+
+def listed(store_path, *options):
+    command = [sys.executable, "-m", "autoq", "list", "--store", str(store_path), *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_part_of_a_long_list_is_shown_and_json_has_all(store, store_path, make_study):
+    for number in range(51):
+        make_study(name=f"study{number}", key=f"{number:064x}")
+    shown = listed(store_path)
+    assert "study0 " not in shown.stdout
+    assert "study50 " in shown.stdout
+    assert shown.stdout.splitlines()[-1].startswith("50 of 51 studies, ")
+    everything = listed(store_path, "--all").stdout
+    assert "study0 " in everything
+    assert "of 51" not in everything
+    assert len(json.loads(listed(store_path, "--json").stdout)["studies"]) == 51
+    (last,) = json.loads(listed(store_path, "--json", "--limit", "1").stdout)["studies"]
+    assert last["name"] == "study50"
+
+
+def test_all_and_a_limit_exclude_each_other(store, store_path):
+    refused = listed(store_path, "--all", "--limit", "3")
+    assert refused.returncode == 2
+    assert "--all and --limit 3 exclude each other" in refused.stderr
