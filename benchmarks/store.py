@@ -20,7 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ def measured(arguments: argparse.Namespace, new: Any) -> dict[str, Any]:
     return {
         "measurement_writes_per_second": writes(arguments, new(), "measure", arguments.writes),
         "optuna_trials_per_second": writes(arguments, new(), "trial", arguments.trials),
+        "cost_of_one": {role: cost(new(), role) for role in ("measure", "trial")},
         "list": listed(new(), arguments.studies),
         "stress": stress(arguments, new()),
     }
@@ -147,37 +149,77 @@ def wait_for_the_shot() -> None:
 
 def writes(arguments: argparse.Namespace, url: str, role: str, by_each: int) -> float:
     """How many of a role's writes all workers together do in a second."""
-    with StudyStore.open(url) as store:
-        store.create_or_get(name="shared", key="a" * 64, **STUDY)
+    make_shared_study(url)
     seconds = crowd(arguments, url, role, arguments.workers)
     return float(round(arguments.workers * by_each / seconds, 1))
 
 
+def make_shared_study(url: str) -> None:
+    """The study that all workers write to."""
+    with StudyStore.open(url) as store:
+        store.create_or_get(name="shared", key="a" * 64, **STUDY)
+
+
+def cost(url: str, role: str, count: int = 50) -> dict[str, float]:
+    """Of one write by one process alone: statements, transactions, processor time here."""
+    from sqlalchemy import Engine, event
+
+    found: Counter[str] = Counter()
+    make_shared_study(url)
+    write = WRITERS[role](url, 0)
+    write(0)  # what is loaded or made once
+    event.listen(Engine, "before_cursor_execute", lambda *_: found.update(["statements"]))
+    event.listen(Engine, "commit", lambda _: found.update(["transactions"]))
+    started = time.process_time()
+    for index in range(1, count + 1):
+        write(index)
+    milliseconds = (time.process_time() - started) * 1e3
+    each = {name: number / count for name, number in found.items()}
+    return {**each, "processor_milliseconds": round(milliseconds / count, 2)}
+
+
 def measure_role(arguments: argparse.Namespace) -> None:
     """Store measured numbers, a transaction each."""
-    with StudyStore.open(arguments.url) as store:
-        study = store.find("shared")
-        wait_for_the_shot()
-        for index in range(arguments.writes):
-            label = f"{arguments.number}/{index}"
-            store.add_measurement(study.id, label=label, metric="kl", value=0.5, tokens=8)
+    write = measurement_writer(arguments.url, arguments.number)
+    wait_for_the_shot()
+    for index in range(arguments.writes):
+        write(index)
+
+
+def measurement_writer(url: str, number: int) -> Callable[[int], object]:
+    """What stores one worker's measured number with an index."""
+    store = StudyStore.open(url)
+    study = store.find("shared")
+    return lambda index: store.add_measurement(
+        study.id, label=f"{number}/{index}", metric="kl", value=0.5, tokens=8
+    )
 
 
 def trial_role(arguments: argparse.Namespace) -> None:
     """Make, describe and end trials, as a refinement's worker does."""
+    write = trial_writer(arguments.url, arguments.number)
+    wait_for_the_shot()
+    for index in range(arguments.trials):
+        write(index)
+
+
+def trial_writer(url: str, _number: int) -> Callable[[int], object]:
+    """What makes, describes and ends a trial."""
     import optuna
 
     from autoq.studies import trial_storage
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    storage = trial_storage(arguments.url)
+    storage = trial_storage(url)
     study = optuna.create_study(storage=storage, study_name="refinement", load_if_exists=True)
-    wait_for_the_shot()
-    for index in range(arguments.trials):
+
+    def write(index: int) -> None:
         trial = study.ask()
         trial.set_user_attr("plan", json.dumps({f"layers.{n}": "fp8" for n in range(32)}))
         trial.set_user_attr("losses", [0.5] * 32)
         study.tell(trial, float(index))
+
+    return write
 
 
 def listed(url: str, studies: int) -> dict[str, Any]:
@@ -219,12 +261,18 @@ def listed(url: str, studies: int) -> dict[str, Any]:
             insert(PlanRow),
             [{**plan, "study_id": n, "content_sha256": f"{n:064x}"} for n in numbers],
         )
+    ways = {"newest": [], "all": ["--all"], "json": ["--json"]}
+    return {"studies": studies, **{name: timed_list(url, way) for name, way in ways.items()}}
+
+
+def timed_list(url: str, options: list[str]) -> dict[str, Any]:
+    """How long the command takes with these options, and how many studies it names."""
     wall, processor = [], []
     for _ in range(5):
         before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         command = "import sys; from autoq.cli import main; sys.argv[0] = 'autoq'; main()"
         done = subprocess.run(
-            [sys.executable, "-c", command, "list", "--store", url],
+            [sys.executable, "-c", command, "list", *options, "--store", url],
             capture_output=True,
             text=True,
             check=True,
@@ -232,9 +280,8 @@ def listed(url: str, studies: int) -> dict[str, Any]:
         wall.append(time.perf_counter() - started)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         processor.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        assert done.stdout.count("model-") == studies
     return {
-        "studies": studies,
+        "listed": done.stdout.count("model-"),
         "wall_seconds_best_of_5": round(min(wall), 3),
         "processor_seconds_best_of_5": round(min(processor), 3),
     }
@@ -308,6 +355,7 @@ def take_a_turn(store: StudyStore, study_id: int, number: int) -> None:
             raise StudyLockedError("another worker wrote while the lease was held")
 
 
+WRITERS = {"measure": measurement_writer, "trial": trial_writer}
 ROLES = {"measure": measure_role, "trial": trial_role, "stress": stress_role}
 
 if __name__ == "__main__":
