@@ -89,8 +89,8 @@ def best_offer(
 ) -> tuple[Offer, Unusable]:
     """The offer that quantises most weights of this model, and what it cannot take; ties: the first.
 
-    compressed-tensors holds no fused experts, for example, so a mixture model that is to run in
-    vLLM goes to modelopt even where the other container has a format more.
+    compressed-tensors holds no fused experts that differ between layers, for example, so a mixture
+    model that is to run in vLLM goes to modelopt even where the other container has a format more.
     """
     best: tuple[int, Offer, Unusable] | None = None
     for offer in offered:

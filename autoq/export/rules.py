@@ -292,7 +292,7 @@ def _mixed_expert_lines(model_map: ModelMap, quantized: _SlotFormats) -> Iterato
         yield (
             "transformers unpacks the fused experts of all layers of a compressed-tensors checkpoint "
             f"in one way, so they take one format, got {', '.join(sorted(formats))}: {packed}; give "
-            "them one, leave them at none, or use --container modelopt"
+            f"them one, or {_advice(quantized[packed])}"
         )
 
 
