@@ -32,7 +32,7 @@ def transactions(model: Path, commands: Commands, tmp_path_factory: pytest.TempP
 
 
 @pytest.mark.parametrize(
-    "step", [pytest.param(12, id="some"), pytest.param(1, id="every", marks=pytest.mark.slow)]
+    "step", [pytest.param(22, id="some"), pytest.param(1, id="every", marks=pytest.mark.slow)]
 )
 def test_a_transaction_that_is_cut_leaves_nothing_and_is_made_again(
     step: int,
