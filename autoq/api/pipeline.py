@@ -54,7 +54,12 @@ from autoq.api.stages import (
     run_sizes,
     run_solve,
 )
-from autoq.api.streaming import check_stored_finite, load_streamed, prepare_streamed
+from autoq.api.streaming import (
+    check_stored_finite,
+    compiling_nothing,
+    load_streamed,
+    prepare_streamed,
+)
 from autoq.api.study import Study
 from autoq.api.study_data import CALIBRATION, DISCOVERY, SENSITIVITY
 from autoq.api.targeting import best_offer, note_target, offers
@@ -290,7 +295,8 @@ def search(
         progress.note(f"the same search is in the store as {study.name}; continuing that study")
     note_other_versions(study, progress)
     note_shorter_sequences(loaded, config, progress)
-    with opened.lease(study.id, wait_seconds=wait_seconds) as lease, at_hand(crew):
+    lease_of = opened.lease(study.id, wait_seconds=wait_seconds)
+    with lease_of as lease, at_hand(crew), compiling_nothing(loaded):
         progress = RenewingProgress(progress, lease)
         if not is_done(study, DISCOVERY):
             run_discovery(study, discovered)

@@ -25,6 +25,7 @@ from autoq.api.task import PROBE_TOKENS, LoadedModel, ScoringTask, resolve_devic
 from autoq.errors import InputError, ModelError
 from autoq.export import BlockCalibration, FolderWeights, SourceMatrices
 from autoq.formats import FormatName
+from autoq.kernels._torch.compiled import Policy, asking_for, policy
 from autoq.layers import LayerCalibration
 from autoq.models import ModelMap, SlotName
 from autoq.models.block_stream import BlockStream, StreamedModel
@@ -102,6 +103,20 @@ class Streaming:
         needs.refuse_less(self.bound_bytes)
         spare = self.bound_bytes - needs.least
         return _Room(kept_bytes=spare // 2, error_bytes=spare // 2)
+
+
+@contextmanager
+def compiling_nothing(loaded: LoadedModel) -> Iterator[None]:
+    """Where memory is bounded, kernels stay as they are, to the same bits.
+
+    Compiling them in the middle of a pass takes about 130 MB that no bound counts. Who asks for it
+    by the environment variable gets it.
+    """
+    if loaded.stream is None or policy() is not Policy.AUTO:
+        yield
+        return
+    with asking_for(Policy.NEVER):
+        yield
 
 
 def load_streamed(config: ScoringConfig, model: str | Path, bound_bytes: int) -> LoadedModel:

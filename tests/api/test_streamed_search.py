@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ from autoq.api.memory_bound import parse_bytes
 from autoq.api.streaming import fresh_folder, load_streamed
 from autoq.api.study_data import CALIBRATION, SENSITIVITY
 from autoq.errors import InputError, ModelError
+from autoq.kernels._torch.compiled import POLICY_VARIABLE, Policy, policy
 from autoq.models import discover, load_model
 from autoq.models.block_stream import StreamedModel
 from autoq.models.kept_tensors import KeptTensors
+from autoq.progress import Advance, SilentProgress
 from autoq.testing.tiny_models import make_tiny_model, write_family_model
 
 SETTINGS: dict[str, Any] = {
@@ -259,3 +263,27 @@ def test_what_needs_the_whole_model_says_so_afterwards(tmp_path: Path) -> None:
 )
 def test_sizes_are_read(text: str | int, expected: int) -> None:
     assert parse_bytes(text) == expected
+
+
+class WatchingPolicy(SilentProgress):
+    """Records what may be compiled whenever work begins."""
+
+    def __init__(self) -> None:
+        self.seen: list[Policy] = []
+
+    @contextmanager
+    def task(self, description: str, total: int) -> Iterator[Advance]:
+        self.seen.append(policy())
+        yield lambda steps=1: None
+
+
+def test_nothing_is_compiled_where_memory_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(POLICY_VARIABLE, raising=False)
+    source = write_family_model("llama", tmp_path / "model")
+    bounded, free = WatchingPolicy(), WatchingPolicy()
+    streamed(source, tmp_path / "bounded.db", progress=bounded)
+    searched(source, tmp_path / "free.db", progress=free)
+    assert set(bounded.seen) == {Policy.NEVER}
+    assert set(free.seen) == {Policy.AUTO}
