@@ -99,7 +99,7 @@ DAMAGE = [
         id="plan",
     ),
     pytest.param(
-        "UPDATE \"plan\" SET effective_bits = effective_bits + 1",
+        'UPDATE "plan" SET effective_bits = effective_bits + 1',
         [("llama-1a2b", None, "plan ")],
         id="numbers_of_a_plan",
     ),
