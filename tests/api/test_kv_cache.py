@@ -192,7 +192,7 @@ def test_the_wish_needs_scores(llama_folder: Path, quick: Any) -> None:
             "state one format of the key/value cache for all layers",
         ),
         (
-            {"kv_formats": ("nvfp4",), "target": "tensorrt-llm:h200"},
+            {"kv_formats": ("nvfp4",), "formats": ("fp8",), "target": "tensorrt-llm:h200"},
             "nvfp4 does not go with tensorrt-llm:h200 .*begin with 10.0",
         ),
         ({"kv_formats": ("int8",), "target": "sglang:h200"}, "takes no key/value cache in INT8"),
