@@ -143,6 +143,7 @@ class RanksCrew:
         self._token = secrets.token_hex(32)
         self._listener = socket.create_server((launch.address, 0))
         self._arrivals: queue.Queue[socket.socket | None] = queue.Queue()
+        self._is_closed = False
         self._store = _store(launch)
         port = self._listener.getsockname()[1]
         self._store.set(_key(launch), json.dumps({"port": port, "token": self._token}))
@@ -162,13 +163,19 @@ class RanksCrew:
 
     def close(self) -> None:
         """Stop listening, which ends all ranks."""
+        self._is_closed = True
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        while not self._arrivals.empty():
-            connection = self._arrivals.get_nowait()
-            if connection is not None:
-                connection.close()
+        self._turn_away()
+
+    def _turn_away(self) -> None:
+        """End the connections that nobody waits for any more."""
+        with suppress(queue.Empty):
+            while True:
+                connection = self._arrivals.get_nowait()
+                if connection is not None:
+                    connection.close()
 
     def _accept(self) -> None:
         while True:
@@ -184,6 +191,8 @@ class RanksCrew:
             connection.settimeout(None)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             self._arrivals.put(connection)
+            if self._is_closed:  # it was being let in meanwhile
+                self._turn_away()
         else:
             connection.close()
 
