@@ -220,3 +220,22 @@ def test_torchrun_gives_the_study_of_one_process(
     if not module:
         assert workers_of(by_ranks) == {"rank 1": EIGHT_BATCHES["calibration_sequences"]}
     assert_same(by_ranks, autoq.search(**search_in(llama_folder, tmp_path / "alone.db")))
+
+
+def test_who_is_let_in_while_the_crew_ends_is_turned_away(
+    crew: tuple[RanksCrew, list[threading.Thread]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gathered, _ = crew
+    looked, ended = threading.Event(), threading.Event()
+
+    def slowly(_: socket.socket) -> bool:
+        looked.set()
+        return ended.wait(20)
+
+    monkeypatch.setattr(gathered, "_is_known", slowly)
+    late = socket.create_connection(gathered._listener.getsockname())
+    assert looked.wait(20)
+    gathered.close()
+    ended.set()
+    late.settimeout(20)
+    assert late.recv(1) == b""
