@@ -1,0 +1,1 @@
+"""The HTTP service: searches run by others, and a page to look at them."""
