@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -210,6 +211,8 @@ def trial_writer(url: str, _number: int) -> Callable[[int], object]:
     from autoq.studies import trial_storage
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    # Trials take no time here, so nothing is lost without signs of life.
+    warnings.filterwarnings("ignore", message="Heartbeat of storage")
     storage = trial_storage(url)
     study = optuna.create_study(storage=storage, study_name="refinement", load_if_exists=True)
 

@@ -6,20 +6,27 @@ import json
 import math
 import os
 import socket
+import time
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import psutil  # type: ignore[import-untyped]
 from sqlalchemy import Delete, Engine, delete, event, make_url, text
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    IntegrityError,
+    OperationalError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
 from sqlalchemy.orm import Session
 
 from autoq.studies._leases import START_TOLERANCE_SECONDS, pid_namespace, process_started
 
 if TYPE_CHECKING:
     from optuna import Study as OptunaStudy
-    from optuna.storages import BaseStorage
+    from optuna.storages import BaseStorage, RDBStorage
     from optuna.trial import FrozenTrial
 
 WORKER = "worker"
@@ -32,6 +39,8 @@ GRACE_SECONDS = 60
 """After so long without a sign the worker counts as dead, and its trial is tried again."""
 
 _MOST_RETRIES = 3
+_MOST_COLLISIONS = 10  # as many tables as Optuna makes
+_BETWEEN_COLLISIONS_SECONDS = 0.05
 _BUSY_TIMEOUT_SECONDS = 60
 _LONGEST_REASON = 160  # characters
 
@@ -62,18 +71,36 @@ def trial_storage(
     options: dict[str, Any] = {}
     if is_sqlite:
         options["connect_args"] = {"timeout": _BUSY_TIMEOUT_SECONDS}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        storage = optuna.storages.RDBStorage(
+
+    def opened() -> RDBStorage:
+        return optuna.storages.RDBStorage(
             url,
-            engine_kwargs=options,
+            engine_kwargs=dict(options),
             heartbeat_interval=heartbeat_seconds,
             grace_period=grace_seconds,
             heartbeat_stale_trial_callback=_try_again,
         )
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        storage = _created_by_somebody(opened)
     if is_sqlite:
         _sync_less(storage.engine)
     return storage
+
+
+def _created_by_somebody(opened: Callable[[], RDBStorage]) -> RDBStorage:
+    """The storage, whichever process makes its tables.
+
+    Optuna looks for each table and makes it when there is none, without a lock. Of processes that
+    do so at the same instant all but one fail at some table; looking again, they find it.
+    """
+    for attempt in range(_MOST_COLLISIONS):
+        try:
+            return opened()
+        except (IntegrityError, OperationalError, ProgrammingError):
+            time.sleep(_BETWEEN_COLLISIONS_SECONDS * (attempt + 1))
+    return opened()
 
 
 def _try_again(study: OptunaStudy, trial: FrozenTrial) -> None:

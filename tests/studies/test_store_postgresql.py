@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy
 
 from autoq.errors import StoreError, StudyLockedError
-from autoq.studies import StudyStore, _clock, maintenance
+from autoq.studies import StudyStore, _clock, maintenance, trial_storage
 from autoq.studies._blobs import put_blob
 from autoq.studies._encoding import encode_array
 from autoq.studies._schema import SCHEMA_REVISION, VERSION_TABLE, ArrayRow, StudyRow
@@ -191,3 +191,14 @@ def check_database_is_sound(url):
     assert maintenance.check(url) == []
     assert maintenance.vacuum(url).unused_blobs == 0
     assert maintenance.check(url) == []
+
+
+def test_threads_that_open_their_trials_at_the_same_instant_share_them(url):
+    together = threading.Barrier(6)
+
+    def opened(_):
+        together.wait()
+        return len(trial_storage(url).get_all_studies())
+
+    with StudyStore.open(url), ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(opened, range(6))) == [0] * 6

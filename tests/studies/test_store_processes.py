@@ -5,9 +5,10 @@ from __future__ import annotations
 import signal
 
 import numpy as np
+import optuna
 import pytest
 
-from autoq.studies import StudyStore
+from autoq.studies import StudyStore, trial_storage
 
 WRITE = """
 import sys
@@ -44,6 +45,17 @@ with store.lease(study_id):
     store.put_arrays(study_id, "calibration", {f"x{i}": np.ones(100_000) for i in range(16)})
 """
 
+OPEN_TRIALS_AT_THE_SHOT = """
+import sys
+import optuna
+from autoq.studies import trial_storage
+
+print("ready", flush=True)
+sys.stdin.readline()
+storage = trial_storage("sqlite:///" + sys.argv[1])
+optuna.create_study(storage=storage, study_name="refinement", load_if_exists=True)
+"""
+
 
 def test_processes_create_migrate_and_write_one_store_together(store_path, start_child):
     processes, batches = 3, 10
@@ -57,6 +69,20 @@ def test_processes_create_migrate_and_write_one_store_together(store_path, start
         assert list(stored) == list(range(processes * batches))
         assert all(np.array_equal(stored[i], np.full((8, 4), i)) for i in stored)
         assert len(store.arrays(study.id, "calibration")) == processes * batches * 20
+
+
+def test_processes_that_open_their_trials_at_the_same_instant_share_them(store, start_child):
+    children = [start_child(OPEN_TRIALS_AT_THE_SHOT) for _ in range(5)]
+    for child in children:
+        assert child.stdout.readline() == "ready\n"
+    for child in children:
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    for child in children:
+        _, errors = child.communicate(timeout=120)
+        assert child.returncode == 0, errors
+    (summary,) = optuna.get_all_study_summaries(trial_storage(store.url))
+    assert summary.study_name == "refinement"
 
 
 def test_kill_in_the_middle_of_a_write_leaves_nothing_of_it(store, study_id, start_child):
