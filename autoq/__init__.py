@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         open_study,
         search,
     )
+    from autoq.client import Client
 
 try:
     __version__ = version("autoq")
@@ -26,6 +27,7 @@ except PackageNotFoundError:  # a checkout that was never installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "Client",
     "Study",
     "auto_quantize",
     "evaluate",
@@ -35,16 +37,16 @@ __all__ = [
     "search",
 ]
 
-_API = frozenset(__all__)
+_HOMES = dict.fromkeys(__all__, "autoq.api") | {"Client": "autoq.client"}
 
 
 def __getattr__(name: str) -> Any:
     if name == "search":
         return importlib.import_module("autoq.search")  # a package that answers calls
-    if name in _API:
-        return getattr(importlib.import_module("autoq.api"), name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'autoq' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(_API)
+    return sorted(__all__)

@@ -47,7 +47,16 @@ def without_password(url: str) -> str:
 
 
 class AutoqError(Exception):
-    """Base of everything autoq raises on purpose."""
+    """Base of everything autoq raises on purpose.
+
+    `said` is the sentence of a server that raised it elsewhere, which may know more than the
+    arguments here: where it is set, it is the message.
+    """
+
+    said: str | None = None
+
+    def __str__(self) -> str:
+        return super().__str__() if self.said is None else self.said
 
 
 class InputError(AutoqError, ValueError):
@@ -59,7 +68,7 @@ class UnknownNameError(InputError, KeyError):
 
     def __str__(self) -> str:
         # KeyError would show the message quoted.
-        return str(self.args[0]) if self.args else ""
+        return self.said or (str(self.args[0]) if self.args else "")
 
 
 class ModelError(InputError):
@@ -80,7 +89,7 @@ class BudgetInfeasibleError(InputError):
         self.ceiling_bits = ceiling_bits
 
     def __str__(self) -> str:
-        return (
+        return self.said or (
             f"a budget of {self.budget_bits:g} effective bits is outside what the allowed formats "
             f"reach: from {self.floor_bits:.4f} (every group in its smallest format) to "
             f"{self.ceiling_bits:.4f} (every group in its largest); choose a budget in that range, "
@@ -106,6 +115,8 @@ class ResourceInfeasibleError(InputError):
         self.within = within
 
     def __str__(self) -> str:
+        if self.said is not None:
+            return self.said
         limit, least = self.texts
         if not self.within:
             return (
@@ -132,6 +143,8 @@ class QualityInfeasibleError(InputError):
         self.within = within  # the budgets that the best loss depends on, as text
 
     def __str__(self) -> str:
+        if self.said is not None:
+            return self.said
         where = f"within {self.within}" if self.within else "with the allowed formats"
         quality = "a measured KL divergence" if self.measured else "a predicted loss"
         return (

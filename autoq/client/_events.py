@@ -1,0 +1,75 @@
+"""Server-sent events (WHATWG HTML, section 9.2): read, and resumed after the last one seen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+
+import httpx
+
+from autoq.client._failures import UnreachableError
+from autoq.client._transport import Transport, pause_seconds
+from autoq.errors import AutoqError, StoreError
+from autoq.wire import Event
+
+SILENCE_SECONDS = 45.0
+"""The server says something every 15 s; three times that is a lost connection."""
+
+GIVE_UP_SECONDS = 300.0
+"""How long a server may be away, as it is when it is started anew."""
+
+
+def events_in(lines: Iterable[str]) -> Iterator[Event]:
+    """The events of a stream's lines; comments, unknown fields and a cut last event are passed over."""
+    data: list[str] = []
+    for line in lines:
+        if not line:
+            if data:
+                yield Event.model_validate_json("\n".join(data))
+            data = []
+            continue
+        field, _, value = line.partition(":")
+        if field == "data":
+            data.append(value.removeprefix(" "))
+
+
+def follow(
+    transport: Transport,
+    path: str,
+    after: int | None = None,
+    give_up_seconds: float = GIVE_UP_SECONDS,
+    silence_seconds: float = SILENCE_SECONDS,
+) -> Iterator[Event]:
+    """Events by rising id, each once, until the server ends the stream.
+
+    A connection that is lost is made again and asks for what comes after the last event seen.
+
+    Args:
+        after: id of the last event that is known already.
+        give_up_seconds: how long to try without an answer.
+
+    Raises:
+        UnreachableError: the server was away for longer.
+        AutoqError: what its problem stands for.
+    """
+    last, failures, heard = after, 0, time.monotonic()
+    while True:
+        headers = {} if last is None else {"Last-Event-ID": str(last)}
+        try:
+            with transport.stream(path, headers, silence_seconds) as response:
+                heard = time.monotonic()
+                for event in events_in(response.iter_lines()):
+                    failures, heard = 0, time.monotonic()
+                    if last is None or event.id > last:
+                        last = event.id
+                        yield event
+                return
+        except (httpx.TransportError, StoreError, UnreachableError) as error:
+            if time.monotonic() - heard > give_up_seconds:
+                raise _given_up(transport, error) from None
+        time.sleep(pause_seconds(failures))
+        failures += 1
+
+
+def _given_up(transport: Transport, error: Exception) -> AutoqError:
+    return error if isinstance(error, AutoqError) else transport.unreachable(error)
