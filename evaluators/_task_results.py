@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from autoq.evaluators._task_metrics import PLAIN_FILTER
-from autoq.evaluators.fidelity import Estimate
+from autoq.evaluators.estimate import Estimate
 from autoq.evaluators.resampling import Numbers, ratio_estimate
 
 _NO_METRICS = ("alias", "name", "sample_len", "sample_count")

@@ -15,7 +15,8 @@ import torch
 
 from autoq.errors import EvaluationError
 from autoq.evaluators.compact import CompactLogits
-from autoq.evaluators.fidelity import Estimate, check_finite
+from autoq.evaluators.estimate import Estimate
+from autoq.evaluators.fidelity import check_finite
 from autoq.evaluators.outputs import SequenceOutputs
 from autoq.evaluators.protocol import EVALUATORS, Metric, Need, Reference, Subject
 from autoq.evaluators.resampling import Numbers, quantile_estimates, ratio_estimate

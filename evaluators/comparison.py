@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from autoq.errors import InputError
-from autoq.evaluators.fidelity import bootstrap_interval
+from autoq.evaluators.estimate import bootstrap_interval
 
 Verdict = Literal["better", "worse", "tie"]
 

@@ -8,23 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from autoq.errors import AutoqError, EvaluationError
-
-BOOTSTRAP_DRAWS = 1000
-CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean over sequences with its 95 % bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
-    per_sequence: tuple[float, ...] = field(default=(), repr=False)  # where each has a value
+from autoq.evaluators.estimate import Estimate, bootstrap_interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,15 +161,6 @@ def token_divergence(log_reference: Tensor, log_quantised: Tensor) -> Tensor:
 def _estimate(per_sequence: Sequence[float]) -> Estimate:
     values = np.asarray(per_sequence)
     return Estimate(float(values.mean()), *bootstrap_interval(values), tuple(per_sequence))
-
-
-def bootstrap_interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Percentile interval of the mean of `values` [n], by drawing n of them again and again."""
-    draws = np.random.default_rng(0).integers(0, len(values), (BOOTSTRAP_DRAWS, len(values)))
-    means = values[draws].mean(axis=1)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)
 
 
 def paired_outputs(

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from autoq.evaluators.fidelity import Estimate, measure_fidelity
+from autoq.evaluators.estimate import Estimate
+from autoq.evaluators.fidelity import measure_fidelity
 from autoq.evaluators.noise import rounding_noise
 from autoq.evaluators.protocol import EVALUATORS, Metric, Need, Reference, Subject
 from autoq.models import discover

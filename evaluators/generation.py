@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from autoq.errors import EvaluationError
-from autoq.evaluators.fidelity import Estimate, check_finite
+from autoq.evaluators.estimate import Estimate
+from autoq.evaluators.fidelity import check_finite
 from autoq.evaluators.protocol import EVALUATORS, Metric, Need, Reference, Subject
 from autoq.evaluators.resampling import ratio_estimate
 from autoq.models.forward import forward_logits

@@ -11,7 +11,7 @@ from autoq.errors import EvaluationError, InputError, UnknownNameError
 from autoq.evaluators import floor, generation, packed_cost  # noqa: F401  (they register themselves)
 from autoq.evaluators._task_examples import ExamplePart
 from autoq.evaluators.builtin import OutputEvaluator, evaluate_outputs
-from autoq.evaluators.fidelity import Estimate
+from autoq.evaluators.estimate import Estimate
 from autoq.evaluators.objective import canonical_name
 from autoq.evaluators.protocol import EVALUATORS, Evaluator, Metric, Reference, Subject, check_needs
 

@@ -18,9 +18,6 @@ from torch import Tensor, nn
 from autoq.layers.taps import MatrixCall, tapped
 from autoq.models import WeightSlot
 
-NOISE_FLOOR = "noise floor"
-"""Label of the measurement."""
-
 _EXPONENT_BITS = 0x7F800000  # of a float32, whose exponent is that of bfloat16
 _PLACES = 7  # binary places of a bfloat16's significand
 _STEP_PROBABILITY = 1 / 24

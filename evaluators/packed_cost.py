@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autoq.evaluators.fidelity import Estimate
+from autoq.evaluators.estimate import Estimate
 from autoq.evaluators.protocol import EVALUATORS, Metric, Need, Reference, Subject
 from autoq.evaluators.resampling import quantile_estimates
 from autoq.models.forward import forward_logits

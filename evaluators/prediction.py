@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from autoq.evaluators.fidelity import CONFIDENCE, Estimate
+from autoq.evaluators.estimate import CONFIDENCE, Estimate
 
 FEWEST_FOR_CALIBRATION = 5
 """Plans that a line with an interval is drawn through: fewer leave nearly no degree of freedom."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from autoq.errors import InputError
-from autoq.evaluators.fidelity import Estimate
+from autoq.evaluators.estimate import Estimate
 from autoq.evaluators.reference import ReferenceOutputs
 from autoq.models.forward import forward_logits, is_causal, output_kind
 from autoq.registry import Registry

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from autoq.evaluators.fidelity import BOOTSTRAP_DRAWS, CONFIDENCE, Estimate
+from autoq.evaluators.estimate import BOOTSTRAP_DRAWS, CONFIDENCE, Estimate
 
 QUANTILE_DRAWS = 200
 """For quantiles of all tokens, each of which sorts them anew."""

@@ -27,7 +27,7 @@ from autoq.evaluators._task_metrics import (
     is_higher_better,
 )
 from autoq.evaluators._task_results import task_estimates
-from autoq.evaluators.fidelity import Estimate
+from autoq.evaluators.estimate import Estimate
 from autoq.evaluators.protocol import Subject
 
 __all__ = [

@@ -1,13 +1,20 @@
 """The main job as functions: search, study, export, evaluate."""
 
-from autoq.api.auto_quantize import AutoQuantizeState, auto_quantize
-from autoq.api.compressing import compress
-from autoq.api.config import ScoringConfig
-from autoq.api.evaluation import evaluate
-from autoq.api.loading import generate, load
-from autoq.api.opening import DEFAULT_STORE, list_studies, open_study
-from autoq.api.pipeline import search
-from autoq.api.study import Study
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from autoq.lazy import names_from
+
+if TYPE_CHECKING:
+    from autoq.api.auto_quantizing import AutoQuantizeState, auto_quantize
+    from autoq.api.compressing import compress
+    from autoq.api.config import ScoringConfig
+    from autoq.api.evaluation import evaluate
+    from autoq.api.loading import generate, load
+    from autoq.api.opening import DEFAULT_STORE, list_studies, open_study
+    from autoq.api.pipeline import search
+    from autoq.api.study import Study
 
 __all__ = [
     "DEFAULT_STORE",
@@ -23,3 +30,18 @@ __all__ = [
     "open_study",
     "search",
 ]
+
+
+__getattr__ = names_from(
+    __name__,
+    {
+        "autoq.api.auto_quantizing": ("AutoQuantizeState", "auto_quantize"),
+        "autoq.api.compressing": ("compress",),
+        "autoq.api.config": ("ScoringConfig",),
+        "autoq.api.evaluation": ("evaluate",),
+        "autoq.api.loading": ("generate", "load"),
+        "autoq.api.opening": ("DEFAULT_STORE", "list_studies", "open_study"),
+        "autoq.api.pipeline": ("search",),
+        "autoq.api.study": ("Study",),
+    },
+)

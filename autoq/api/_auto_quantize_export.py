@@ -10,7 +10,7 @@ from autoq.formats import Container
 from autoq.layers.simulate import slot_formats_of
 
 if TYPE_CHECKING:
-    from autoq.api.auto_quantize import AutoQuantizeState
+    from autoq.api.auto_quantizing import AutoQuantizeState
 
 
 def export_state(

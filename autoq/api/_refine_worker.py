@@ -29,7 +29,7 @@ from autoq.api._refine_trials import (
     read_history,
 )
 from autoq.errors import EvaluationError
-from autoq.evaluators.fidelity import bootstrap_interval
+from autoq.evaluators.estimate import bootstrap_interval
 from autoq.formats import FormatName
 from autoq.models import Assignment, GroupName
 from autoq.search.refine import FrontRefinement, Proposal, Refinement, Source

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autoq.api.scoring import Scores
 from autoq.errors import UnknownNameError
 from autoq.studies import StudyStore
+
+if TYPE_CHECKING:
+    from autoq.api.scoring import Scores
 
 FINAL = "contributions"
 """Array of the stage that holds the final contributions, where they are not the batches'."""

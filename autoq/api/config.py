@@ -13,12 +13,12 @@ from autoq.formats import (
     Calibration,
     CalibrationMethod,
     CalibrationRecipe,
+    Container,
     FormatName,
     parse_calibration,
     portable_formats,
 )
-from autoq.layers.quantize import Container
-from autoq.search.estimators import DEFAULT_ESTIMATOR, ESTIMATORS
+from autoq.search.estimator_names import DEFAULT_ESTIMATOR, ESTIMATOR_NAMES
 
 __all__ = [
     "DTYPES",
@@ -72,7 +72,7 @@ class ScoringConfig:
             raise InputError("sequence_length must be >= 2, got 1; a loss needs a next token")
         if not 0.0 < self.row_fraction <= 1.0:
             raise InputError(f"row_fraction must be in (0, 1], got {self.row_fraction}")
-        ESTIMATORS[self.estimator]
+        _check_estimator(self.estimator)
         if self.draws is not None and self.draws < 1:
             raise InputError(f"draws must be >= 1, got {self.draws}")
         if self.confidence is not None and not 0.0 < self.confidence < 1.0:
@@ -119,6 +119,17 @@ def parse_container(name: str) -> Container:
             f"no container named {name!r}; known: {known}; `autoq export` alone also writes onnx, "
             "tensorrt-llm and transformers-fp8, of studies searched for one of these"
         ) from None
+
+
+def _check_estimator(name: str) -> None:
+    """
+    Raises:
+        UnknownNameError: nothing has that name.
+    """
+    if name not in ESTIMATOR_NAMES:
+        from autoq.search.estimators import ESTIMATORS  # needs torch
+
+        ESTIMATORS[name]
 
 
 def refuse_idle_calibration(calibration: Calibration, formats: Sequence[FormatName]) -> None:

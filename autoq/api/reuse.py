@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from autoq.api._model_map_json import model_map_to_json
 from autoq.api._study_batches import FINAL, stored_array
-from autoq.api.serialize import model_map_to_json
 from autoq.api.study import Study
 from autoq.api.study_data import CALIBRATION, SENSITIVITY
 from autoq.api.task import LoadedModel, ScoringTask

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from autoq.api._model_map_json import model_map_to_json
 from autoq.api._study_batches import StudyBatches
 from autoq.api.certainty import Certainty
 from autoq.api.costing import SIZES, sizes_of, sizes_to_plain
@@ -22,7 +23,7 @@ from autoq.api.reuse import (
     without_taken,
 )
 from autoq.api.scoring import BatchHelpers, ScoringPass, make_scoring_estimator
-from autoq.api.serialize import calibration_to_plain, model_map_to_json
+from autoq.api.serialize import calibration_to_plain
 from autoq.api.streaming import CalibrationByBlocks, calibrate_streamed, streamed_estimator
 from autoq.api.study import Study
 from autoq.api.study_data import CALIBRATION, DISCOVERY, MEASURE, SENSITIVITY, SOLVE

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from autoq.api._model_map_json import model_map_from_json
 from autoq.api._study_batches import stored_array, stored_contributions
 from autoq.api.budgets import Budgets
 from autoq.api.config import ScoringConfig
@@ -21,7 +22,7 @@ from autoq.api.costing import (
     sizes_from_plain,
     study_costs,
 )
-from autoq.api.serialize import calibration_from_plain, model_map_from_json
+from autoq.api.serialize import calibration_from_plain
 from autoq.api.task import LoadedModel, load
 from autoq.errors import InputError, ModelError, StoreError
 from autoq.formats import FormatName

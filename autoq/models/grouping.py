@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from autoq.models._types import DecisionGroup, GroupName, SlotKind, SlotName, WeightSlot
 from autoq.models.families import (
@@ -14,6 +13,9 @@ from autoq.models.families import (
     FusedSiblings,
     is_cross_attention,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _ALONE_REASON = "decided alone"
 _EXPERTS_REASON = "engines run all experts of a layer in one format"

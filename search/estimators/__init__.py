@@ -18,6 +18,7 @@ from autoq.layers.quantize import Container
 from autoq.models import ModelMap
 from autoq.registry import Registry
 from autoq.search._projections import Calibrations
+from autoq.search.estimator_names import DEFAULT_ESTIMATOR
 from autoq.search.estimators._base import Estimator
 from autoq.search.estimators.diagonal import Diagonal
 from autoq.search.estimators.factored import Factored
@@ -54,9 +55,6 @@ for _estimator in (
     ForwardOnly,
 ):
     ESTIMATORS.register(_estimator.name, _estimator)
-
-DEFAULT_ESTIMATOR = FisherProjection.name
-"""The winner of `benchmarks/estimators.py`; docs/method.md has the table."""
 
 
 def make_estimator(

@@ -15,6 +15,7 @@ from autoq.layers import fake_quantize_input, fake_quantize_weight
 from autoq.layers.quantize import Container
 from autoq.layers.simulate import SimulatedModel
 from autoq.models import discover, forward_logits
+from autoq.search.estimator_names import ESTIMATOR_NAMES
 from autoq.search.estimators import (
     DEFAULT_ESTIMATOR,
     ESTIMATORS,
@@ -644,3 +645,7 @@ def test_a_new_format_is_scored_from_the_stored_factors_alone(stack):
         )
         # All ten rows of the batch are among the sampled ones.
         np.testing.assert_allclose(found, whole.mean(axis=0)[:, column], rtol=1e-4)
+
+
+def test_the_names_that_need_no_torch_are_those_of_the_classes() -> None:
+    assert set(ESTIMATORS) == ESTIMATOR_NAMES

@@ -17,7 +17,8 @@ from autoq.api.config import ScoringConfig
 from autoq.api.distribution.messages import Message
 from autoq.api.remarks import installed_versions
 from autoq.api.scoring import ScoredBatch, make_scoring_estimator
-from autoq.api.serialize import calibration_from_plain, model_map_from_json, model_map_to_json
+from autoq.api._model_map_json import model_map_from_json, model_map_to_json
+from autoq.api.serialize import calibration_from_plain
 from autoq.api.study import Study
 from autoq.api.study_data import CALIBRATION
 from autoq.api.task import LoadedModel, load, scoring_task
