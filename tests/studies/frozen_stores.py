@@ -52,6 +52,8 @@ def check_contents(revision, url):
         assert store.add_plan(study.id, plan.to_plan(), label="4.8 bits") == plan.id
         if revision > "0001":
             check_arrays_and_exports(store, study, plan)
+        if revision > "0003":
+            check_jobs(store)
 
 
 def check_arrays_and_exports(store, study, plan):
@@ -71,6 +73,23 @@ def check_arrays_and_exports(store, study, plan):
     working = store.find("working")
     with store.lease(working.id):  # its holder's time is over
         pass
+
+
+def check_jobs(store):
+    waiting, dead, done = store.jobs()
+    states = [(job.status.value, job.attempts, job.study) for job in (waiting, dead, done)]
+    assert states == [("queued", 0, None), ("running", 1, None), ("done", 1, "llama-1a2b")]
+    assert (done.result, done.progress["done"]) == ({"plan": 1}, 3)
+    told = [(event.kind, event.job) for event in store.events_after(job=done.id)]
+    kinds = ("status", "status", "progress", "log", "status")
+    assert told == [(kind, done.id) for kind in kinds]
+    again = store.add_job(
+        kind="search", request=waiting.request, created_by="ada", idempotency_key="key 2"
+    )
+    assert again == (waiting, False)
+    assert store.live_runners() == 0
+    taken = store.claim_job()  # its runner died
+    assert (taken.job.id, taken.job.attempts, taken.job.deaths) == (dead.id, 2, 1)
 
 
 def migrate(url, to):

@@ -23,8 +23,8 @@ import numpy as np
 from sqlalchemy import make_url, update
 
 from autoq.search import Plan, Resource
-from autoq.studies import SCORING_STAGE, SensitivityCell, StudyStore, WorkStatus
-from autoq.studies._schema import VERSION_TABLE, LeaseRow
+from autoq.studies import SCORING_STAGE, JobEvent, SensitivityCell, StudyStore, WorkStatus
+from autoq.studies._schema import VERSION_TABLE, JobLeaseRow, JobRow, LeaseRow, RunnerRow
 from autoq.testing.postgresql import postgresql_url
 
 HERE = Path(__file__).parent
@@ -105,11 +105,29 @@ def fill(store: StudyStore) -> None:
         seed=0,
     )
     store.lease(working.id).__enter__()  # it ended without giving its lease back
+    fill_jobs(store)
     elsewhere = {"host": "node-1", "pid_namespace": "pid:[1]", "pid": 4242, "boot_id": "boot-1"}
     long_ago = datetime(2026, 1, 1, tzinfo=UTC)
     elsewhere |= dict.fromkeys(("acquired", "heartbeat", "expires"), long_ago)
     with store._database.write() as session:
-        session.execute(update(LeaseRow).values(**elsewhere))
+        for leases in (LeaseRow, JobLeaseRow, RunnerRow):
+            session.execute(update(leases).values(**elsewhere))
+        session.execute(update(JobRow).where(JobRow.attempts > 0).values(worker="node-1:4242"))
+
+
+def fill_jobs(store: StudyStore) -> None:
+    """A job that is done, one whose runner died, and one that waits."""
+    for number in range(3):
+        request = {"model": "bundled", "seed": number}
+        key = f"key {number}" if number else None
+        store.add_job(kind="search", request=request, created_by="ada", idempotency_key=key)
+    done = store.claim_job()
+    progress = {"task": "scoring", "done": 3, "total": 4}
+    events = [JobEvent(kind="progress", data=progress), JobEvent(kind="log", data={"text": "on"})]
+    store.append_events(done, events, progress=progress, study="llama-1a2b")
+    store.finish_job(done, {"plan": 1})
+    store.claim_job()
+    store.note_runner("a runner")
 
 
 def sqlite_dump() -> tuple[str, str]:
