@@ -59,6 +59,11 @@ class FrontierPoint(Reply):
     predicted_loss: float | None
     predicted_loss_interval: tuple[float | None, float | None]
     gap: float | None
+    budget: float | None = None  # in effective bits, that it was solved for
+    peer_effective_bits: float | None = None
+    stored_bits_per_weight: float | None = None
+    bound: float | None = None
+    takes: dict[str, float] = {}
 
 
 class SensitivityGroup(Reply):

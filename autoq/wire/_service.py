@@ -51,6 +51,11 @@ class FormatEntry(Reply):
     effective_bits: float
     offered_unasked: bool
     containers: tuple[str, ...]
+    summary: str = ""
+    peer_effective_bits: float | None = None
+    block_size: int | None = None
+    calibration: str = ""
+    loads_in: str = ""
 
 
 class TargetEntry(Reply):
