@@ -2,6 +2,7 @@
 
 from autoq.studies._base import SCORING_STAGE
 from autoq.studies._encoding import study_key
+from autoq.studies._job_claims import JOB_LEASE_SECONDS, MOST_DEATHS
 from autoq.studies._leases import LEASE_SECONDS, StudyLease
 from autoq.studies._trials import (
     GRACE_SECONDS,
@@ -14,6 +15,15 @@ from autoq.studies._trials import (
     trial_storage,
     worker_identity,
     worker_is_gone,
+)
+from autoq.studies.job_records import (
+    IdempotencyError,
+    JobClaim,
+    JobEvent,
+    JobEventRecord,
+    JobRecord,
+    JobStateError,
+    JobStatus,
 )
 from autoq.studies.records import (
     ExportFile,
@@ -32,12 +42,21 @@ from autoq.studies.repository import StudyStore
 __all__ = [
     "GRACE_SECONDS",
     "HEARTBEAT_SECONDS",
+    "JOB_LEASE_SECONDS",
     "LEASE_SECONDS",
+    "MOST_DEATHS",
     "SCORING_STAGE",
     "WORKER",
     "ExportFile",
     "ExportRecord",
     "ExportStatus",
+    "IdempotencyError",
+    "JobClaim",
+    "JobEvent",
+    "JobEventRecord",
+    "JobRecord",
+    "JobStateError",
+    "JobStatus",
     "MeasurementRecord",
     "PlanRecord",
     "SensitivityCell",

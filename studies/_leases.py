@@ -18,7 +18,7 @@ from autoq.errors import StoreError, StudyLockedError
 from autoq.studies._clock import Instant, now
 from autoq.studies._database import Database, StoreConflictError
 from autoq.studies._encoding import iso_time
-from autoq.studies._schema import LeaseRow, StudyRow
+from autoq.studies._schema import LeaseColumns, LeaseRow, StudyRow
 from autoq.studies.records import LeaseRecord
 
 logger = logging.getLogger(__name__)
@@ -96,11 +96,10 @@ class StudyLease:
         with self._database.write() as session:
             ours = (LeaseRow.study_id == self._study_id, LeaseRow.owner == self._owner)
             moment = now(session)
-            until = self._until(moment)
-            renewal = update(LeaseRow).where(*ours).values(heartbeat=moment.wall, **until)
+            renewal = update(LeaseRow).where(*ours).values(renewed(moment, self._lease_seconds))
             result = session.execute(renewal)
-            renewed = isinstance(result, CursorResult) and result.rowcount == 1
-        if not renewed:
+            is_ours = isinstance(result, CursorResult) and result.rowcount == 1
+        if not is_ours:
             raise StudyLockedError(LOST)
 
     def _try_to_acquire(self) -> LeaseRecord | None:
@@ -127,26 +126,8 @@ class StudyLease:
                     row.pid,
                     row.host,
                 )
-            self._claim(row, moment)
+            hold(row, self._owner, moment, self._lease_seconds)
         return None
-
-    def _claim(self, row: LeaseRow, moment: Instant) -> None:
-        row.owner = self._owner
-        row.host = socket.gethostname()
-        row.pid_namespace = pid_namespace()
-        row.pid = os.getpid()
-        row.process_started = process_started(row.pid) or 0.0
-        row.acquired = row.heartbeat = moment.wall
-        for name, value in self._until(moment).items():
-            setattr(row, name, value)
-
-    def _until(self, moment: Instant) -> dict[str, Any]:
-        """When a lease ends that shows its last sign of life now."""
-        return {
-            "expires": moment.wall + timedelta(seconds=self._lease_seconds),
-            "expires_uptime": moment.uptime + self._lease_seconds,
-            "boot_id": moment.boot_id,
-        }
 
     def _refusal(self, holder: LeaseRecord) -> str:
         with self._database.read() as session:
@@ -158,6 +139,28 @@ class StudyLease:
             "until it ends or stop it, then run again (without a sign of life its hold ends "
             f"{_to_the_second(holder.expires)})"
         )
+
+
+def hold(row: LeaseColumns, owner: str, moment: Instant, lease_seconds: float) -> None:
+    """Make this process the holder of what the row is the lease of."""
+    row.owner = owner
+    row.host = socket.gethostname()
+    row.pid_namespace = pid_namespace()
+    row.pid = os.getpid()
+    row.process_started = process_started(row.pid) or 0.0
+    row.acquired = moment.wall
+    for name, value in renewed(moment, lease_seconds).items():
+        setattr(row, name, value)
+
+
+def renewed(moment: Instant, lease_seconds: float) -> dict[str, Any]:
+    """The columns that say when a lease ends that shows its last sign of life now."""
+    return {
+        "heartbeat": moment.wall,
+        "expires": moment.wall + timedelta(seconds=lease_seconds),
+        "expires_uptime": moment.uptime + lease_seconds,
+        "boot_id": moment.boot_id,
+    }
 
 
 def process_started(pid: int) -> float | None:
@@ -182,7 +185,7 @@ def pid_namespace() -> str:
         return ""
 
 
-def is_alive(row: LeaseRow, moment: Instant) -> bool:
+def is_alive(row: LeaseColumns, moment: Instant) -> bool:
     """Whether the process that holds the lease may still be at work."""
     if moment.has_passed(row.expires, row.expires_uptime, row.boot_id):
         return False

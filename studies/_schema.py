@@ -12,6 +12,7 @@ from sqlalchemy import (
     Dialect,
     Double,
     ForeignKey,
+    Index,
     Integer,
     LargeBinary,
     MetaData,
@@ -27,7 +28,7 @@ from autoq.studies._encoding import finite_or_none, json_clean
 # would take the other's schema version for its own.
 VERSION_TABLE = "autoq_alembic_version"
 
-SCHEMA_REVISION = "0003"
+SCHEMA_REVISION = "0004"
 """The newest of the migrations; databases that have it are opened without Alembic."""
 
 SCHEMA_VERSION = 3
@@ -278,13 +279,9 @@ class ExportFileRow(Base):
     sha256: Mapped[str]
 
 
-class LeaseRow(Base):
-    """Which process works on a study; no row: none."""
+class LeaseColumns:
+    """Which process holds something, and until when by each clock."""
 
-    __tablename__ = "lease"
-
-    id: Mapped[int] = mapped_column(Identifier, primary_key=True)
-    study_id: Mapped[int] = mapped_column(ForeignKey("study.id", ondelete="CASCADE"), unique=True)
     owner: Mapped[str]
     host: Mapped[str]
     pid_namespace: Mapped[str]
@@ -295,3 +292,69 @@ class LeaseRow(Base):
     expires: Mapped[datetime]
     boot_id: Mapped[str | None]
     expires_uptime: Mapped[float | None]
+
+
+class LeaseRow(LeaseColumns, Base):
+    """Which process works on a study; no row: none."""
+
+    __tablename__ = "lease"
+
+    id: Mapped[int] = mapped_column(Identifier, primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id", ondelete="CASCADE"), unique=True)
+
+
+class JobRow(Base):
+    """Something that the service was asked to do."""
+
+    __tablename__ = "job"
+    __table_args__ = (UniqueConstraint("created_by", "idempotency_key"),)
+
+    id: Mapped[int] = mapped_column(Identifier, primary_key=True)
+    public_id: Mapped[str] = mapped_column(unique=True)
+    kind: Mapped[str]
+    status: Mapped[str] = mapped_column(index=True)
+    # Not a key of the study's row: a search's name is known before its study is there.
+    study_name: Mapped[str | None] = mapped_column(index=True)
+    request: Mapped[dict[str, Any]]
+    request_sha256: Mapped[str]
+    created_by: Mapped[str]
+    idempotency_key: Mapped[str | None]
+    created: Mapped[datetime]
+    started: Mapped[datetime | None]
+    finished: Mapped[datetime | None]
+    attempts: Mapped[int]
+    deaths: Mapped[int]  # attempts that ended with the death of a process
+    worker: Mapped[str | None]
+    progress: Mapped[dict[str, Any] | None]
+    problem: Mapped[dict[str, Any] | None]
+    result: Mapped[dict[str, Any] | None]
+
+
+class JobEventRow(Base):
+    """Something that happened to a job."""
+
+    __tablename__ = "job_event"
+    __table_args__ = (Index(None, "job_id", "kind"), {"sqlite_autoincrement": True})
+
+    id: Mapped[int] = mapped_column(Identifier, primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"))
+    time: Mapped[datetime]
+    kind: Mapped[str]
+    data: Mapped[dict[str, Any]]
+
+
+class JobLeaseRow(LeaseColumns, Base):
+    """Which process runs a job; no row: none."""
+
+    __tablename__ = "job_lease"
+
+    id: Mapped[int] = mapped_column(Identifier, primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"), unique=True)
+
+
+class RunnerRow(LeaseColumns, Base):
+    """A process that runs jobs, or waits for some."""
+
+    __tablename__ = "runner"
+
+    id: Mapped[int] = mapped_column(Identifier, primary_key=True)

@@ -7,13 +7,24 @@ from types import TracebackType
 from typing import Self
 
 from autoq.studies._database import Database, file_of
+from autoq.studies._job_claims import JobClaimRepository
+from autoq.studies._job_events import JobEventRepository
+from autoq.studies._jobs import JobRepository
 from autoq.studies._results import ResultRepository
 from autoq.studies._reuse import ReuseRepository
 from autoq.studies._stages import StageRepository
 from autoq.studies._studies import StudyRepository
 
 
-class StudyStore(StudyRepository, StageRepository, ReuseRepository, ResultRepository):
+class StudyStore(
+    StudyRepository,
+    StageRepository,
+    ReuseRepository,
+    ResultRepository,
+    JobRepository,
+    JobClaimRepository,
+    JobEventRepository,
+):
     """One open database of studies.
 
     Every method is one transaction: what it returned from is on disk whole, and what was
