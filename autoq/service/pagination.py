@@ -29,7 +29,7 @@ def encode_cursor(listed: str, *position: str | int) -> str:
     return base64.urlsafe_b64encode(plain).decode().rstrip("=")
 
 
-def decode_cursor(listed: str, cursor: str, *kinds: type[str] | type[int]) -> tuple[Any, ...]:
+def decode_cursor(listed: str, cursor: str, *kinds: type[str | int]) -> tuple[Any, ...]:
     """The sort keys of the row that the cursor stands behind.
 
     Args:

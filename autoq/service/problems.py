@@ -26,6 +26,8 @@ from autoq.errors import (
     VerificationError,
     without_password,
 )
+from autoq.studies import IdempotencyError, JobStateError
+from autoq.studies import IdempotencyError, JobStateError
 from autoq.wire import Problem
 
 TYPE_PREFIX = "urn:autoq:problem:"
@@ -85,8 +87,12 @@ _OF_CLASS: Mapping[type[Exception], str] = {
     QualityInfeasibleError: "quality-infeasible",
     ExportError: "export",
     StudyLockedError: "study-locked",
+    JobStateError: "conflict",
+    IdempotencyError: "idempotency-conflict",
     StoreError: "store",
     VerificationError: "verification",
+    IdempotencyError: "idempotency-conflict",
+    JobStateError: "conflict",
     AutoqError: "internal",
 }
 
