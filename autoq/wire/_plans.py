@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from autoq.wire._base import Name, Positive, Reply, Request, Rules
 
 
@@ -63,7 +65,7 @@ class FrontierPoint(Reply):
     peer_effective_bits: float | None = None
     stored_bits_per_weight: float | None = None
     bound: float | None = None
-    takes: dict[str, float] = {}
+    takes: dict[str, float] = Field(default_factory=dict)  # resource -> amount
 
 
 class SensitivityGroup(Reply):
