@@ -27,7 +27,6 @@ from autoq.errors import (
     without_password,
 )
 from autoq.studies import IdempotencyError, JobStateError
-from autoq.studies import IdempotencyError, JobStateError
 from autoq.wire import Problem
 
 TYPE_PREFIX = "urn:autoq:problem:"
@@ -91,8 +90,6 @@ _OF_CLASS: Mapping[type[Exception], str] = {
     IdempotencyError: "idempotency-conflict",
     StoreError: "store",
     VerificationError: "verification",
-    IdempotencyError: "idempotency-conflict",
-    JobStateError: "conflict",
     AutoqError: "internal",
 }
 
