@@ -14,7 +14,8 @@ from autoq.errors import InputError
 from autoq.export import ExportedCache, FolderWeights, SourceMatrices
 from autoq.formats import NONE, Container, FormatName
 from autoq.formats.kv_cache import KV_CACHE_FORMATS, kv_cache_refusal
-from autoq.layers.kv_cache import CachedLayer, attention_modules, cached_layers, refuse_other_caches
+from autoq.layers.cached_layer import CachedLayer
+from autoq.layers.kv_cache import attention_modules, cached_layers, refuse_other_caches
 from autoq.models import ModelMap
 from autoq.models.block_stream import BlockStream, StreamedModel
 from autoq.models.forward import forward_logits

@@ -22,7 +22,7 @@ from autoq.export import (
 from autoq.export.block_calibration import outside_blocks
 from autoq.formats import NONE, Calibration, Container, FormatName
 from autoq.layers import LayerCalibration
-from autoq.layers.kv_cache import CachedLayer
+from autoq.layers.cached_layer import CachedLayer
 from autoq.models import ModelMap, SlotName
 from autoq.models.block_stream import StreamedModel
 from autoq.models.folder import storage_dtype

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoq.api._study_batches import stored_array
-from autoq.layers.kv_cache import CachedLayer
+from autoq.layers.cached_layer import CachedLayer
 from autoq.studies import StudyStore
 
 _MAGNITUDES = "magnitudes"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from autoq.api.serialize import entry_from_plain, key_of
-from autoq.api.study_data import CALIBRATION
+from autoq.api.study_tables import CALIBRATION
 from autoq.formats import FormatName
 from autoq.layers import LayerCalibration
 from autoq.models import SlotName

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from autoq.api.kv_cache import cache_formats
+from autoq.api.cache_plans import cache_formats
 from autoq.api.measured import noise_floor_on
 from autoq.api.streaming import CalibrationByBlocks, workspace
-from autoq.api.study_data import MEASURE
+from autoq.api.study_tables import MEASURE
 from autoq.api.task import LoadedModel, output_properties, token_batches
 from autoq.data import TokenData
 from autoq.errors import InputError

@@ -40,7 +40,7 @@ from autoq.formats import (
     QuantFormat,
 )
 from autoq.layers import LayerCalibration
-from autoq.layers.kv_cache import CachedLayer
+from autoq.layers.cached_layer import CachedLayer
 from autoq.layers.quantize import input_scale
 from autoq.memory import large_blocks_given_back_at_once
 from autoq.models import GroupName, ModelMap, SlotName, discover

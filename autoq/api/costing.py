@@ -7,9 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from autoq.api.budgets import Budgets
-from autoq.api.task import LoadedModel
 from autoq.errors import InputError
-from autoq.export import stored_sizes
 from autoq.formats import FormatName
 from autoq.models import ModelMap, SlotName
 from autoq.models.grouping import is_expert
@@ -27,7 +25,8 @@ from autoq.search.latency import latency_seconds, products_of
 
 if TYPE_CHECKING:
     from autoq.api.config import ScoringConfig
-    from autoq.api.study_data import StudyData
+    from autoq.api.study_tables import StudyTables
+    from autoq.api.task import LoadedModel
 
 SIZES = "sizes"
 """The stage of a study that counts what its container writes, by name in the store."""
@@ -57,7 +56,7 @@ def constrained_costs(
 
 
 def study_costs(
-    study: StudyData, costs: CostTable, budgets: Budgets, *, needed: Iterable[Resource] = ()
+    study: StudyTables, costs: CostTable, budgets: Budgets, *, needed: Iterable[Resource] = ()
 ) -> CostTable:
     """`costs` with every resource that the study knows the cells of.
 
@@ -116,6 +115,8 @@ def sizes_of(
     loaded: LoadedModel, model_map: ModelMap, config: ScoringConfig, calibration: Mapping[Any, Any]
 ) -> StoredSizes:
     """What the configured container writes for the model."""
+    from autoq.export import stored_sizes  # loads torch, which studies are read without
+
     return stored_sizes(
         loaded.model,
         model_map,

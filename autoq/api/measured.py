@@ -9,7 +9,7 @@ from autoq.evaluators import NOISE_FLOOR, compare
 from autoq.studies import MeasurementRecord, PlanRecord, listing
 
 if TYPE_CHECKING:
-    from autoq.api.study import Study
+    from autoq.api.study_tables import StudyTables
 
 KL_DIVERGENCE = "kl_divergence"
 
@@ -34,12 +34,12 @@ def is_asked_for(plan: PlanRecord) -> bool:
     return listing.is_asked_for(plan.label, plan.details)
 
 
-def noise_floor_on(study: Study, data_sha256: str | None) -> MeasurementRecord | None:
+def noise_floor_on(study: StudyTables, data_sha256: str | None) -> MeasurementRecord | None:
     """The noise floor that was measured on these tokens."""
     return _noise_floor(study.store.measurements(study.id), data_sha256)
 
 
-def measured_summary(study: Study, plan: PlanRecord) -> dict[str, Any]:
+def measured_summary(study: StudyTables, plan: PlanRecord) -> dict[str, Any]:
     """The measured part of `Study.summary`: "measured", "noise_floor" and "measurements".
 
     Only measurements on the study's own held-out data: on other data, plans do not compare.
@@ -63,7 +63,7 @@ def with_interval(record: MeasurementRecord) -> dict[str, float | None]:
 
 
 def _measurements(
-    study: Study,
+    study: StudyTables,
     records: Sequence[MeasurementRecord],
     own: MeasurementRecord | None,
     floor: MeasurementRecord | None,

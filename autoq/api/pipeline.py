@@ -16,19 +16,13 @@ from torch import nn
 
 from autoq.api._refine_edge import check_before_search
 from autoq.api.budgets import Budgets, budgets_or_default, gpu_of
+from autoq.api.cache_plans import CacheWish, plan_of_weights, with_cache
 from autoq.api.config import ScoringConfig, parse_calibration
 from autoq.api.costing import SIZES, check_reachable, constrained_costs, latency_note
 from autoq.api.distribution import Helpers, at_hand, crew_of
 from autoq.api.exporting import export_plan
 from autoq.api.exporting_streamed import export_plan_streamed
-from autoq.api.kv_cache import (
-    CacheWish,
-    cache_wish,
-    check_cache,
-    plan_of_weights,
-    run_cache_scores,
-    with_cache,
-)
+from autoq.api.kv_cache import cache_wish, check_cache, run_cache_scores
 from autoq.api.measuring import held_out_tokens
 from autoq.api.memory_bound import parse_bytes, refuse_unstreamable
 from autoq.api.opening import DEFAULT_STORE
@@ -61,7 +55,7 @@ from autoq.api.streaming import (
     prepare_streamed,
 )
 from autoq.api.study import Study
-from autoq.api.study_data import CALIBRATION, DISCOVERY, SENSITIVITY
+from autoq.api.study_tables import CALIBRATION, DISCOVERY, SENSITIVITY
 from autoq.api.targeting import best_offer, note_target, offers
 from autoq.api.task import LoadedModel, ScoringTask, load, load_data, scoring_task
 from autoq.data import TokenData

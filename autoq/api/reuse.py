@@ -22,7 +22,7 @@ import torch
 from autoq.api._model_map_json import model_map_to_json
 from autoq.api._study_batches import FINAL, stored_array
 from autoq.api.study import Study
-from autoq.api.study_data import CALIBRATION, SENSITIVITY
+from autoq.api.study_tables import CALIBRATION, SENSITIVITY
 from autoq.api.task import LoadedModel, ScoringTask
 from autoq.errors import StoreError
 from autoq.formats import NONE, CalibrationRecipe

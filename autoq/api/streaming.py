@@ -20,7 +20,7 @@ from autoq.api._stored_calibration import CalibrationInStore
 from autoq.api.config import ScoringConfig
 from autoq.api.memory_bound import MemoryNeeds
 from autoq.api.serialize import calibration_to_plain
-from autoq.api.study_data import CALIBRATION, SENSITIVITY
+from autoq.api.study_tables import CALIBRATION, SENSITIVITY
 from autoq.api.task import PROBE_TOKENS, LoadedModel, ScoringTask, resolve_device
 from autoq.errors import InputError, ModelError
 from autoq.export import BlockCalibration, FolderWeights, SourceMatrices

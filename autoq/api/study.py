@@ -2,194 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoq.api.budgets import Budgets, required_budgets
+from autoq.api.cache_plans import plan_of_weights
 from autoq.api.config import parse_container
-from autoq.api.kv_cache import (
-    cache_simulation,
-    plan_of_weights,
-    refuse_unwritable_cache,
-    wish_of,
-    with_cache,
-)
-from autoq.api.measured import VALIDATION
 from autoq.api.renewal import RenewingProgress
-from autoq.api.study_data import NO_BUDGETS, SOLVE, StudyData
+from autoq.api.study_data import StudyData
+from autoq.api.study_tables import refined_stage
 from autoq.errors import InputError
-from autoq.evaluators import Fidelity
-from autoq.export import check_destination
 from autoq.formats import FormatName
-from autoq.layers.simulate import SimulatedModel, slot_formats_of
-from autoq.layers.weight_cache import WeightCache
 from autoq.models import SlotName
 from autoq.progress import Progress, SilentProgress
-from autoq.search import Plan, Resource, frontier, reachable_bits, smallest, solve, uniform_plan
-from autoq.studies import PlanRecord, WorkStatus
+from autoq.studies import PlanRecord
 
 if TYPE_CHECKING:
     from autoq.api.refining import RefineResult
+    from autoq.evaluators import Fidelity
+    from autoq.layers.simulate import SimulatedModel
+    from autoq.layers.weight_cache import WeightCache
 
 
 class Study(StudyData):
     """One search in a study store: its plans, and what can be done with them."""
 
-    # Plans
-
-    def plans(self) -> list[PlanRecord]:
-        """Every plan that was solved, oldest first."""
-        return self._store.plans(self.id)
-
-    def solve(
-        self, effective_bits: float | None = None, *, rules: Sequence[str] = (), **limits: Any
-    ) -> PlanRecord:
-        """The best plan within budgets; solved once, then read from the store.
-
-        Args:
-            effective_bits: mean bits per searched weight.
-            rules: "pattern=format[,format]", binding the groups that match.
-            limits: other fields of `autoq.api.budgets.Budgets`: max_gb, max_active_bits,
-                max_latency_ms with gpu or latency_table, and max_kl, which here limits the
-                predicted divergence; `autoq.search` limits the measured one.
-        Raises:
-            BudgetInfeasibleError: no assignment fits; names floor and ceiling.
-            ResourceInfeasibleError: another budget, or all together, cannot be met.
-            QualityInfeasibleError: no plan is predicted to lose so little; names the least.
-            InputError: a rule matches nothing or forbids everything, or no budget is given.
-        """
-        return self.solve_for(Budgets(effective_bits=effective_bits, **limits), rules)
-
-    def solve_for(self, budgets: Budgets, rules: Sequence[str] = ()) -> PlanRecord:
-        """As `solve`, for budgets in one value."""
-        required_budgets(budgets)
-        label = budgets.label(rules)
-        if budgets.max_kl is None:
-            return self._stored_plan(label) or self.add_plan(
-                label, solve(self.sensitivity, self.costs(rules, budgets), budgets.limits), budgets
-            )
-        if self.sensitivity.unit != "nats_per_token":
-            raise InputError(
-                f"estimator {self.sensitivity.estimator} predicts no divergence to limit; search "
-                "with the default estimator, or measure plans"
-            )
-        label = f"{label}, predicted"
-        return self._stored_plan(label) or self.add_plan(
-            label, self.smallest(budgets, rules, budgets.max_kl), budgets
-        )
-
-    def smallest(self, budgets: Budgets, rules: Sequence[str], loss_limit: float) -> Plan:
-        """The plan of fewest effective bits whose predicted loss is no more than `loss_limit`.
-
-        Raises:
-            QualityInfeasibleError: no plan within the budgets is predicted to lose so little.
-        """
-        costs = self.costs(rules, budgets)
-        return smallest(self.sensitivity, costs, loss_limit, budgets=budgets.limits)
-
-    def most_faithful(self, budgets: Budgets, rules: Sequence[str]) -> Plan:
-        """The plan of least predicted loss within the budgets, whatever its size."""
-        costs = self.costs(rules, budgets)
-        _, most_bits = reachable_bits(self.sensitivity, costs)
-        return solve(self.sensitivity, costs, budgets.limits or most_bits)
-
-    def add_plan(
-        self,
-        label: str,
-        plan: Plan,
-        budgets: Budgets = NO_BUDGETS,
-        *,
-        details: Mapping[str, Any] | None = None,
-    ) -> PlanRecord:
-        """Store a plan; the same plan under the same label is stored once.
-
-        Args:
-            details: plain data to keep beside what the budgets say.
-        """
-        if self.stored_sizes is None:  # what is not searched was not counted
-            counted: dict[Resource, float] = {
-                k: v for k, v in plan.takes.items() if k is not Resource.STORED_BYTES
-            }
-            plan = replace(plan, takes=counted)
-        kept = {**budgets.details(), **(details or {})}
-        return self._store.plan(self._store.add_plan(self.id, plan, label=label, details=kept))
-
-    def uniform(self, fmt: FormatName) -> PlanRecord:
-        """Every group in one format, or in the nearest larger one that it can take."""
-        label = f"uniform {fmt}"
-        return self._stored_plan(label) or self.add_plan(
-            label, uniform_plan(self.sensitivity, self.costs(), fmt)
-        )
-
-    def frontier(self, points: int = 64, *, max_gb: float | None = None) -> list[Plan]:
-        """Plans for all budgets at once, by rising bits, under the study's rules.
-
-        Args:
-            max_gb: leave out plans whose checkpoint is larger, in 10^9 bytes.
-        """
-        budgets = Budgets(max_gb=max_gb)
-        plans = frontier(self.sensitivity, self.costs(self.rules, budgets), points=points)
-        limits = {budget.resource: budget.limit for budget in budgets.limits}
-        return [
-            plan
-            for plan in plans
-            if all(plan.takes[resource] <= limit for resource, limit in limits.items())
-        ]
-
-    def plan(self, effective_bits: float | None = None, **limits: Any) -> PlanRecord:
-        """The plan for budgets under the study's rules, or the one that was asked for last.
-
-        Where that one chose the key/value cache's formats, so does the plan, by the same wish.
-        Where it was refined, it is the refined plan. The arguments are those of `solve`.
-
-        Raises:
-            InputError: no plan was solved yet and no budget is given.
-        """
-        return self.refined(self.unrefined_plan(effective_bits, **limits))
-
-    def unrefined_plan(self, effective_bits: float | None = None, **limits: Any) -> PlanRecord:
-        """As `plan`, of least predicted loss, whatever refinement has found."""
-        budgets = Budgets(effective_bits=effective_bits, **limits)
-        last = self._store.stage(self.id, SOLVE)
-        if not budgets.stated or last is None or "plan_id" not in last.payload:
-            if budgets.stated:
-                return self.solve_for(budgets, self.rules)
-            return self._store.plan(self.finished(SOLVE)["plan_id"])
-        wish = wish_of(self._store.plan(last.payload["plan_id"]))
-        plan = self.solve_for(budgets, self.rules)
-        return plan if wish is None else with_cache(self, plan, wish)
-
-    def refined(self, plan: PlanRecord) -> PlanRecord:
-        """What the last refinement made of a plan; the plan itself where none did better.
-
-        Refinement is of weights: a plan's choice of the key/value cache stands on top of it.
-        """
-        wish = wish_of(plan)
-        if wish is not None:
-            weights = plan_of_weights(self, plan)
-            better = self.refined(weights)
-            return plan if better.id == weights.id else with_cache(self, better, wish)
-        stage = self._store.stage(self.id, _refined_stage(plan))
-        if stage is None or "plan_id" not in stage.payload:
-            return plan
-        return self._store.plan(stage.payload["plan_id"])
-
     def set_refined(self, start: PlanRecord, plan: PlanRecord) -> None:
         """Take `plan` where `start` is asked for, from now on; `start` itself undoes that."""
         status = self._store.study(self.id).status
-        with self.repeated_stage(_refined_stage(start)) as payload:
+        with self.repeated_stage(refined_stage(start)) as payload:
             payload["plan_id"] = plan.id
         self._store.set_status(self.id, status)  # a stage that begins says that the study runs
-
-    def _stored_plan(self, label: str) -> PlanRecord | None:
-        return next((plan for plan in self.plans() if plan.label == label), None)
 
     # Measuring
 
     def simulate(self, plan: PlanRecord, *, keep_originals: bool = True) -> SimulatedModel:
         """Put the plan's formats into the loaded model, its cache's included, in place."""
+        from autoq.api.kv_cache import cache_simulation
+        from autoq.layers.simulate import slot_formats_of
+
         formats = slot_formats_of(self.model_map, plan.to_plan().assignment)
         simulated = self.simulate_formats(formats, keep_originals=keep_originals)
         simulated.set_kv_cache(cache_simulation(self, plan))
@@ -210,6 +61,8 @@ class Study(StudyData):
         Raises:
             InputError: the model is searched within a bound on memory, and not loaded.
         """
+        from autoq.layers.simulate import SimulatedModel
+
         if self.loaded().stream is not None:
             raise InputError(
                 f"study {self.name} was searched within a bound on memory, and this needs the whole "
@@ -264,12 +117,6 @@ class Study(StudyData):
         return validate(
             self, random=random, near=near, sequences=sequences, seed=seed, progress=progress
         )
-
-    @property
-    def validation(self) -> dict[str, Any] | None:
-        """What the last validation found; None before the first."""
-        found = self._store.stage(self.id, VALIDATION)
-        return found.payload if found and found.status is WorkStatus.DONE else None
 
     # Refining
 
@@ -375,6 +222,8 @@ class Study(StudyData):
             refuse_parallel,
         )
         from autoq.api.exporting_transformers_fp8 import spelled
+        from autoq.api.kv_cache import refuse_unwritable_cache
+        from autoq.export import check_destination
         from autoq.export._types import Spelling
 
         streamed = streamed or (self._loaded is not None and self._loaded.stream is not None)
@@ -436,19 +285,3 @@ class Study(StudyData):
                 progress=renewing,
                 spelling=spelling,
             )
-
-    # Looking
-
-    def summary(self, effective_bits: float | None = None, **limits: Any) -> dict[str, Any]:
-        """Everything about one plan as plain data; the keys are documented in the README.
-
-        The arguments are those of `solve`; with none it is the plan that was asked for last.
-        """
-        from autoq.api.summary import summarise
-
-        return summarise(self, self.plan(effective_bits, **limits))
-
-
-def _refined_stage(start: PlanRecord) -> str:
-    """Name of the stage that says what refinement made of a plan."""
-    return f"refined plan {start.id}"

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autoq.api.kv_cache import cache_summary
+from autoq.api.cache_plans import cache_summary
 from autoq.api.measured import REFINED_FROM, measured_summary
-from autoq.api.validation import validation_summary
+from autoq.api.validated import validation_summary
 from autoq.formats import NONE, FormatName
 from autoq.search import CostTable, SensitivityTable
 from autoq.studies import ExportStatus, PlanRecord
 from autoq.studies.listing import budgets_of
 
 if TYPE_CHECKING:
-    from autoq.api.study import Study
+    from autoq.api.study_tables import StudyTables
 
 
-def summarise(study: Study, plan: PlanRecord) -> dict[str, Any]:
+def summarise(study: StudyTables, plan: PlanRecord) -> dict[str, Any]:
     """Everything about `plan`; the keys are documented in the README."""
     return {
         "study": study.name,
@@ -60,7 +60,7 @@ def summarise(study: Study, plan: PlanRecord) -> dict[str, Any]:
     }
 
 
-def refined_from(study: Study, plan: PlanRecord) -> str | None:
+def refined_from(study: StudyTables, plan: PlanRecord) -> str | None:
     """Label of the plan that refinement made this one from; None for all others."""
     start = plan.details.get(REFINED_FROM)
     return None if start is None else study.store.plan(start).label
@@ -76,7 +76,7 @@ def plan_takes(plan: PlanRecord) -> dict[str, float]:
     return {"effective_bits": plan.effective_bits, **plan.takes}
 
 
-def _assignment_by_module(study: Study, plan: PlanRecord) -> dict[str, str]:
+def _assignment_by_module(study: StudyTables, plan: PlanRecord) -> dict[str, str]:
     return {
         slot: plan.assignment[group.name]
         for group in study.model_map.groups
@@ -84,7 +84,7 @@ def _assignment_by_module(study: Study, plan: PlanRecord) -> dict[str, str]:
     }
 
 
-def group_rows(study: Study, assignment: Mapping[str, str]) -> list[dict[str, Any]]:
+def group_rows(study: StudyTables, assignment: Mapping[str, str]) -> list[dict[str, Any]]:
     """Every decision group of the study: its scores, and what it takes in its assigned format."""
     table, costs = study.sensitivity, study.costs()
     scores, errors = table.scores(), table.standard_errors()
@@ -121,7 +121,7 @@ def _score(table: SensitivityTable, scores: Any, fmt: FormatName) -> float:
     return 0.0 if fmt == NONE else float(scores[table.formats.index(fmt)])
 
 
-def _timings(study: Study) -> dict[str, float]:
+def _timings(study: StudyTables) -> dict[str, float]:
     return {
         record.name: record.seconds
         for record in study.store.stages(study.id)
@@ -129,7 +129,7 @@ def _timings(study: Study) -> dict[str, float]:
     }
 
 
-def _latest_export(study: Study, plan: PlanRecord) -> dict[str, Any] | None:
+def _latest_export(study: StudyTables, plan: PlanRecord) -> dict[str, Any] | None:
     exports = [
         record
         for record in study.store.exports(study.id)

@@ -15,7 +15,6 @@ from autoq.api.measuring import PlanMeasurer, held_out_tokens
 from autoq.api.renewal import RenewingProgress
 from autoq.errors import InputError
 from autoq.evaluators import (
-    PredictionCalibration,
     calibrate_prediction,
     calibrated_coverage,
     prediction_quality,
@@ -25,7 +24,7 @@ from autoq.progress import Progress, SilentProgress
 from autoq.search import Budget, CostTable, Plan, Resource, reachable_bits, solve
 from autoq.search.diverse import diverse_plans
 from autoq.search.sampling import RELATIVE_GAP, neighbours, random_plans
-from autoq.studies import MeasurementRecord, PlanRecord
+from autoq.studies import MeasurementRecord
 
 if TYPE_CHECKING:
     from autoq.api.study import Study
@@ -101,27 +100,6 @@ def validate(
     found = study.validation
     assert found is not None  # it was stored just now
     return found
-
-
-def validation_summary(study: Study, plan: PlanRecord) -> dict[str, Any]:
-    """The validated part of `Study.summary`: "validation" and "predicted_calibrated"."""
-    found = study.validation
-    return {
-        "validation": found,
-        "predicted_calibrated": None
-        if found is None
-        else calibrated_prediction(found, plan.predicted_loss),
-    }
-
-
-def calibrated_prediction(
-    validation: Mapping[str, Any], predicted: float | None
-) -> dict[str, float] | None:
-    """What a plan of this predicted loss will be measured at, by the validation's line."""
-    if validation["calibration"] is None or not predicted or not predicted > 0.0:
-        return None
-    found = PredictionCalibration.from_json(validation["calibration"]).apply(predicted)
-    return {"value": found.value, "low": found.low, "high": found.high}
 
 
 def _random(study: Study, count: int, seed: int) -> Iterator[_Candidate]:

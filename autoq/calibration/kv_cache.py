@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from autoq.errors import ModelError
-from autoq.layers.kv_cache import CachedLayer, layer_of, unseen_cache, watched_cache
+from autoq.layers.cached_layer import CachedLayer
+from autoq.layers.kv_cache import layer_of, unseen_cache, watched_cache
 
 
 @torch.no_grad()

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from autoq.errors import ExportError
 from autoq.formats import NONE, Container, FormatName
 from autoq.formats.kv_cache import KV_CACHE_FORMATS, kv_cache_refusal
-from autoq.layers.kv_cache import CacheCoding, CachedLayer, attention_modules
+from autoq.layers.cached_layer import CachedLayer
+from autoq.layers.kv_cache import CacheCoding, attention_modules
 
 SCALE_NAMES = {
     Container.MODELOPT: ("k_proj.k_scale", "v_proj.v_scale"),

@@ -23,6 +23,7 @@ from autoq.formats.kv_cache import KV_CACHE_FORMATS
 from autoq.kernels import fp8, nvfp4
 from autoq.kernels._checks import checked_amax
 from autoq.kernels._torch.chunks import scale_from_amax
+from autoq.layers.cached_layer import CachedLayer
 from autoq.models.forward import is_causal, text_config
 
 CacheHandler: TypeAlias = Callable[[str, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -30,41 +31,6 @@ CacheHandler: TypeAlias = Callable[[str, Tensor, Tensor], tuple[Tensor, Tensor]]
 gives what is cached in their place."""
 
 _CACHE_ARGUMENTS = ("past_key_values", "past_key_value", "layer_past")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CachedLayer:
-    """An attention that caches keys and values, and the largest magnitudes calibration saw."""
-
-    name: str  # path of the attention module in the model
-    key_heads: int
-    key_dim: int  # elements of one head's key
-    value_heads: int
-    value_dim: int
-    key_amax: float = 0.0
-    value_amax: float = 0.0
-
-    @property
-    def elements(self) -> int:
-        """Cached for every token."""
-        return self.key_heads * self.key_dim + self.value_heads * self.value_dim
-
-    def misfit(self, fmt: FormatName) -> str | None:
-        """Why the layer cannot cache in a format; None if it can.
-
-        Raises:
-            UnknownNameError: nothing has the format's name.
-        """
-        block = KV_CACHE_FORMATS[fmt].block_size
-        if block is None:
-            return None
-        for what, size in (("keys", self.key_dim), ("values", self.value_dim)):
-            if size % block:
-                return (
-                    f"{fmt} needs heads whose size is divisible by {block}, and {what} of "
-                    f"{self.name} have {size}"
-                )
-        return None
 
 
 def cache_scale(fmt: FormatName, amax: float) -> Tensor:

@@ -11,7 +11,14 @@ import torch
 
 import autoq
 from autoq.api import kv_cache
-from autoq.api.kv_cache import CacheWish, cache_formats, stored_layers, with_cache
+from autoq.api.cache_plans import (
+    KV_CACHE,
+    CacheWish,
+    cache_formats,
+    plan_of_weights,
+    stored_layers,
+    with_cache,
+)
 from autoq.errors import ExportError, InputError, ModelError, UnknownNameError
 from autoq.formats import FormatName
 from autoq.layers.kv_cache import cache_scale, fake_quantize_cache, watched_cache
@@ -152,9 +159,9 @@ def test_refinement_is_of_weights_and_keeps_the_cache(llama_folder: Path, quick:
     study = search(llama_folder, quick, kv_formats=("fp8",))
     start = study.plan()
     result = study.refine(trials=2, **SMALL)
-    assert kv_cache.KV_CACHE not in result.plan.details
+    assert KV_CACHE not in result.plan.details
     better = study.solve(5.0)  # stands for what trials might find
-    study.set_refined(kv_cache.plan_of_weights(study, start), better)
+    study.set_refined(plan_of_weights(study, start), better)
     refined = study.plan()
     assert refined.assignment == better.assignment
     assert cache_formats(refined) == cache_formats(start)

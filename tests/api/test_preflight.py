@@ -17,7 +17,7 @@ import transformers
 import autoq
 from autoq.api import _preflight_memory, preflight
 from autoq.api.preflight import Preflight
-from autoq.api.study_data import CALIBRATION
+from autoq.api.study_tables import CALIBRATION
 from autoq.bundled import model_path
 from autoq.errors import DataError, InputError, ModelError
 from autoq.models import load_model

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import autoq
-from autoq.api import pipeline, study_data
+from autoq.api import pipeline, task
 from autoq.api._refine_edge import check_aim
 from autoq.api.refining import RefineOptions
 from autoq.errors import AutoqError, DataError, InputError, UnknownNameError
@@ -44,7 +44,7 @@ def no_loading(monkeypatch):
     def load(*_):
         raise Loaded
 
-    for module in (pipeline, study_data):
+    for module in (pipeline, task):
         monkeypatch.setattr(module, "load", load)
 
 

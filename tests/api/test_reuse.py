@@ -11,7 +11,7 @@ import torch
 
 import autoq
 from autoq.api import reuse, stages
-from autoq.api.study_data import CALIBRATION, SENSITIVITY
+from autoq.api.study_tables import CALIBRATION, SENSITIVITY
 from autoq.api.task import LoadedModel
 from autoq.search.estimators import TokenProjection
 

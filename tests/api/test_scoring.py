@@ -13,7 +13,7 @@ import transformers
 import autoq
 from autoq.api._study_batches import StudyBatches
 from autoq.api.config import ScoringConfig
-from autoq.api.study_data import SENSITIVITY
+from autoq.api.study_tables import SENSITIVITY
 from autoq.api.task import load, load_data, scoring_task
 from autoq.errors import InputError
 from autoq.formats import FormatName

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import autoq
-from autoq.api import study_data
+from autoq.api import study_data, task
 from autoq.api._stored_calibration import CalibrationInStore
 from autoq.api.exporting_streamed import export_plan_streamed
 from autoq.errors import ExportError, InputError, ModelError
@@ -45,7 +45,7 @@ def forbid_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the model is not to be in memory")
 
-    monkeypatch.setattr(study_data, "load", refuse)
+    monkeypatch.setattr(task, "load", refuse)
     monkeypatch.setattr(study_data.StudyData, "calibration", property(refuse))
 
 

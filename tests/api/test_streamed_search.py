@@ -17,7 +17,7 @@ from autoq.api import open_study, search
 from autoq.api.config import ScoringConfig
 from autoq.api.memory_bound import parse_bytes
 from autoq.api.streaming import fresh_folder, load_streamed
-from autoq.api.study_data import CALIBRATION, SENSITIVITY
+from autoq.api.study_tables import CALIBRATION, SENSITIVITY
 from autoq.errors import InputError, ModelError
 from autoq.kernels._torch.compiled import POLICY_VARIABLE, Policy, policy
 from autoq.models import discover, load_model

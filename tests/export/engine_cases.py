@@ -28,7 +28,7 @@ from autoq.export._types import Spelling
 from autoq.export.checkup._files import StoredTensors
 from autoq.formats import NONE, FormatName
 from autoq.layers import Container
-from autoq.layers.kv_cache import CachedLayer
+from autoq.layers.cached_layer import CachedLayer
 from autoq.models import SlotKind, discover, load_model
 from autoq.testing.tiny_models import make_byte_tokenizer, write_family_model
 from tests.export.conftest import Planned, Tiny

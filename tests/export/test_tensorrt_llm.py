@@ -28,7 +28,7 @@ from autoq.export.tensorrt_llm import (
 )
 from autoq.formats import FormatName
 from autoq.layers import Container
-from autoq.layers.kv_cache import CachedLayer
+from autoq.layers.cached_layer import CachedLayer
 from autoq.models import ModelMap, SlotName, discover, load_model
 
 HELD = ("fp8", "nvfp4", "int4_awq", "w4a8_awq", "fp8_pc_pt", "int8_sq")

@@ -27,7 +27,7 @@ from autoq.export.tensorrt_llm import (
 )
 from autoq.formats import FormatName
 from autoq.layers import Container
-from autoq.layers.kv_cache import CachedLayer
+from autoq.layers.cached_layer import CachedLayer
 from autoq.models import SlotName, discover
 from autoq.testing.tiny_models import make_family_model
 from tests.export.tensorrt_llm_sums import engine_logits

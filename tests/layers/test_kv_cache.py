@@ -10,8 +10,8 @@ import transformers
 from autoq.errors import InputError, ModelError, UnknownNameError
 from autoq.formats.kv_cache import KV_CACHE_FORMATS, kv_cache_refusal
 from autoq.layers import Container
+from autoq.layers.cached_layer import CachedLayer
 from autoq.layers.kv_cache import (
-    CachedLayer,
     CacheSimulation,
     attention_modules,
     cache_scale,

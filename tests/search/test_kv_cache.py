@@ -9,8 +9,8 @@ import torch
 from autoq.calibration.kv_cache import calibrate_cache
 from autoq.errors import InputError, ModelError
 from autoq.formats.kv_cache import KV_CACHE_FORMATS
+from autoq.layers.cached_layer import CachedLayer
 from autoq.layers.kv_cache import (
-    CachedLayer,
     CacheSimulation,
     cache_scale,
     cached_layers,
@@ -20,7 +20,8 @@ from autoq.layers.kv_cache import (
 from autoq.models import discover, forward_logits
 from autoq.search import SensitivityTable
 from autoq.search._batch_loss import BatchLoss
-from autoq.search.kv_cache import CacheScorer, choose_cache
+from autoq.search.cache_choice import choose_cache
+from autoq.search.kv_cache import CacheScorer
 from autoq.search.objectives import divergence_of, fisher_noise_loss
 from autoq.testing.tiny_models import make_tiny_model
 

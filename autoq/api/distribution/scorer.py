@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from autoq.api._model_map_json import model_map_from_json, model_map_to_json
 from autoq.api.config import ScoringConfig
 from autoq.api.distribution.messages import Message
 from autoq.api.remarks import installed_versions
 from autoq.api.scoring import ScoredBatch, make_scoring_estimator
-from autoq.api._model_map_json import model_map_from_json, model_map_to_json
 from autoq.api.serialize import calibration_from_plain
 from autoq.api.study import Study
-from autoq.api.study_data import CALIBRATION
+from autoq.api.study_tables import CALIBRATION
 from autoq.api.task import LoadedModel, load, scoring_task
 from autoq.data.sources import TokenData, token_data
 from autoq.errors import InputError, ModelError

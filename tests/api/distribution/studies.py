@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from autoq.api.study_data import SENSITIVITY
+from autoq.api.study_tables import SENSITIVITY
 from autoq.progress import SilentProgress
 
 EIGHT_BATCHES = {
