@@ -41,11 +41,16 @@ def target_entries() -> tuple[TargetEntry, ...]:
 def _format_entry(entry: QuantFormat, containers: set[Container]) -> FormatEntry:
     return FormatEntry(
         name=entry.name,
-        weight=entry.summary,
+        weight="none" if entry.weight_element is None else entry.weight_element.value,
         activation=entry.activation.value,
         effective_bits=entry.nominal_bits,
         offered_unasked=entry.portable and entry.name != NONE,
         containers=tuple(container.value for container in Container if container in containers),
+        summary=entry.summary,
+        peer_effective_bits=entry.peer_bits,
+        block_size=entry.weight_block_size,
+        calibration=entry.calibration.value,
+        loads_in=entry.loads_in,
     )
 
 

@@ -10,12 +10,20 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from typing import Any
+from typing import Annotated, Any
+
+from fastapi import Query
 
 from autoq.errors import InputError
 
 _LONGEST = 2_000
 _LARGEST_INTEGER = 2**63 - 1  # what databases have room for
+
+Limit = Annotated[int, Query(ge=1, le=500, description="Entries of a page.")]
+Cursor = Annotated[
+    str | None,
+    Query(max_length=_LONGEST, description="The next_cursor of the page before; none: the first."),
+]
 
 
 def encode_cursor(listed: str, *position: str | int) -> str:

@@ -162,8 +162,12 @@ def problem_of(error: BaseException, instance: str | None = None) -> Problem:
 
 def shown_text(text: str) -> str:
     """One line without passwords and without the folders of absolute paths."""
-    plain = without_password(" ".join(text.split()))
-    return _ABSOLUTE.sub("", _FILE_URL.sub("", plain))
+    return without_folders(" ".join(text.split()))
+
+
+def without_folders(text: str) -> str:
+    """The text without passwords and without the folders of absolute paths."""
+    return _ABSOLUTE.sub("", _FILE_URL.sub("", without_password(text)))
 
 
 def _detail(error: BaseException) -> str:

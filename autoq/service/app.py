@@ -1,0 +1,82 @@
+"""The service as an ASGI application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from anyio import to_thread
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.types import Lifespan
+
+from autoq import __version__
+from autoq.service import routes_jobs, routes_service
+from autoq.service.context import Context
+from autoq.service.events import EventHub
+from autoq.service.job_views import StoreEvents
+from autoq.service.metrics import Metrics, MetricsMiddleware
+from autoq.service.replies import handle_problems
+from autoq.service.roots import Roots
+from autoq.service.settings import ServiceSettings
+from autoq.studies import StudyStore
+
+_THREADS = 16
+"""That read at once: more would wait for each other's turn in the interpreter."""
+
+
+def create_app(settings: ServiceSettings) -> FastAPI:
+    """The service of one store; the store is opened now, and closed when the app's life ends.
+
+    Raises:
+        InputError: a root does not exist.
+        StoreError: the store cannot be opened.
+    """
+    context = _context(settings)
+    app = FastAPI(
+        title="autoq",
+        version=__version__,
+        summary="Decides, layer by layer, in which number format a language model is stored.",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        lifespan=_lifespan(context),
+        generate_unique_id_function=_operation_id,
+        redirect_slashes=False,
+    )
+    app.state.context = context
+    handle_problems(app)
+    for router in (routes_service.public, routes_service.router, routes_jobs.router):
+        app.include_router(router)
+    app.add_middleware(MetricsMiddleware, metrics=context.metrics)
+    return app
+
+
+def _context(settings: ServiceSettings) -> Context:
+    roots = Roots(models=settings.models, data=settings.data, exports=settings.exports)
+    store = StudyStore.open(settings.store)
+    events, metrics = EventHub(StoreEvents(store)), Metrics()
+    metrics.watch(
+        jobs=lambda: {status.value: number for status, number in store.count_jobs().items()},
+        planners=dict,
+        events=lambda: events.streamed,
+    )
+    return Context(settings=settings, store=store, roots=roots, events=events, metrics=metrics)
+
+
+def _lifespan(context: Context) -> Lifespan[FastAPI]:
+    @asynccontextmanager
+    async def living(app: FastAPI) -> AsyncIterator[None]:
+        to_thread.current_default_thread_limiter().total_tokens = _THREADS
+        try:
+            yield
+        finally:
+            await context.events.close()
+            context.store.close()
+
+    return living
+
+
+def _operation_id(route: APIRoute) -> str:
+    """The function's name: what a generated client calls its method."""
+    return route.name

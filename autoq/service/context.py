@@ -1,0 +1,46 @@
+"""What routes work with: one value for every app, made when it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, ParamSpec, TypeVar
+
+from anyio import to_thread
+from fastapi import Depends, Request
+
+from autoq.service.events import EventHub
+from autoq.service.metrics import Metrics
+from autoq.service.roots import Roots
+from autoq.service.settings import ServiceSettings
+from autoq.studies import StudyStore
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """The store and what is built on it."""
+
+    settings: ServiceSettings
+    store: StudyStore
+    roots: Roots
+    events: EventHub
+    metrics: Metrics
+
+    async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What a blocking function returns, without blocking the event loop."""
+        return await to_thread.run_sync(lambda: function(*args, **kwargs))
+
+    def stream_slot(self, request: Request) -> Callable[[], None]:
+        """A place among the connections that may listen at once; call what comes back to leave it."""
+        return lambda: None
+
+
+def _context(request: Request) -> Context:
+    found: Context = request.app.state.context
+    return found
+
+
+InContext = Annotated[Context, Depends(_context)]
