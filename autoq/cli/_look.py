@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +32,7 @@ from autoq.cli._search import checkpoint_line, print_study, write_report
 from autoq.errors import InputError, without_password
 
 if TYPE_CHECKING:
+    from autoq.report import ReportData
     from autoq.search import Plan
 
 
@@ -53,6 +54,11 @@ def show(
     with results_kept_clean():
         found = opened_study(study, store)
         summary = found.summary(bits, max_gb=max_gb, max_active_bits=max_active_bits)
+    print_shown(summary, as_json=as_json)
+
+
+def print_shown(summary: dict[str, Any], *, as_json: bool) -> None:
+    """What `autoq show` prints of a plan."""
     if as_json:
         print_json(summary)
         return
@@ -76,20 +82,40 @@ def frontier(
     check_writable(html)
     quiet_libraries()
     with results_kept_clean():
-        from autoq.report import frontier_png, render_frontier_html, report_data
+        from autoq.report import report_data
 
         found = opened_study(study, store)
         plans = found.frontier(points, max_gb=max_gb)
         data = report_data(found.summary(), plans)
-        if png is not None:
-            frontier_png(data, png)
-        if html is not None:
-            write_text(html, render_frontier_html(data, plans))
+        draw_frontier(data, plans, png, html)
     if as_json:
         pictures = {"png": png and str(png), "html": html and str(html)}
         plain_plans = [_plain_plan(plan) for plan in plans]
         print_json({"study": found.name, "unit": data.unit, "plans": plain_plans, **pictures})
         return
+    print_plans(data, plans, png, html)
+
+
+def draw_frontier(
+    data: ReportData, plans: Sequence[Plan], png: Path | None, html: Path | None
+) -> None:
+    """Write the pictures that are asked for.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    from autoq.report import frontier_png, render_frontier_html
+
+    if png is not None:
+        frontier_png(data, png)
+    if html is not None:
+        write_text(html, render_frontier_html(data, plans))
+
+
+def print_plans(
+    data: ReportData, plans: Sequence[Plan], png: Path | None, html: Path | None
+) -> None:
+    """The table of a frontier, and where its pictures are."""
     from autoq.cli._tables import make_console, print_frontier
 
     print_frontier(make_console(), data, plans)
@@ -147,10 +173,8 @@ def list_command(
     as_json: Json = False,
 ) -> None:
     """List the studies of a store."""
-    if everything and limit is not None:
-        raise InputError(f"--all and --limit {limit} exclude each other; give one")
+    newest = listed_at_most(limit, everything, as_json=as_json)
     quiet_libraries()
-    newest = None if everything or (as_json and limit is None) else limit or _LISTED
     studies: list[dict[str, Any]] = []
     count = 0
     if not store_is_missing(store):
@@ -166,8 +190,29 @@ def list_command(
     if as_json:
         print_json({"store": without_password(store), "studies": studies})
         return
+    print_studies(studies, count, without_password(store))
+
+
+def listed_at_most(limit: int | None, everything: bool, *, as_json: bool) -> int | None:
+    """How many studies `autoq list` asks for; None for all.
+
+    Raises:
+        InputError: --all and --limit are both given.
+    """
+    if everything and limit is not None:
+        raise InputError(f"--all and --limit {limit} exclude each other; give one")
+    return None if everything or (as_json and limit is None) else limit or _LISTED
+
+
+def print_studies(studies: list[dict[str, Any]], count: int, place: str) -> None:
+    """The table of studies, and how many of them are left out.
+
+    Args:
+        count: of all studies of the place.
+        place: the store or the server.
+    """
     if not studies:
-        typer.echo(f"no studies in {without_password(store)}")
+        typer.echo(f"no studies in {place}")
         return
     _print_studies(studies)
     if len(studies) < count:
@@ -230,12 +275,13 @@ def formats(as_json: Json = False) -> None:
             }
         )
         return
-    _print_formats(entries)
+    print_formats(entries)
     _print_caches(caches)
     _print_calibrations(ALGORITHMS)
 
 
-def _print_formats(entries: list[dict[str, Any]]) -> None:
+def print_formats(entries: Sequence[Mapping[str, Any]]) -> None:
+    """The table of number formats."""
     from autoq.cli._tables import make_console, plain_table
 
     rows = [

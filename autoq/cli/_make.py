@@ -73,14 +73,10 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write the checkpoint of a study's plan, for any budget, with no new pass over the data."""
-    if len(places) > 2:
-        raise typer.BadParameter(f"give [STUDY] OUT, got {len(places)} arguments")
-    *names, destination = places
+    name, destination = study_and_output(places)
     quiet_libraries()
     with results_kept_clean():
-        study = opened_study(
-            names[0] if names else None, store, trust_remote_code=trust_remote_code
-        )
+        study = opened_study(name, store, trust_remote_code=trust_remote_code)
         written = study.export(
             destination,
             effective_bits=bits,
@@ -94,10 +90,27 @@ def export(
             overwrite=overwrite,
             progress=make_progress(quiet=quiet),
         )
+    print_written(written, as_json=as_json)
+
+
+def print_written(written: dict[str, Any], *, as_json: bool) -> None:
+    """What an export wrote."""
     if as_json:
         print_json(written)
     else:
         typer.echo(checkpoint_line(written))
+
+
+def study_and_output(places: list[str]) -> tuple[str | None, str]:
+    """The two arguments of `autoq export`.
+
+    Raises:
+        typer.BadParameter: there are more than two.
+    """
+    if len(places) > 2:
+        raise typer.BadParameter(f"give [STUDY] OUT, got {len(places)} arguments")
+    *names, destination = places
+    return (names[0] if names else None), destination
 
 
 @reports_failures
@@ -175,11 +188,16 @@ def evaluate(
             cache_gb=cache_gb,
             progress=make_progress(quiet=quiet),
         )
+    print_measured(found, as_json=as_json)
+    end_after_failed_tasks(found)
+
+
+def print_measured(found: dict[str, Any], *, as_json: bool) -> None:
+    """What was measured."""
     if as_json:
         print_json(found)
     else:
         _print_metrics(found)
-    end_after_failed_tasks(found)
 
 
 def _listed(names: str | None) -> tuple[str, ...]:

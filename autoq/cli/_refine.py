@@ -140,6 +140,11 @@ def refine(
             prune=not no_prune,
             seed=seed,
         ).as_plain()
+    print_refined(result, as_json=as_json)
+
+
+def print_refined(result: dict[str, Any], *, as_json: bool) -> None:
+    """What a refinement came to."""
     if as_json:
         print_json(result)
         return

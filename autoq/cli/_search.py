@@ -230,17 +230,13 @@ def search(
 
     A search that was interrupted continues when the same command is run again.
     """
-    if all(limit is None for limit in (bits, max_gb, max_active_bits, max_latency_ms, max_kl)):
-        raise InputError(
-            "a search needs a budget; give --bits, --max-gb, --max-active-bits, --max-latency-ms "
-            "or --max-kl, for example --bits 5"
-        )
+    check_budgets(bits, max_gb, max_active_bits, max_latency_ms, max_kl)
     check_writable(report)
     quiet_libraries()
     refining = _refine_options(refine, objective, min_task)
     estimated: dict[str, Any] = {
         "model": str(model),
-        "formats": _names(formats),
+        "formats": listed_names(formats),
         "container": container,
         "target": target,
         "include": tuple(include or ()),
@@ -284,8 +280,8 @@ def search(
             gpu=gpu,
             latency_table=None if latency_table is None else str(latency_table),
             latency_tokens=latency_batch,
-            formats=_names(formats),
-            kv_formats=_names(kv_formats),
+            formats=listed_names(formats),
+            kv_formats=listed_names(kv_formats),
             kv_bits=kv_bits,
             kv_scope=kv_scope,
             rules=tuple(rule or ()),
@@ -325,7 +321,7 @@ def search(
         summary = study.summary()
         if report is not None:
             write_report(study, summary, report)
-    _print_result(summary, store, report, as_json=as_json, quiet=quiet)
+    print_found(summary, without_password(store), report, as_json=as_json, quiet=quiet)
 
 
 def write_report(study: Study, summary: dict[str, Any], path: Path) -> None:
@@ -355,22 +351,40 @@ def _refine_options(
     return {"objective": objective or "kl", "constraints": tuple(min_task or ())}
 
 
-def _names(text: str | None) -> Sequence[str] | None:
+def check_budgets(*limits: float | None) -> None:
+    """Refuse a search without a budget.
+
+    Raises:
+        InputError: all limits are None.
+    """
+    if all(limit is None for limit in limits):
+        raise InputError(
+            "a search needs a budget; give --bits, --max-gb, --max-active-bits, --max-latency-ms "
+            "or --max-kl, for example --bits 5"
+        )
+
+
+def listed_names(text: str | None) -> Sequence[str] | None:
     """The names in a comma-separated list, or None where none is given."""
     if text is None:
         return None
     return [name for part in text.split(",") if (name := part.strip())]
 
 
-def _print_result(
-    summary: dict[str, Any], store: str, report: Path | None, *, as_json: bool, quiet: bool
+def print_found(
+    summary: dict[str, Any], place: str, report: Path | None, *, as_json: bool, quiet: bool
 ) -> None:
+    """What a search prints in the end.
+
+    Args:
+        place: the store or the server that has the study.
+    """
     if as_json:
         print_json({**summary, "report": None if report is None else str(report)})
         return
     if not quiet:
         print_study(summary)
-    for line in _last_lines(summary, store, report):
+    for line in _last_lines(summary, place, report):
         typer.echo(line)
 
 
@@ -382,8 +396,8 @@ def print_study(summary: dict[str, Any]) -> None:
     print_summary(make_console(), report_data(summary, []))
 
 
-def _last_lines(summary: dict[str, Any], store: str, report: Path | None) -> list[str]:
-    lines = [f"study: {summary['study']} in {without_password(store)}"]
+def _last_lines(summary: dict[str, Any], place: str, report: Path | None) -> list[str]:
+    lines = [f"study: {summary['study']} in {place}"]
     if summary["export"]:
         lines.append(checkpoint_line(summary["export"]))
     if report is not None:

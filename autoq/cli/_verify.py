@@ -47,6 +47,15 @@ def verify(
 
     chosen = None if target is None else parse_target(target)
     report = check_checkpoint(checkpoint, chosen)
+    end_with(report, as_json=as_json)
+
+
+def end_with(report: CheckpointReport, *, as_json: bool) -> None:
+    """Print what was found.
+
+    Raises:
+        typer.Exit: something is wrong, or nothing runs it.
+    """
     if as_json:
         print_json(_plain(report))
     else:
@@ -78,6 +87,33 @@ def _plain(report: CheckpointReport) -> dict[str, Any]:
             "stored": report.cache.stored,
             "outcomes": _plain_outcomes(report.cache.outcomes),
         },
+    }
+
+
+def report_of(plain: Mapping[str, Any]) -> CheckpointReport:
+    """What `autoq verify --json` printed, or a server's job gave, as it was found."""
+    from autoq.export.checkup import CacheReport, CheckpointReport, LayerReport
+    from autoq.formats import Container
+
+    cache = plain["kv_cache"]
+    return CheckpointReport(
+        path=Path(plain["checkpoint"]),
+        container=None if plain["container"] is None else Container(plain["container"]),
+        faults=tuple(plain["faults"]),
+        layers=tuple(
+            LayerReport(layer["module"], layer["stored"], _outcomes(layer["outcomes"]))
+            for layer in plain["layers"]
+        ),
+        cache=None if cache is None else CacheReport(cache["stored"], _outcomes(cache["outcomes"])),
+    )
+
+
+def _outcomes(plain: Mapping[str, Any]) -> dict[str, Outcome]:
+    from autoq.export.checkup import Outcome
+
+    return {
+        name: Outcome(does=found["does"], reason=found["reason"], runs=found["runs"])
+        for name, found in plain.items()
     }
 
 

@@ -70,13 +70,18 @@ class Client:
         self.transport = Transport(url, token, timeout, retries)
 
     def __repr__(self) -> str:
-        return f"Client({str(self.transport.url)!r})"
+        return f"Client({self.url!r})"
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def url(self) -> str:
+        """Of the server."""
+        return str(self.transport.url)
 
     def close(self) -> None:
         """End the connections; jobs go on."""
@@ -125,6 +130,10 @@ class Client:
         """
         wanted = {"status": status, "model": model, "q": q}
         yield from self._pages("v1/studies", StudyPage, wanted, limit)
+
+    def study_page(self, *, limit: int = 50, cursor: str | None = None) -> StudyPage:
+        """One page of studies, and how many there are."""
+        return self._get("v1/studies", StudyPage, {"limit": limit, "cursor": cursor})
 
     def study(self, study: str) -> StudyDetail:
         """Everything about a study that is not a table."""

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+import autoq.api.distribution.ranks  # noqa: F401  (of the real one: it stays importable beside the fake)
 from autoq.cli import app
 from autoq.formats import FormatName
 from autoq.models import GroupName
