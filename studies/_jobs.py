@@ -46,7 +46,8 @@ class JobRepository(Repository):
         Raises:
             IdempotencyError: the key stands for another request.
         """
-        sha256 = sha256_hex(canonical_json({"kind": kind, "request": request}).encode())
+        asked = {"kind": kind, "study": study, "request": request}
+        sha256 = sha256_hex(canonical_json(asked).encode())
         fresh = JobRow(
             public_id=uuid.uuid4().hex,
             kind=str(kind),
