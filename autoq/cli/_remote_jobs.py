@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from autoq.errors import UnknownNameError
 
 if TYPE_CHECKING:
     from autoq.wire import Job
+
+_ID = re.compile("[0-9a-f]+")
 
 
 def ask_jobs(client: Client, asked: Asked) -> None:
@@ -60,12 +63,19 @@ def ask_resume(client: Client, asked: Asked) -> None:
 def _tell(
     by_id: Callable[[str], JobHandle], by_study: Callable[[str], JobHandle], asked: Asked
 ) -> None:
-    name = asked.values["job"]
-    try:
-        job = by_id(name).job
-    except UnknownNameError:
-        job = by_study(name).job
+    job = _told(by_id, by_study, asked.values["job"])
     if asked.values["as_json"]:
         print_json(job.model_dump(mode="json"))
     else:
         typer.echo(f"job {job.id}: {job.status.value}")
+
+
+def _told(
+    by_id: Callable[[str], JobHandle], by_study: Callable[[str], JobHandle], name: str
+) -> Job:
+    if _ID.fullmatch(name):
+        try:
+            return by_id(name).job
+        except UnknownNameError:
+            pass  # a study may be called so, too
+    return by_study(name).job
