@@ -168,6 +168,7 @@ class Study(StudyData):
         self,
         destination: str | Path,
         *,
+        plan: PlanRecord | None = None,
         effective_bits: float | None = None,
         max_gb: float | None = None,
         max_active_bits: float | None = None,
@@ -183,6 +184,7 @@ class Study(StudyData):
         """Write the checkpoint of a plan, read it back, and record it.
 
         Args:
+            plan: one of the study's, whatever the budgets say; None is the plan for them.
             effective_bits: another budget than the last plan's; needs no pass over data.
             max_gb: the same in 10^9 bytes of the whole checkpoint.
             max_active_bits: the same in bits per weight that a token touches.
@@ -241,7 +243,8 @@ class Study(StudyData):
             chosen = self.config.container
         else:
             chosen = parse_container(container) if container else self.config.container
-        plan = self.plan(effective_bits, max_gb=max_gb, max_active_bits=max_active_bits)
+        if plan is None:
+            plan = self.plan(effective_bits, max_gb=max_gb, max_active_bits=max_active_bits)
         refuse_unwritable_cache(plan, container or chosen.value)
         check_destination(Path(destination), self._record.model_path or None, overwrite=overwrite)
         with self._store.lease(self.id) as lease:

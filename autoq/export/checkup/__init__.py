@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from autoq.errors import ExportError
 from autoq.export._aliases import experts_parent
@@ -61,6 +62,31 @@ class CheckpointReport:
     def is_sound(self) -> bool:
         """Whether nothing is wrong, and the target, or any engine, runs all of it."""
         return not self.faults and bool(self.runners)
+
+    def as_plain(self) -> dict[str, Any]:
+        """Plain data for JSON: what `autoq verify --json` prints."""
+        cache = self.cache
+        return {
+            "checkpoint": str(self.path),
+            "container": self.container,
+            "sound": self.is_sound,
+            "runs_in": self.runners,
+            "faults": list(self.faults),
+            "layers": [
+                {"module": layer.name, "stored": layer.stored, "outcomes": _plain(layer.outcomes)}
+                for layer in self.layers
+            ],
+            "kv_cache": None
+            if cache is None
+            else {"stored": cache.stored, "outcomes": _plain(cache.outcomes)},
+        }
+
+
+def _plain(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    return {
+        name: {"does": found.does, "runs": found.runs, "reason": found.reason}
+        for name, found in outcomes.items()
+    }
 
 
 def check_checkpoint(path: Path | str, target: Target | None = None) -> CheckpointReport:
