@@ -8,17 +8,19 @@ from contextlib import asynccontextmanager
 from anyio import to_thread
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import Lifespan
 
 from autoq import __version__
-from autoq.service import routes_jobs, routes_service
 from autoq.service.context import Context
 from autoq.service.events import EventHub
 from autoq.service.job_views import StoreEvents
 from autoq.service.metrics import Metrics, MetricsMiddleware
 from autoq.service.replies import handle_problems
 from autoq.service.roots import Roots
+from autoq.service.routes import include_routes
 from autoq.service.settings import ServiceSettings
+from autoq.service.study_names import WholeNamesMiddleware
 from autoq.studies import StudyStore
 
 _THREADS = 16
@@ -46,8 +48,9 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     )
     app.state.context = context
     handle_problems(app)
-    for router in (routes_service.public, routes_service.router, routes_jobs.router):
-        app.include_router(router)
+    include_routes(app)
+    app.add_middleware(GZipMiddleware, minimum_size=1_000, compresslevel=4)
+    app.add_middleware(WholeNamesMiddleware)
     app.add_middleware(MetricsMiddleware, metrics=context.metrics)
     return app
 
