@@ -76,11 +76,21 @@ def _plain_entry(entry: StudyEntry) -> dict[str, Any]:
 
 
 def ask_show(client: Client, asked: Asked) -> None:
-    """`autoq show`."""
+    """`autoq show`; a plan for other budgets is stored, as it is here, so that it can be shown."""
     study = named_study(client, asked.values["study"])
-    budgets = ("bits", "max_gb", "max_active_bits")
-    limits = {"effective_bits" if n == "bits" else n: asked.values[n] for n in budgets}
-    print_shown(client.summary(study, **limits), as_json=asked.values["as_json"])
+    limits = budgets(asked.values)
+    plan = client.plan(study, keep=True, **limits).id if limits else None
+    print_shown(client.summary(study, plan), as_json=asked.values["as_json"])
+
+
+def budgets(values: dict[str, Any]) -> dict[str, float]:
+    """The budgets that are given, by the names that requests have for them."""
+    limits = {
+        "effective_bits": values["bits"],
+        "max_gb": values["max_gb"],
+        "max_active_bits": values["max_active_bits"],
+    }
+    return {name: limit for name, limit in limits.items() if limit is not None}
 
 
 def ask_frontier(client: Client, asked: Asked) -> None:

@@ -9,7 +9,7 @@ import typer
 from autoq.cli._failures import INTERRUPTED
 from autoq.cli._output import check_writable
 from autoq.cli._progress import make_progress
-from autoq.cli._remote_look import named_study
+from autoq.cli._remote_look import budgets, named_study
 from autoq.cli._servers import Asked
 from autoq.client import Client, JobHandle
 from autoq.errors import InputError
@@ -97,8 +97,8 @@ def ask_refine(client: Client, asked: Asked) -> None:
     values = asked.values
     study = named_study(client, values["study"])
     objective = chosen_objective(values["metric"], values["objective"])
-    handle = client.refine(study, values["trials"], objective=objective, **_budgets(values))
-    print_refined(finished(handle, asked), as_json=values["as_json"])
+    handle = client.refine(study, values["trials"], objective=objective, **budgets(values))
+    print_refined(finished(handle, asked)["refinement"], as_json=values["as_json"])
 
 
 def ask_export(client: Client, asked: Asked) -> None:
@@ -108,9 +108,9 @@ def ask_export(client: Client, asked: Asked) -> None:
     values = asked.values
     name, output = study_and_output(values["places"])
     fields = {"container": values["container"], "overwrite": values["overwrite"]}
-    fields |= {"tp_size": values["tp"], "pp_size": values["pp"], **_budgets(values)}
+    fields |= {"tp_size": values["tp"], "pp_size": values["pp"], **budgets(values)}
     handle = client.export(named_study(client, name), output, **fields)
-    print_written(finished(handle, asked), as_json=values["as_json"])
+    print_written(finished(handle, asked)["export"], as_json=values["as_json"])
 
 
 def ask_eval(client: Client, asked: Asked) -> None:
@@ -125,7 +125,19 @@ def ask_eval(client: Client, asked: Asked) -> None:
     )
     if plan.id is None:
         raise InputError(f"the server keeps no plan of {study} to measure; give --bits")
-    print_measured(finished(client.measure(study, plan.id), asked), as_json=values["as_json"])
+    finished(client.measure(study, plan.id), asked)
+    summary = client.summary(study, plan.id)
+    measured = next(row for row in summary["measurements"] if row["label"] == plan.label)
+    found = {
+        "target": study,
+        "plan": plan.label,
+        "reference": summary["model"],
+        "data": "the study's held-out data",
+        "tokens": measured["tokens"],
+        "metrics": measured["metrics"],
+        "noise_floor": summary["noise_floor"],
+    }
+    print_measured(found, as_json=values["as_json"])
 
 
 def ask_verify(client: Client, asked: Asked) -> None:
@@ -135,12 +147,3 @@ def ask_verify(client: Client, asked: Asked) -> None:
     values = asked.values
     handle = client.verify(str(values["checkpoint"]), values["target"])
     end_with(report_of(finished(handle, asked)), as_json=values["as_json"])
-
-
-def _budgets(values: dict[str, Any]) -> dict[str, Any]:
-    limits = {
-        "effective_bits": values["bits"],
-        "max_gb": values["max_gb"],
-        "max_active_bits": values["max_active_bits"],
-    }
-    return {name: limit for name, limit in limits.items() if limit is not None}

@@ -139,14 +139,9 @@ class Client:
         """Everything about a study that is not a table."""
         return self._get(_study(study), StudyDetail)
 
-    def summary(self, study: str, **budgets: float | None) -> dict[str, Any]:
-        """What `autoq show --json` prints of a study's plan.
-
-        Args:
-            budgets: effective_bits, max_gb, max_active_bits; none of them for the last plan.
-        """
-        path = f"{_study(study)}/summary"
-        return self._get(path, dict[str, Any], budgets)
+    def summary(self, study: str, plan: int | None = None) -> dict[str, Any]:
+        """What `autoq show --json` prints of a stored plan, or of the study's last one."""
+        return self._get(f"{_study(study)}/summary", dict[str, Any], {"plan": plan})
 
     def plan(self, study: str, **fields: Any) -> PlanReply:
         """The best plan for budgets, from the stored table; the study's last one for none.

@@ -118,8 +118,8 @@ def test_pages_are_followed_to_their_end_or_to_the_limit(server):
 def test_names_of_studies_are_quoted(server):
     server.answers = [Answer(200, {})]
     with autoq.Client(server.url) as client:
-        client.summary("a/b c?d", effective_bits=5)
-    assert server.asked[0].path == "/v1/studies/a%2Fb%20c%3Fd/summary?effective_bits=5"
+        client.summary("a/b c?d", plan=5)
+    assert server.asked[0].path == "/v1/studies/a%2Fb%20c%3Fd/summary?plan=5"
 
 
 def test_a_folder_before_the_service_is_kept(server):

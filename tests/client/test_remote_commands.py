@@ -194,7 +194,7 @@ def test_whoever_interrupts_is_told_that_the_job_goes_on(run, server, monkeypatc
 
 def test_export_prints_what_was_written(run, server):
     written = {"path": "exports/a", "container": "modelopt", "stored_bytes": 18336, "files": []}
-    finishes(server, written)
+    finishes(server, {"study": "llama-1", "plan": 1, "export": written})
     result = run("export", "llama-1", "exports/a", "--bits", "5.5", "--container", "modelopt")
     assert result.exit_code == 0, result.stderr
     assert result.stdout == (
