@@ -231,6 +231,7 @@ def listed(url: str, studies: int) -> dict[str, Any]:
 
     from autoq.studies._encoding import utc_now
     from autoq.studies._schema import PlanRow, StageRow, StudyRow
+    from autoq.studies._seals import sealed
 
     numbers, now = range(1, studies + 1), utc_now()
     study = {"created": now, "updated": now, "status": "done", "schema_version": 3, "seed": 0}
@@ -245,24 +246,34 @@ def listed(url: str, studies: int) -> dict[str, Any]:
         session.execute(
             insert(StudyRow),
             [
-                {
-                    **study,
-                    "name": f"model-{n:08x}",
-                    "key": f"{n:064x}",
-                    "model_path": f"/models/{n}",
-                    "configuration": {"formats": ["fp8", "nvfp4"]},
-                }
+                sealed(
+                    StudyRow,
+                    {
+                        **study,
+                        "name": f"model-{n:08x}",
+                        "key": f"{n:064x}",
+                        "model_path": f"/models/{n}",
+                        "configuration": {"formats": ["fp8", "nvfp4"]},
+                    },
+                )
                 for n in numbers
             ],
         )
         names = ("discovery", "calibration", "sizes", "sensitivity", "solve", "measure")
         session.execute(
             insert(StageRow),
-            [{**stage, "study_id": n, "name": name} for n in numbers for name in names],
+            [
+                sealed(StageRow, {**stage, "study_id": n, "name": name})
+                for n in numbers
+                for name in names
+            ],
         )
         session.execute(
             insert(PlanRow),
-            [{**plan, "study_id": n, "content_sha256": f"{n:064x}"} for n in numbers],
+            [
+                sealed(PlanRow, {**plan, "study_id": n, "content_sha256": f"{n:064x}"})
+                for n in numbers
+            ],
         )
     ways = {"newest": [], "all": ["--all"], "json": ["--json"]}
     return {"studies": studies, **{name: timed_list(url, way) for name, way in ways.items()}}

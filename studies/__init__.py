@@ -4,6 +4,8 @@ from autoq.studies._base import SCORING_STAGE
 from autoq.studies._encoding import study_key
 from autoq.studies._job_claims import JOB_LEASE_SECONDS, MOST_DEATHS
 from autoq.studies._leases import LEASE_SECONDS, StudyLease
+from autoq.studies._pages import INTERRUPTED, StudyFilter, StudyMarks
+from autoq.studies._trial_pages import TrialRecord
 from autoq.studies._trials import (
     GRACE_SECONDS,
     HEARTBEAT_SECONDS,
@@ -42,6 +44,7 @@ from autoq.studies.repository import StudyStore
 __all__ = [
     "GRACE_SECONDS",
     "HEARTBEAT_SECONDS",
+    "INTERRUPTED",
     "JOB_LEASE_SECONDS",
     "LEASE_SECONDS",
     "MOST_DEATHS",
@@ -61,10 +64,13 @@ __all__ = [
     "PlanRecord",
     "SensitivityCell",
     "StageRecord",
+    "StudyFilter",
     "StudyLease",
+    "StudyMarks",
     "StudyRecord",
     "StudyStore",
     "StudySummary",
+    "TrialRecord",
     "WorkStatus",
     "grace_seconds_of",
     "has_heartbeat",

@@ -30,7 +30,8 @@ class Repository:
             StudyLockedError: this process had the lease on the study, and another has it now.
         """
         self._refuse_lost_lease(session, study_id)
-        row = session.get(StudyRow, study_id)
+        # Locked: its seal is of all columns, so they are not read by two who write them.
+        row = session.get(StudyRow, study_id, with_for_update={"key_share": True})
         if row is None:
             raise UnknownNameError(
                 f"no study has id {study_id}; `autoq list` shows those there are"

@@ -21,16 +21,21 @@ from autoq.studies._schema import (
     ArrayRow,
     Base,
     BlobRow,
+    ExportFileRow,
     ExportRow,
-    MeasurementRow,
     PlanRow,
     ScoreBatchRow,
-    SensitivityRow,
     StageRow,
     StudyRow,
 )
+from autoq.studies._seals import Sealed, is_sealed, name_of
 
 _MOST_OF_ONE_KIND = 100
+
+SEALED: list[Any] = sorted(
+    (mapper.class_ for mapper in Base.registry.mappers if issubclass(mapper.class_, Sealed)),
+    key=lambda table: str(table.__tablename__),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,17 +127,23 @@ def _place(session: Session, table: str, row_id: int) -> tuple[str | None, str |
 
 
 def _of_rows(session: Session) -> Iterator[Fault]:
-    """Columns that cannot be read, such as JSON that is none."""
+    """Columns that cannot be read, such as JSON that is none, and rows that their seal is not of."""
     names = dict(iter(session.execute(select(StudyRow.id, StudyRow.name))))
-    for table in (StudyRow, StageRow, PlanRow, MeasurementRow, ExportRow, SensitivityRow):
+    for table in SEALED:
         for row_id in session.scalars(select(table.id).order_by(table.id)).all():
-            columns = table.__table__.columns
+            columns = [column for column in table.__table__.columns if column.name != "data"]
             try:
-                session.execute(select(*columns).where(table.id == row_id)).all()
-            except (ValueError, TypeError, SQLAlchemyError) as error:
+                found = session.execute(select(*columns).where(table.id == row_id)).one()
+            except (ValueError, TypeError, SQLAlchemyError, StoreError) as error:
                 study, stage = _owner(session, table, row_id, names)
                 line = explain(error, f"row {row_id} of table {table.__tablename__}")
                 yield Fault(study, stage, f"it cannot be read: {line}")
+                continue
+            row = found._asdict()
+            if not is_sealed(table, row):
+                study, stage = _owner(session, table, row_id, names)
+                what = f"row {row_id} of table {table.__tablename__}, {name_of(table, row)}"
+                yield Fault(study, stage, f"{what}, is damaged: it does not match its SHA-256")
 
 
 def _owner(
@@ -140,21 +151,30 @@ def _owner(
 ) -> tuple[str | None, str | None]:
     if table is StudyRow:
         return names.get(row_id), None
-    study_id = session.scalar(select(table.study_id).where(table.id == row_id))
+    study_id = session.scalar(_study_ids(table).where(table.id == row_id))
     stage = None
     if table is StageRow:
         stage = session.scalar(select(StageRow.name).where(StageRow.id == row_id))
+    if table is ArrayRow:
+        stage = session.scalar(select(ArrayRow.stage).where(ArrayRow.id == row_id))
     return names.get(study_id or 0), stage
 
 
+def _study_ids(table: Any) -> Any:
+    if table is not ExportFileRow:
+        return select(table.study_id)
+    of_export = ExportFileRow.export_id == ExportRow.id
+    return select(ExportRow.study_id).select_from(ExportFileRow).join(ExportRow, of_export)
+
+
 def _of_plans(session: Session) -> Iterator[Fault]:
-    """Plans have a hash of what they say."""
+    """Plans have had a hash of what they say since before rows had seals."""
     query = select(PlanRow, StudyRow.name).join(StudyRow, StudyRow.id == PlanRow.study_id)
     for row_id in session.scalars(select(PlanRow.id).order_by(PlanRow.id)).all():
         try:
             plan, study = session.execute(query.where(PlanRow.id == row_id)).one()
-        except (ValueError, TypeError, SQLAlchemyError):
-            continue  # a row that cannot be read is named by `_of_rows`
+        except (ValueError, TypeError, SQLAlchemyError, StoreError):
+            continue  # a row that is damaged is named by `_of_rows`
         if not is_plan_as_written(plan):
             what = f"plan {plan.label!r} is damaged: it does not match its SHA-256"
             yield Fault(study, None, what)

@@ -43,6 +43,7 @@ from autoq.studies._schema import (
     StrictJson,
     StudyRow,
 )
+from autoq.studies._seals import SEAL
 from autoq.studies._studies import check_name, refuse_taken_name
 from autoq.studies.records import ExportStatus, WorkStatus
 
@@ -178,7 +179,7 @@ def _insert_export(session: Session, study_id: int, entry: Mapping[str, Any]) ->
     session.flush()
 
 
-_NOT_IN_FILE = {"id", "study_id", "export_id", "data", "content_sha256"}
+_NOT_IN_FILE = {"id", "study_id", "export_id", "data", "content_sha256", SEAL}
 
 
 def _values(table: Any, entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -286,11 +287,11 @@ def _as_input_error(path: Path) -> Iterator[None]:
 
 def _refuse_known(session: Session, study: Any) -> None:
     key = study.get("key") if isinstance(study, dict) else None
-    query = select(StudyRow).where(StudyRow.key == str(key))
+    query = select(StudyRow.name).where(StudyRow.key == str(key))
     known = session.scalars(query).first()
     if known is not None:
         raise InputError(
-            f"the store has this study already, as {known.name!r}; what it has since found stays, "
+            f"the store has this study already, as {known!r}; what it has since found stays, "
             "so import into another store"
         )
 

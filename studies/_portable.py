@@ -2,7 +2,9 @@
 
 `study.json` holds the rows, `blobs/SHA256.npy` the arrays, `manifest.json` says what they are.
 Nothing in it depends on the store: rows are numbered by their order, so a study that went through
-other databases comes back as the same bytes. Nothing is compressed, so no file is larger than it
+other databases comes back as the same bytes. Rows' own seals stay behind, as they are of the store's
+numbers: they are verified before the file is written, `study.json` has a hash as a whole, and rows
+are sealed anew where it is read. Nothing is compressed, so no file is larger than it
 says, and nothing is ever unpickled.
 """
 
@@ -35,6 +37,7 @@ from autoq.studies._schema import (
     StageRow,
     StudyRow,
 )
+from autoq.studies._seals import SEAL
 
 KIND = "autoq study"
 FILE_VERSION = 1
@@ -60,7 +63,7 @@ PLAN_STAGE = re.compile(r"(refined plan )(\d+)")
 
 # A zip has times in it; this is the earliest.
 _TIMESTAMP = (1980, 1, 1, 0, 0, 0)
-_LEFT_OUT = ("id", "study_id", "data")
+_LEFT_OUT = ("id", "study_id", "data", SEAL)
 
 
 def export_study(database: Database, study_id: int, path: Path) -> int:

@@ -20,6 +20,7 @@ from autoq.studies._encoding import (
     utc_now,
 )
 from autoq.studies._schema import ExportFileRow, ExportRow, MeasurementRow, PlanRow
+from autoq.studies._seals import SEAL
 from autoq.studies.records import (
     ExportFile,
     ExportRecord,
@@ -55,7 +56,7 @@ class ResultRepository(Repository):
             query = select(PlanRow).where(PlanRow.study_id == study_id)
             row = session.scalars(query.where(PlanRow.content_sha256 == content_sha256)).first()
             if row is None:
-                row = PlanRow(study_id=study_id, created=utc_now(), **values)
+                row = PlanRow(study_id=study_id, created=utc_now(), **{"details": {}, **values})
                 row.content_sha256 = content_sha256
                 session.add(row)
                 session.flush()
@@ -245,7 +246,7 @@ def plan_content(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in values.items()
-        if name not in ("created", "content_sha256") and (name != "details" or value)
+        if name not in ("created", "content_sha256", SEAL) and (name != "details" or value)
     }
 
 

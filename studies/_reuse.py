@@ -11,6 +11,7 @@ from autoq.studies._base import Repository
 from autoq.studies._blobs import blob_bytes
 from autoq.studies._encoding import sha256_hex
 from autoq.studies._schema import ArrayRow, StageRow
+from autoq.studies._seals import sealed
 from autoq.studies._stages import stage_record
 from autoq.studies.records import StageRecord, WorkStatus
 
@@ -74,4 +75,4 @@ class ReuseRepository(Repository):
                     "shape": row.shape,
                     "sha256": row.sha256,
                 }
-                session.execute(insert(ArrayRow), [values])
+                session.execute(insert(ArrayRow), [sealed(ArrayRow, values)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,22 +24,47 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
 
 from autoq.studies._encoding import finite_or_none, json_clean
+from autoq.studies._seals import DamagedRowError, Sealed
 
 # Optuna keeps an Alembic version table in this database too. Under a shared name each side
 # would take the other's schema version for its own.
 VERSION_TABLE = "autoq_alembic_version"
 
-SCHEMA_REVISION = "0004"
+SCHEMA_REVISION = "0005"
 """The newest of the migrations; databases that have it are opened without Alembic."""
 
 SCHEMA_VERSION = 3
 """Written into every study, so that an exported row says which layout it had."""
 
+_SHOWN = 60  # characters of a value that cannot be read
+
 # SQLite counts up only a column that is spelled INTEGER.
 Identifier = BigInteger().with_variant(Integer(), "sqlite")
 
 
-class UtcDateTime(TypeDecorator[datetime]):
+class _Guarded:
+    """A column's type that says what is wrong when the bytes in it are no such value."""
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
+        """The type's own, with its errors as ours."""
+        processor: Callable[[Any], Any] | None = super().result_processor(dialect, coltype)  # type: ignore[misc]
+        return None if processor is None else _with_errors_of_ours(processor)
+
+
+def _with_errors_of_ours(processor: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def process(value: Any) -> Any:
+        try:
+            return processor(value)
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise DamagedRowError(
+                f"a row is damaged: {str(value)[:_SHOWN]!r} cannot be read ({error}); "
+                "`autoq store check` names it, so restore the store from a copy"
+            ) from error
+
+    return process
+
+
+class UtcDateTime(_Guarded, TypeDecorator[datetime]):
     """An aware time in UTC; SQLite drops the zone, so it is put back on reading."""
 
     impl = DateTime(timezone=True)
@@ -59,7 +85,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-class FiniteDouble(TypeDecorator[float]):
+class FiniteDouble(_Guarded, TypeDecorator[float]):
     """A double; NaN and Inf become NULL, because databases differ in what they do with them."""
 
     impl = Double()
@@ -70,7 +96,7 @@ class FiniteDouble(TypeDecorator[float]):
         return finite_or_none(value)
 
 
-class StrictJson(TypeDecorator[dict[str, Any]]):
+class StrictJson(_Guarded, TypeDecorator[dict[str, Any]]):
     """Plain data as JSON that every reader accepts; see `json_clean`."""
 
     impl = JSON(none_as_null=True)
@@ -102,7 +128,7 @@ class Base(DeclarativeBase):
     }
 
 
-class StudyRow(Base):
+class StudyRow(Sealed, Base):
     """One search: what was asked, of which model, by which versions."""
 
     __tablename__ = "study"
@@ -122,7 +148,7 @@ class StudyRow(Base):
     schema_version: Mapped[int]
 
 
-class StageRow(Base):
+class StageRow(Sealed, Base):
     """One step of a study."""
 
     __tablename__ = "stage"
@@ -161,7 +187,7 @@ class BlobChunkRow(Base):
     data: Mapped[bytes]
 
 
-class ArrayRow(Base):
+class ArrayRow(Sealed, Base):
     """One named array of a stage; its npy bytes are a blob."""
 
     __tablename__ = "stored_array"
@@ -176,7 +202,7 @@ class ArrayRow(Base):
     sha256: Mapped[str] = mapped_column(ForeignKey("blob.sha256"), index=True)
 
 
-class ScoreBatchRow(Base):
+class ScoreBatchRow(Sealed, Base):
     """What one batch of sequences says of every cell, as npy bytes."""
 
     __tablename__ = "score_batch"
@@ -190,7 +216,7 @@ class ScoreBatchRow(Base):
     seconds: Mapped[float]
 
 
-class SensitivityRow(Base):
+class SensitivityRow(Sealed, Base):
     """One cell of the sensitivity table; NULL where a group cannot take the format."""
 
     __tablename__ = "sensitivity"
@@ -204,7 +230,7 @@ class SensitivityRow(Base):
     standard_error: Mapped[float | None]
 
 
-class PlanRow(Base):
+class PlanRow(Sealed, Base):
     """One solved assignment with its costs and its proof."""
 
     __tablename__ = "plan"
@@ -229,7 +255,7 @@ class PlanRow(Base):
     content_sha256: Mapped[str]
 
 
-class MeasurementRow(Base):
+class MeasurementRow(Sealed, Base):
     """One number that was measured, and on what."""
 
     __tablename__ = "measurement"
@@ -248,7 +274,7 @@ class MeasurementRow(Base):
     created: Mapped[datetime]
 
 
-class ExportRow(Base):
+class ExportRow(Sealed, Base):
     """One checkpoint that was written, or was being written."""
 
     __tablename__ = "export"
@@ -266,7 +292,7 @@ class ExportRow(Base):
     files: Mapped[list[ExportFileRow]] = relationship(order_by="ExportFileRow.path")
 
 
-class ExportFileRow(Base):
+class ExportFileRow(Sealed, Base):
     """One file of a finished export."""
 
     __tablename__ = "export_file"

@@ -21,6 +21,7 @@ from autoq.studies._encoding import (
     utc_now,
 )
 from autoq.studies._schema import ArrayRow, BlobRow, ScoreBatchRow, SensitivityRow, StageRow
+from autoq.studies._seals import sealed
 from autoq.studies.records import SensitivityCell, StageRecord, WorkStatus
 
 if TYPE_CHECKING:
@@ -92,9 +93,8 @@ class StageRepository(Repository):
             if stage == SCORING_STAGE:
                 session.execute(delete(ScoreBatchRow).where(ScoreBatchRow.study_id == study_id))
                 session.execute(delete(SensitivityRow).where(SensitivityRow.study_id == study_id))
-            row = stage_row(session, study_id, stage)
-            if row is not None:
-                session.delete(row)
+            of_study = (StageRow.study_id == study_id, StageRow.name == stage)
+            session.execute(delete(StageRow).where(*of_study))  # unread: it may be damaged
 
     def stage(self, study_id: int, name: str) -> StageRecord | None:
         """The stage, None before it was begun."""
@@ -285,7 +285,7 @@ def _put(
     import numpy as np
 
     array = np.asarray(given)
-    return {
+    values = {
         "study_id": study_id,
         "stage": stage,
         "name": name,
@@ -293,6 +293,7 @@ def _put(
         "shape": list(array.shape),
         "sha256": put_blob(session, encode_array(array)),
     }
+    return sealed(ArrayRow, values)
 
 
 def _delete_arrays(session: Session, *which: ColumnElement[bool]) -> None:
@@ -322,13 +323,14 @@ def _refuse_other_bits(row: ScoreBatchRow, sha256: str) -> None:
 
 
 def _sensitivity_values(study_id: int, cell: SensitivityCell) -> dict[str, object]:
-    return {
+    values = {
         "study_id": study_id,
         "group_name": cell.group,
         "format_name": cell.format,
         "score": cell.score,
         "standard_error": cell.standard_error,
     }
+    return sealed(SensitivityRow, values)
 
 
 def _in_chunks(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 from pathlib import PurePath
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Row, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from autoq.errors import InputError, UnknownNameError
+from autoq.errors import InputError, StoreError, UnknownNameError
 from autoq.studies._base import Repository
 from autoq.studies._clock import now
 from autoq.studies._database import StoreConflictError
@@ -75,12 +76,16 @@ class StudyRepository(Repository):
             InputError: the beginning fits several studies.
         """
         wanted = str(name_or_prefix_or_id)
+        names = select(StudyRow.id, StudyRow.name, StudyRow.key).order_by(StudyRow.id)
         with self._database.read() as session:
-            rows = session.scalars(select(StudyRow).order_by(StudyRow.id)).all()
-        for exact in (_named(rows, wanted), _numbered(rows, wanted), _keyed(rows, wanted)):
-            if exact is not None:
-                return study_record(exact)
-        return study_record(_only_one_starting_with(rows, wanted))
+            rows = session.execute(names).all()
+            found = (
+                _named(rows, wanted)
+                or _numbered(rows, wanted)
+                or _keyed(rows, wanted)
+                or _only_one_starting_with(rows, wanted)
+            )
+            return study_record(session.get_one(StudyRow, found.id))
 
     def study(self, study_id: int) -> StudyRecord:
         """The study with this id.
@@ -119,7 +124,7 @@ class StudyRepository(Repository):
     def list_studies(
         self, *, in_detail: bool = True, newest: int | None = None
     ) -> list[StudySummary]:
-        """All studies, oldest first.
+        """All studies, oldest first; their rows are not compared with their hashes.
 
         Args:
             in_detail: with their stages and numbers of plans; without, a list of thousands is read
@@ -150,7 +155,7 @@ class StudyRepository(Repository):
             StudySummary(
                 id=row.id,
                 name=row.name,
-                status=known[row.status],
+                status=_known_status(known, row.status, row.name),
                 created=iso_time(row.created),
                 updated=iso_time(row.updated),
                 model_path=row.model_path,
@@ -248,8 +253,10 @@ def _free_name(session: Session, fresh: StudyRow) -> str:
     return full if _holder_of(session, short) is not None else short
 
 
-def _holder_of(session: Session, name: str) -> StudyRow | None:
-    return session.scalars(select(StudyRow).where(StudyRow.name == name)).first()
+def _holder_of(session: Session, name: str) -> Row[int, str, datetime] | None:
+    # Single columns: another study that is damaged stands in nobody's way.
+    query = select(StudyRow.id, StudyRow.model_path, StudyRow.created)
+    return session.execute(query.where(StudyRow.name == name)).first()
 
 
 def refuse_taken_name(session: Session, name: str) -> None:
@@ -266,19 +273,19 @@ def refuse_taken_name(session: Session, name: str) -> None:
         )
 
 
-def _named(rows: Sequence[StudyRow], wanted: str) -> StudyRow | None:
+def _named(rows: Sequence[Row[int, str, str]], wanted: str) -> Row[int, str, str] | None:
     return next((row for row in rows if row.name == wanted), None)
 
 
-def _numbered(rows: Sequence[StudyRow], wanted: str) -> StudyRow | None:
+def _numbered(rows: Sequence[Row[int, str, str]], wanted: str) -> Row[int, str, str] | None:
     return next((row for row in rows if str(row.id) == wanted), None)
 
 
-def _keyed(rows: Sequence[StudyRow], wanted: str) -> StudyRow | None:
+def _keyed(rows: Sequence[Row[int, str, str]], wanted: str) -> Row[int, str, str] | None:
     return next((row for row in rows if row.key == wanted), None)
 
 
-def _only_one_starting_with(rows: Sequence[StudyRow], wanted: str) -> StudyRow:
+def _only_one_starting_with(rows: Sequence[Row[int, str, str]], wanted: str) -> Row[int, str, str]:
     fitting = [row for row in rows if row.name.startswith(wanted) or row.key.startswith(wanted)]
     if not fitting or not wanted:
         raise UnknownNameError(_unknown_study(wanted, [row.name for row in rows]))
@@ -301,12 +308,23 @@ def _unknown_study(wanted: str, names: list[str]) -> str:
     return f"no study named {wanted!r}{hint}; known: {shown}{more}"
 
 
+def _known_status(known: Mapping[str, WorkStatus], status: str, study: str) -> WorkStatus:
+    found = known.get(status)
+    if found is None:
+        raise StoreError(
+            f"study {study!r} is damaged: its status is {status!r}; `autoq store check` names "
+            "what else is, so restore the store from a copy"
+        )
+    return found
+
+
 def _stages_by_study(session: Session) -> dict[int, dict[str, WorkStatus]]:
     """Study -> stage -> how far it is, in the order in which they were begun."""
     query = select(StageRow.study_id, StageRow.name, StageRow.status).order_by(StageRow.id)
     found: dict[int, dict[str, WorkStatus]] = {}
+    known = {status.value: status for status in WorkStatus}
     for study_id, name, status in session.execute(query):
-        found.setdefault(study_id, {})[name] = WorkStatus(status)
+        found.setdefault(study_id, {})[name] = _known_status(known, status, str(study_id))
     return found
 
 

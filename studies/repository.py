@@ -10,10 +10,12 @@ from autoq.studies._database import Database, file_of
 from autoq.studies._job_claims import JobClaimRepository
 from autoq.studies._job_events import JobEventRepository
 from autoq.studies._jobs import JobRepository
+from autoq.studies._pages import PageRepository
 from autoq.studies._results import ResultRepository
 from autoq.studies._reuse import ReuseRepository
 from autoq.studies._stages import StageRepository
 from autoq.studies._studies import StudyRepository
+from autoq.studies._trial_pages import TrialPageRepository
 
 
 class StudyStore(
@@ -24,6 +26,8 @@ class StudyStore(
     JobRepository,
     JobClaimRepository,
     JobEventRepository,
+    PageRepository,
+    TrialPageRepository,
 ):
     """One open database of studies.
 

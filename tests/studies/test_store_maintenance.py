@@ -100,7 +100,7 @@ DAMAGE = [
     ),
     pytest.param(
         'UPDATE "plan" SET effective_bits = effective_bits + 1',
-        [("llama-1a2b", None, "plan ")],
+        [("llama-1a2b", None, "row 1 of table plan, plan '4.8 bits' of study 1, is damaged")],
         id="numbers_of_a_plan",
     ),
     pytest.param(
@@ -154,22 +154,20 @@ def test_upgrade_says_what_it_would_do_copies_and_does_it(store_path, tmp_path):
     as_it_was = dump(store_path)
     run = CliRunner().invoke
     dry = run(app, ["store", "upgrade", "--dry-run", "--store", str(store_path)])
-    assert [line[:14] for line in dry.output.splitlines()[:2]] == [
-        "would run 0002",
-        "would run 0003",
-    ]
+    said = [line[:14] for line in dry.output.splitlines()]
+    assert said[: len(REVISIONS) - 1] == [f"would run {revision}" for revision in REVISIONS[1:]]
     assert dump(store_path) == as_it_was
     (fault,) = faults(store_path)
     assert "schema is revision 0001" in fault[2] and "autoq store upgrade" in fault[2]
     done = run(app, ["store", "upgrade", "--store", str(store_path), "--json"])
     answer = json.loads(done.output)
-    assert [step["revision"] for step in answer["migrations"]] == ["0002", "0003"]
+    assert [step["revision"] for step in answer["migrations"]] == REVISIONS[1:]
     assert answer["done"] and answer["backup"] == f"{store_path}.before-0002"
     check_contents("0001", f"sqlite:///{store_path}")
     copy = tmp_path / "autoq.db.before-0002"
     assert value(copy, "SELECT version_num FROM autoq_alembic_version") == "0001"
     again = run(app, ["store", "upgrade", "--store", str(store_path)])
-    assert "has the newest schema, 0003" in again.output
+    assert f"has the newest schema, {REVISIONS[-1]}" in again.output
 
 
 def test_a_copy_is_never_written_over(store_path):

@@ -25,7 +25,7 @@ from autoq.studies._schema import SCHEMA_REVISION, VERSION_TABLE, Base
 def table_names(path):
     with sqlite3.connect(path) as connection:
         rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        return {name for (name,) in rows}
+        return {name for (name,) in rows if not name.startswith("sqlite_")}
 
 
 def set_revision(path, revision):
@@ -124,7 +124,7 @@ def test_newer_schema_is_refused_and_left_alone(store, store_path, make_study):
     store.close()
     set_revision(store_path, "0999")
     with pytest.raises(
-        StoreError, match=r"revision '0999', which is newer .*'0003'.*upgrade autoq"
+        StoreError, match=rf"revision '0999', which is newer .*'{SCHEMA_REVISION}'.*upgrade autoq"
     ):
         StudyStore.open(str(store_path))
     set_revision(store_path, SCHEMA_REVISION)

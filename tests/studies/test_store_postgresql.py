@@ -16,6 +16,7 @@ from autoq.studies import StudyStore, _clock, maintenance, trial_storage
 from autoq.studies._blobs import put_blob
 from autoq.studies._encoding import encode_array
 from autoq.studies._schema import SCHEMA_REVISION, VERSION_TABLE, ArrayRow, StudyRow
+from autoq.studies._seals import sealed
 from autoq.testing.postgresql import NoServerError, postgresql_url
 from tests.studies.frozen_stores import (
     REVISIONS,
@@ -132,7 +133,7 @@ def test_vacuum_leaves_what_another_process_begins_to_use(store, url, study_id):
         with store._database.write() as session:
             row = {"study_id": study_id, "stage": "calibration", "name": "x"}
             row |= {"dtype": "<f8", "shape": [9], "sha256": unused}
-            session.execute(sqlalchemy.insert(ArrayRow), [row])
+            session.execute(sqlalchemy.insert(ArrayRow), [sealed(ArrayRow, row)])
             vacuumed = pool.submit(maintenance.vacuum, url)
             end = time.monotonic() + 60
             while not session.scalar(waiting) and not vacuumed.done():
