@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,33 +17,11 @@ from autoq.search.streamed import refuse_unstreamed_estimator
 PROGRAM_BYTES = 600 * 10**6
 """What Python, torch, transformers and the study's small things take."""
 
-_UNITS = {"": 1, "B": 1}
-_UNITS.update({f"{prefix}B": 1000 ** (power + 1) for power, prefix in enumerate("KMGT")})
-_UNITS.update({f"{prefix}IB": 1024 ** (power + 1) for power, prefix in enumerate("KMGT")})
-_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?)\s*([A-Za-z]*)\s*")
-
 _BYTES_OF_AN_ERROR = 6
 """For each weight: the quantised one in float32, and the error in bfloat16."""
 
 _LOGITS_AT_ONCE = 3
 """Logits, what a loss makes of them, and the gradient; in float32."""
-
-
-def parse_bytes(size: str | int) -> int:
-    """Bytes from a text such as 4GB (10^9), 4GiB (2^30) or 900MB; numbers are bytes.
-
-    Raises:
-        InputError: it is no such text, or not above 0.
-    """
-    found = _SIZE.fullmatch(str(size))
-    if found is None or found[2].upper() not in _UNITS:
-        raise InputError(
-            f"a size must be a number and MB, MiB, GB or GiB, got {size!r}; write for example 4GB"
-        )
-    count = int(float(found[1]) * _UNITS[found[2].upper()])
-    if count < 1:
-        raise InputError(f"a bound on memory must be above 0, got {size!r}; write for example 4GB")
-    return count
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from autoq.api.exporting import export_plan
 from autoq.api.exporting_streamed import export_plan_streamed
 from autoq.api.kv_cache import cache_wish, check_cache, run_cache_scores
 from autoq.api.measuring import held_out_tokens
-from autoq.api.memory_bound import parse_bytes, refuse_unstreamable
+from autoq.api.memory_bound import refuse_unstreamable
 from autoq.api.opening import DEFAULT_STORE
 from autoq.api.quality import check_measurable, smallest_that_keeps
 from autoq.api.refining import RefineOptions, refine_study
@@ -38,6 +38,7 @@ from autoq.api.remarks import (
     refuse_useless_formats,
 )
 from autoq.api.renewal import RenewingProgress
+from autoq.api.sizes import parse_bytes
 from autoq.api.stages import (
     discovery_payload,
     is_done,

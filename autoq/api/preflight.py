@@ -19,7 +19,8 @@ from autoq.api._preflight_memory import (
 )
 from autoq.api._preflight_time import measured_rates, seconds_by_stage
 from autoq.api.config import ScoringConfig, parse_calibration
-from autoq.api.memory_bound import MemoryNeeds, parse_bytes
+from autoq.api.memory_bound import MemoryNeeds
+from autoq.api.sizes import parse_bytes
 from autoq.api.targeting import offers
 from autoq.api.task import LoadedModel, load_data, longest_sequence, resolve_device
 from autoq.formats import parse_target

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from autoq.api import open_study, search
 from autoq.api.config import ScoringConfig
-from autoq.api.memory_bound import parse_bytes
+from autoq.api.sizes import parse_bytes
 from autoq.api.streaming import fresh_folder, load_streamed
 from autoq.api.study_tables import CALIBRATION, SENSITIVITY
 from autoq.errors import InputError, ModelError
