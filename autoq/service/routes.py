@@ -8,7 +8,13 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request
 from starlette.responses import Response
 
-from autoq.service import page_files, routes_jobs, routes_service, routes_work
+from autoq.service import (
+    page_files,
+    routes_jobs,
+    routes_service,
+    routes_summary,
+    routes_work,
+)
 from autoq.service.access import CanRead
 from autoq.service.replies import problem_responses, tagged
 
@@ -23,7 +29,8 @@ _SCHEMA = APIRouter(include_in_schema=False, dependencies=[CanRead])
 def include_routes(app: FastAPI) -> None:
     """Give the app its routes, and its schema."""
     app.include_router(routes_service.public)
-    for router in (routes_service.router, routes_jobs.router, routes_work.router):
+    routers = (routes_service, routes_jobs, routes_work, routes_summary)
+    for router in (module.router for module in routers):
         app.include_router(router, responses=problem_responses(*_ANYWHERE))
     app.include_router(_SCHEMA)
     app.include_router(page_files.router)

@@ -1,0 +1,44 @@
+"""The real service on a real socket, in a thread of the test's process; it runs no jobs."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from autoq.service.app import create_app
+from autoq.service.settings import ServiceSettings
+
+_START_SECONDS = 30.0
+
+
+@contextmanager
+def served(settings: ServiceSettings) -> Iterator[str]:
+    """The URL of the service, which answers as long as the context lasts.
+
+    Its address is that of the settings' host and a free port.
+    """
+    with socket.create_server((settings.host, 0)) as listening:
+        port = listening.getsockname()[1]
+        config = uvicorn.Config(create_app(settings), log_level="warning", ws="none")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            _await_start(server)
+            yield f"http://{settings.host}:{port}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def _await_start(server: uvicorn.Server) -> None:
+    begun = time.monotonic()
+    while not server.started:
+        if time.monotonic() - begun > _START_SECONDS:
+            raise TimeoutError("the service did not start")
+        time.sleep(0.01)
