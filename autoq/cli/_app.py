@@ -29,6 +29,7 @@ from autoq.cli._store import store_app
 from autoq.cli._targets import targets
 from autoq.cli._validate import validate
 from autoq.cli._verify import verify
+from autoq.cli._worker import worker
 
 app = typer.Typer(
     name="autoq",
@@ -53,6 +54,7 @@ app.command("list")(server_or_here("list", list_command))
 app.command("formats")(server_or_here("formats", formats))
 app.command("targets")(server_or_here("targets", targets))
 app.command("verify")(server_or_here("verify", verify, starts_job=True))
+app.command("worker")(worker)
 app.command("jobs")(only_of_servers("jobs", jobs))
 app.command("cancel")(only_of_servers("cancel", cancel))
 app.command("resume")(only_of_servers("resume", resume))

@@ -57,37 +57,13 @@ def end_with(report: CheckpointReport, *, as_json: bool) -> None:
         typer.Exit: something is wrong, or nothing runs it.
     """
     if as_json:
-        print_json(_plain(report))
+        print_json(report.as_plain())
     else:
         _print(report)
     if report.faults:
         raise typer.Exit(UNVERIFIED)
     if not report.runners:
         raise typer.Exit(NOT_RUN)
-
-
-def _plain(report: CheckpointReport) -> dict[str, Any]:
-    return {
-        "checkpoint": str(report.path),
-        "container": report.container,
-        "sound": report.is_sound,
-        "runs_in": report.runners,
-        "faults": list(report.faults),
-        "layers": [
-            {
-                "module": layer.name,
-                "stored": layer.stored,
-                "outcomes": _plain_outcomes(layer.outcomes),
-            }
-            for layer in report.layers
-        ],
-        "kv_cache": None
-        if report.cache is None
-        else {
-            "stored": report.cache.stored,
-            "outcomes": _plain_outcomes(report.cache.outcomes),
-        },
-    }
 
 
 def report_of(plain: Mapping[str, Any]) -> CheckpointReport:
@@ -114,13 +90,6 @@ def _outcomes(plain: Mapping[str, Any]) -> dict[str, Outcome]:
     return {
         name: Outcome(does=found["does"], reason=found["reason"], runs=found["runs"])
         for name, found in plain.items()
-    }
-
-
-def _plain_outcomes(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    return {
-        name: {"does": found.does, "runs": found.runs, "reason": found.reason}
-        for name, found in outcomes.items()
     }
 
 
