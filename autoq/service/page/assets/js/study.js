@@ -1,0 +1,316 @@
+// The page of one study: its frontier, a budget, the plan for it, and what that rests on.
+
+import { parameters } from "./address.js";
+import { Problem, download, get, post, queryOf, saveBlob, studyPath } from "./api.js";
+import { BudgetControl } from "./budget.js";
+import { Chart, MARKER, frontierFigure } from "./charts.js";
+import { announce, el, fill, section, table } from "./dom.js";
+import { HeatMap } from "./heat_map.js";
+import { Latest } from "./latest.js";
+import { JobView, hasEnded } from "./job_view.js";
+import { emptyNote, problemNote } from "./notes.js";
+import { bitsText, gigabytesText, intervalText, lossText, percentText, trimmed, unitText } from "./numbers.js";
+import { MoveList, bytesOf, moves, movesSentence, planTiles } from "./plan_view.js";
+import { FurtherLimits } from "./further_limits.js";
+import { PlanStrip } from "./strip.js";
+import { Reference } from "./reference.js";
+import { studyHeader } from "./study_header.js";
+import { StudyTabs } from "./study_tabs.js";
+import { onThemeChange } from "./theme.js";
+
+const NOT_YET = new Set(["not-finished", "not-found"]);
+
+/** Show a study, at the budget that the address names. */
+export async function showStudy(place, context) {
+  document.title = `${context.name} - autoq`;
+  // The name is known already: it is on the screen before anything is fetched.
+  fill(place, el("h1", {}, context.name), el("p.quiet", {}, "Reading the study …"));
+  const page = new StudyPage(place, context);
+  await page.load();
+}
+
+class StudyPage {
+  constructor(place, { name, signal, identity }) {
+    Object.assign(this, { place, name, signal, identity });
+    this.jobPlace = el("div");
+    this.trouble = el("div");
+  }
+
+  async load() {
+    this.limits = new FurtherLimits(() => this.askAgain());
+    const asked = budgetOfAddress();
+    // All at once; the tables of a study that is not done yet are not there.
+    const [detail, plan, sensitivity, frontier] = await Promise.all([
+      get(studyPath(this.name), { signal: this.signal }),
+      this.orNothing(post(studyPath(this.name, "/plans"), { ...asked, ...this.limits.body() }, { signal: this.signal })),
+      this.orNothing(get(studyPath(this.name, "/sensitivity"), { signal: this.signal })),
+      this.orNothing(get(studyPath(this.name, `/frontier${queryOf({ points: 64 })}`), { signal: this.signal })),
+    ]);
+    Object.assign(this, { detail, sensitivity, frontier });
+    this.compose(plan);
+    await this.watchNewestJob();
+  }
+
+  /** A reply, or nothing where the study has not got that far or no plan meets the address's limits. */
+  async orNothing(reply) {
+    try {
+      return await reply;
+    } catch (error) {
+      if (!(error instanceof Problem) || error.status === 401 || error.status >= 500 || error.status === 0) throw error;
+      if (!NOT_YET.has(error.kind)) fill(this.trouble, problemNote(error));
+      return null;
+    }
+  }
+
+  compose(plan) {
+    const hasTables = this.sensitivity && this.frontier && (plan ?? this.detail.plan);
+    const header = studyHeader(this);
+    this.tabs = new StudyTabs(this);
+    if (!hasTables) {
+      const words = emptyNote("There is no plan yet. It appears here as soon as layers have been scored.");
+      fill(this.place, header, this.jobPlace, this.trouble, words, this.tabs.element);
+      return;
+    }
+    this.plan = plan ?? this.detail.plan;
+    this.composePlan(header);
+    this.takePlan(this.plan);
+    this.drawToWidth();
+    onThemeChange(() => this.drawToWidth(true), this.signal);
+    const observer = new ResizeObserver(() => this.drawToWidth());
+    observer.observe(this.place);
+    this.signal.addEventListener("abort", () => observer.disconnect());
+    performance.mark("autoq-heat-map");
+    // The charting library is large: it comes once the rest has been painted.
+    requestAnimationFrame(() => setTimeout(() => this.chart.draw()));
+  }
+
+  composePlan(header) {
+    this.budget = new BudgetControl(this.ranges(), this.startValues(), (body, isSettled) => this.ask(body, isSettled));
+    this.latest = new Latest(
+      (body, signal) => post(studyPath(this.name, "/plans"), body, { signal }),
+      (reply) => this.takePlan(reply),
+      (problem) => this.refuse(problem),
+      this.signal,
+    );
+    this.tiles = el("div.tiles");
+    this.budgetTrouble = el("div");
+    this.reference = new Reference(this, () => this.showMoves());
+    this.moveList = new MoveList();
+    this.strip = new PlanStrip(this.sensitivity);
+    this.heatMap = new HeatMap(this.sensitivity);
+    this.chart = this.frontierChart();
+    fill(
+      this.place,
+      header,
+      this.jobPlace,
+      this.trouble,
+      el("section.budget-panel", { "aria-label": "Budget and plan" }, this.budget.element, this.budgetTrouble, this.tiles, this.actions(), this.limits.element),
+      section("Chosen plan by layer", this.strip.element, this.reference.element, this.moveList.element),
+      section("Loss against bits", this.chart.element, this.frontierTable()),
+      section("Sensitivity by layer and format", el("p.quiet", {}, "A row per block, a column per format. Marked: what the plan takes. Struck out: the layer cannot take the format. Point at a cell, or move with the arrow keys, for its numbers."), this.heatMap.element),
+      this.tabs.element,
+    );
+  }
+
+  /** What sliders reach: of bits as the frontier says; of bytes what its plans take on disk. */
+  ranges() {
+    const bytes = this.frontier.points.map((point) => this.bytesOfPoint(point)).filter((value) => value !== null);
+    const gb = bytes.length > 1 ? [Math.ceil(Math.min(...bytes)) / 1e9, Math.ceil(Math.max(...bytes)) / 1e9] : null;
+    return { bits: [this.frontier.budget_floor, this.frontier.budget_ceiling], gb };
+  }
+
+  /** All weights of the checkpoint; what is not searched is as large in every plan. */
+  bytesOfPoint(point) {
+    if (point.takes?.stored_bytes !== undefined) return point.takes.stored_bytes;
+    const all = this.plan.takes?.stored_bytes;
+    return all === undefined ? null : all - this.plan.stored_bytes + point.stored_bytes;
+  }
+
+  startValues() {
+    const { budgets, takes, effective_bits: bits } = this.plan;
+    return { bits: budgets.effective_bits ?? bits, gb: takes?.stored_bytes === undefined ? null : takes.stored_bytes / 1e9 };
+  }
+
+  frontierChart() {
+    const make = (colours) => frontierFigure({ frontier: this.frontier, plan: this.plan, stored: this.detail.plans, measured: this.measuredPoints(), unit: unitText(this.frontier.unit) }, colours);
+    const label = `Predicted loss against bits: ${this.frontier.points.length} plans. The table below says the same.`;
+    return new Chart({ label, make, signal: this.signal, onClick: (point) => this.budget.set(point.x) });
+  }
+
+  measuredPoints() {
+    const plans = new Map(this.detail.plans.map((plan) => [plan.id, plan]));
+    return this.detail.measurements
+      .filter((one) => one.metric === "kl_divergence" && one.value > 0 && plans.has(one.plan))
+      .map((one) => ({ ...one, effective_bits: plans.get(one.plan).effective_bits }));
+  }
+
+  frontierTable() {
+    const choose = (point) => el("button.plain", { type: "button", "aria-label": `Choose ${bitsText(point.effective_bits)} bits`, onclick: () => this.budget.set(point.budget ?? point.effective_bits) }, "choose");
+    const rows = this.frontier.points.map((point) => [bitsText(point.effective_bits), gigabytesText(this.bytesOfPoint(point)), lossText(point.predicted_loss), intervalText(...point.predicted_loss_interval), percentText(point.gap), choose(point)]);
+    const head = ["effective bits", "on disk", "predicted loss", "95 %", "gap"].map((text) => ({ text, number: true }));
+    return el("details", {}, el("summary", {}, "As a table"), el("div.scroll.tall", { tabindex: 0, role: "region", "aria-label": "Frontier as a table" }, table([...head, ""], rows, { caption: "The best plan for each budget" })));
+  }
+
+  actions() {
+    this.said = el("span.quiet", { role: "status" });
+    const button = (text, act, scope) => {
+      const made = el("button", { type: "button", onclick: () => this.act(made, act) }, text);
+      if (scope) this.needs(scope, made);
+      return made;
+    };
+    return el(
+      "div.actions.panel-actions",
+      {},
+      button("Keep this plan", () => this.keep(), "run"),
+      button("Measure", () => this.measure(), "run"),
+      button("Refine …", () => this.tabs.open("trials", "#refine-trials"), "run"),
+      button("Export …", () => this.tabs.open("exports", "#export-form input"), "run"),
+      button("Download plan", () => this.downloadPlan()),
+      this.said,
+    );
+  }
+
+  /** A button stays off for who may only look. */
+  async needs(scope, button) {
+    const rank = ["read", "run", "admin"];
+    const identity = await this.identity();
+    if (identity && rank.indexOf(identity.scope) < rank.indexOf(scope)) {
+      button.disabled = true;
+      button.title = `needs a token that may ${scope}`;
+    }
+  }
+
+  /** Do something once, and say what came of it. */
+  async act(button, action) {
+    button.disabled = true;
+    try {
+      this.said.textContent = (await action()) ?? "";
+      fill(this.budgetTrouble);
+    } catch (error) {
+      fill(this.budgetTrouble, problemNote(error));
+    } finally {
+      button.disabled = false;
+    }
+  }
+
+  /** Store the plan of now; what is stored already is not stored twice.
+   * @returns {Promise<object>} the stored plan */
+  async stored() {
+    if (this.plan.id !== null) return this.plan;
+    const kept = await post(studyPath(this.name, "/plans"), { ...this.budget.body(), ...this.limits.body(), keep: true });
+    this.takePlan(kept);
+    await this.renew();
+    return kept;
+  }
+
+  async keep() {
+    const wasThere = this.plan.id !== null;
+    const plan = await this.stored();
+    return `${wasThere ? "Kept already" : "Kept"} as plan ${plan.id}.`;
+  }
+
+  async measure() {
+    const plan = await this.stored();
+    await this.followJob(await post(studyPath(this.name, "/measurements"), { plan: plan.id }));
+    return "";
+  }
+
+  downloadPlan() {
+    if (this.plan.id !== null) return download(studyPath(this.name, `/plans/${this.plan.id}/download`), `${this.name}-plan-${this.plan.id}.json`);
+    saveBlob(new Blob([JSON.stringify(this.plan, null, 2)], { type: "application/json" }), `${this.name}-${trimmed(this.plan.effective_bits, 6)}-bits.json`);
+    return null;
+  }
+
+  ask(body, isSettled) {
+    if (!this.isMoving) this.reference.remember(this.plan);
+    this.isMoving = !isSettled;
+    this.latest.want({ ...body, ...this.limits.body() });
+  }
+
+  askAgain() {
+    if (this.budget) this.ask(this.budget.body(), true);
+  }
+
+  refuse(problem) {
+    fill(this.budgetTrouble, problemNote(problem));
+  }
+
+  takePlan(plan) {
+    this.plan = plan;
+    this.budget.learn({ bits: plan.budgets.effective_bits ?? plan.effective_bits, gb: plan.takes?.stored_bytes === undefined ? null : bytesOf(plan) / 1e9 });
+    fill(this.budgetTrouble);
+    this.said.textContent = "";
+    fill(this.tiles, planTiles(plan));
+    this.heatMap.choose(plan.assignment);
+    this.chart.move(MARKER, [plan.effective_bits], [plan.predicted_loss], [`${bitsText(plan.effective_bits)} bits<br>predicted ${lossText(plan.predicted_loss)}`]);
+    this.showMoves();
+    performance.mark("autoq-plan");
+  }
+
+  showMoves() {
+    const { label, assignment } = this.reference.current();
+    const moved = moves(this.sensitivity.groups, this.plan.assignment, assignment, (index, format) => this.strip.bits(index, format));
+    this.strip.show(this.plan.assignment, assignment);
+    this.moveList.show(moved, label);
+    announce(`${trimmed(this.plan.effective_bits, 4)} bits, ${gigabytesText(bytesOf(this.plan))}, predicted loss ${lossText(this.plan.predicted_loss)}. ${movesSentence(moved)}`);
+  }
+
+  drawToWidth(isForced = false) {
+    const style = getComputedStyle(this.place);
+    const width = this.place.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+    if (width === this.width && !isForced) return;
+    this.width = width;
+    this.strip.draw(width);
+    this.heatMap.draw(width);
+  }
+
+  async watchNewestJob() {
+    if (!this.detail.job) return;
+    const job = await this.orNothing(get(`/v1/jobs/${encodeURIComponent(this.detail.job)}`, { signal: this.signal }));
+    if (job && !hasEnded(job)) await this.followJob(job);
+  }
+
+  /** Show a job of this study while it runs; what it leaves is read when it has ended. */
+  async followJob(job) {
+    this.jobSignal?.abort();
+    this.jobSignal = new AbortController();
+    const view = new JobView({
+      signal: AbortSignal.any([this.signal, this.jobSignal.signal]),
+      compact: true,
+      onChange: (now) => hasEnded(now) && this.renew(),
+    });
+    fill(this.jobPlace, el("section.live", { "aria-label": "Running now" }, view.element));
+    view.start(job);
+  }
+
+  /** Read again what jobs change. */
+  async renew() {
+    const hadTables = Boolean(this.budget);
+    this.detail = await get(studyPath(this.name), { signal: this.signal });
+    if (!hadTables) {
+      await this.load();
+      return;
+    }
+    this.tabs.renew();
+    this.reference.renew();
+    this.chart.draw();
+  }
+
+  /** A stored plan takes the place of the one for the budget. */
+  async showStored(id) {
+    this.reference.remember(this.plan);
+    const plan = await get(studyPath(this.name, `/plans/${id}`), { signal: this.signal });
+    const bits = plan.budgets.effective_bits;
+    if (bits !== undefined && Object.keys(plan.budgets).length === 1) this.budget.set(bits);
+    else this.takePlan(plan);
+    scrollTo({ top: 0, behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+  }
+}
+
+function budgetOfAddress() {
+  const query = parameters();
+  const [bits, gb] = [Number(query.get("bits")), Number(query.get("gb"))];
+  if (query.has("gb") && gb > 0) return { max_gb: gb };
+  return bits > 0 ? { effective_bits: bits } : {};
+}
+

@@ -1,0 +1,77 @@
+// Checkpoints: what was written, whether it was read back right, and the form for another.
+
+import { freshKey, get, post, studyPath } from "./api.js";
+import { el, fill, table } from "./dom.js";
+import { Field, showFaults, valuesOf } from "./fields.js";
+import { emptyNote, problemNote, statusBadge } from "./notes.js";
+import { bytesText, plural, timeText, trimmed } from "./numbers.js";
+
+export function exportsTab(page) {
+  const { exports } = page.detail;
+  const list = exports.length ? exports.map(exportEntry) : emptyNote("Nothing was exported yet.");
+  return [list, page.budget ? exportForm(page) : null];
+}
+
+function exportEntry(entry) {
+  const files = table(["file", { text: "bytes", number: true }, "SHA-256"], entry.files.map((file) => [file.path, bytesText(file.bytes), el("code", {}, file.sha256)]), { caption: `Files of ${entry.path}` });
+  return el(
+    "article.export",
+    { "aria-label": entry.path },
+    el("p.facts", {}, statusBadge(entry.status), el("b", {}, entry.path), el("span", {}, entry.container), el("span", {}, bytesText(entry.bytes)), el("span", {}, `plan ${entry.plan}`), el("span", {}, `${timeText(entry.finished ?? entry.started)} UTC`)),
+    verification(entry.verification),
+    el("details", {}, el("summary", {}, plural(entry.files.length, "file")), el("div.scroll", {}, files)),
+  );
+}
+
+/** What reading back found, as names and values; nested values stay as they are written. */
+function verification(found) {
+  const pairs = Object.entries(found ?? {}).filter(([, value]) => value !== null && !(Array.isArray(value) && !value.length));
+  if (!pairs.length) return emptyNote("Not read back.");
+  const words = ([name, value]) => `${name.replaceAll("_", " ")}: ${typeof value === "object" ? JSON.stringify(value) : typeof value === "number" ? trimmed(value, 6) : value}`;
+  return el("p.small", {}, "Read back: ", el("span.quiet", {}, pairs.map(words).join("; ")));
+}
+
+function exportForm(page) {
+  const fields = [
+    new Field({ name: "output", label: "Output", placeholder: "exports/name", note: "ROOT/folder below the service's folder for exports", required: true }),
+    new Field({ name: "container", label: "Container", kind: "choice", options: [["", "what suits the study's target"]] }),
+    new Field({ name: "tp_size", label: "Tensor-parallel ranks", kind: "number", placeholder: "1", step: 1, min: 1 }),
+    new Field({ name: "pp_size", label: "Pipeline ranks", kind: "number", placeholder: "1", step: 1, min: 1 }),
+    new Field({ name: "overwrite", label: "Overwrite what is there", kind: "check" }),
+  ];
+  offerContainers(fields[1], page);
+  const trouble = el("div");
+  const send = el("button.strong", { type: "submit" }, "Export this plan");
+  page.needs("run", send);
+  const key = freshKey();
+  const submit = async (event) => {
+    event.preventDefault();
+    send.disabled = true;
+    fill(trouble);
+    try {
+      const plan = await page.stored();
+      const job = await post(studyPath(page.name, "/exports"), { ...valuesOf(fields), plan: plan.id }, { idempotencyKey: key });
+      await page.followJob(job);
+      scrollTo({ top: 0 });
+    } catch (problem) {
+      if (!showFaults(problem, fields)) fill(trouble, problemNote(problem));
+    } finally {
+      send.disabled = false;
+    }
+  };
+  return el("form.panel", { id: "export-form", novalidate: true, onsubmit: submit }, el("h3", {}, "Export the plan of now"), el("p.quiet", {}, "Writes a checkpoint for the budget above, reads it back, and compares it bit for bit with what was searched."), el("div.fields", {}, fields.map((field) => field.element)), trouble, el("p.actions", {}, send));
+}
+
+/** Containers that hold every format of the plan of now. */
+async function offerContainers(field, page) {
+  try {
+    const formats = await get("/v1/formats", { signal: page.signal });
+    const taken = new Set(Object.values(page.plan.assignment));
+    const needed = formats.filter((format) => taken.has(format.name) && format.name !== "none");
+    const all = [...new Set(formats.flatMap((format) => format.containers))];
+    const fitting = all.filter((container) => needed.every((format) => format.containers.includes(container)));
+    field.control.append(...fitting.map((container) => el("option", { value: container }, container)));
+  } catch {
+    // Without the list the service chooses; it says what does not fit.
+  }
+}
