@@ -12,6 +12,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import Lifespan
 
 from autoq import __version__
+from autoq.service.access_log import AccessLogMiddleware
 from autoq.service.context import Context
 from autoq.service.events import EventHub
 from autoq.service.job_views import StoreEvents
@@ -52,6 +53,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     app.add_middleware(GZipMiddleware, minimum_size=1_000, compresslevel=4)
     app.add_middleware(WholeNamesMiddleware)
     app.add_middleware(MetricsMiddleware, metrics=context.metrics)
+    app.add_middleware(AccessLogMiddleware)
     return app
 
 

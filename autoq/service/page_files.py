@@ -65,7 +65,7 @@ def show_asset(request: Request, name: str) -> Response:
 
 def _sent(request: Request, path: Path) -> Response:
     file = _file(path, path.stat().st_mtime_ns)
-    headers = {"etag": file.tag, "cache-control": "no-cache", "vary": "Accept-Encoding"}
+    headers = {"etag": file.tag, "cache-control": "no-cache"}
     if file.tag in request.headers.get("if-none-match", ""):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
     if file.packed is not None and _takes_gzip(request):

@@ -1,0 +1,177 @@
+"""`autoq serve`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autoq.cli._failures import reports_failures
+from autoq.cli._options import DEFAULT_STORE, Store
+from autoq.cli._output import quiet_libraries
+from autoq.cli._worker import (
+    Data,
+    Exports,
+    MaxJobMemory,
+    Models,
+    RayCluster,
+    job_memory,
+    shared_store,
+)
+from autoq.errors import InputError, without_password
+
+if TYPE_CHECKING:
+    from autoq.service.settings import ServiceSettings
+
+_PORT = 8731
+
+
+@reports_failures
+def serve(
+    store: Store = DEFAULT_STORE,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on, 0 for any.")
+    ] = _PORT,
+    models: Models = None,
+    data: Data = None,
+    exports: Exports = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--token-file",
+            metavar="FILE",
+            help="Tokens that requests must bring; `autoq token create` makes them. Without it only "
+            "this machine is listened to, and everybody on it may do everything.",
+        ),
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allowed-host",
+            metavar="NAME",
+            help="A further name by which clients call this server, for example a proxy's; "
+            "repeatable.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=0, max=64, help="Jobs that run at once, each in a process.")
+    ] = 1,
+    max_job_memory: MaxJobMemory = None,
+    ray: RayCluster = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option("--tls-cert", metavar="FILE", help="Certificate chain, PEM: answer by HTTPS."),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option("--tls-key", metavar="FILE", help="Its key, PEM.")
+    ] = None,
+) -> None:
+    """Serve the store by HTTP: a page for browsers, an API for programs, workers for jobs.
+
+    Ctrl-C ends it: replies at hand are given, jobs go back into the queue and go on from what
+    their studies have when the next server or `autoq worker` starts.
+    """
+    quiet_libraries()
+    _check_installed()
+    from autoq.service.settings import ServiceSettings
+
+    settings = ServiceSettings(
+        store=shared_store(store),
+        host=host,
+        port=port,
+        models=tuple(models or ()),
+        data=tuple(data or ()),
+        exports=exports,
+        token_file=token_file,
+        allowed_hosts=tuple(allowed_host or ()),
+        workers=workers,
+        max_job_memory=job_memory(max_job_memory),
+        ray=ray,
+        tls_certificate=tls_cert,
+        tls_key=tls_key,
+    )
+    _run(settings)
+
+
+def _run(settings: ServiceSettings) -> None:
+    from autoq.service.app import create_app
+    from autoq.service.runner import RunnerSettings
+    from autoq.service.runner_pool import RunnerPool
+    from autoq.service.server import check_tls, listening_socket, serve
+
+    _check_host(settings)
+    check_tls(settings)
+    with listening_socket(settings.host, settings.port) as listening:
+        app = create_app(settings)
+        runner = RunnerSettings(
+            store=settings.store,
+            roots=app.state.context.roots.to_json(),
+            max_job_memory=settings.max_job_memory,
+            ray=settings.ray,
+        )
+        with RunnerPool(runner, settings.workers):
+            _greet(settings, listening.getsockname()[1])
+            serve(app, settings, listening)
+    _note("the service has ended; jobs that ran are in the queue again")
+
+
+def _check_installed() -> None:
+    """
+    Raises:
+        InputError: what the service is built from is not installed.
+    """
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"the service needs {error.name}, which is not installed; "
+            'install it: pip install "autoq[service]"'
+        ) from None
+
+
+def _check_host(settings: ServiceSettings) -> None:
+    """
+    Raises:
+        InputError: other machines would be let in without tokens.
+    """
+    from autoq.api.dashboard_server import is_loopback
+
+    if is_loopback(settings.host):
+        return
+    if settings.token_file is None:
+        raise InputError(
+            f"--host {settings.host} lets other machines in, and without --token-file everybody may "
+            "do everything; make a token with `autoq token create --token-file FILE --name NAME "
+            "--scope admin`, or listen on 127.0.0.1"
+        )
+    if settings.tls_certificate is None:
+        _note(
+            "warning: without TLS whoever listens on the way reads the tokens; give --tls-cert and "
+            "--tls-key, or put a proxy in front that has them"
+        )
+
+
+def _greet(settings: ServiceSettings, port: int) -> None:
+    from autoq.service.server import location
+
+    scheme = "http" if settings.tls_certificate is None else "https"
+    typer.echo(f"autoq serves {scheme}://{location(settings.host, port)}")
+    sys.stdout.flush()
+    _note(f"store {without_password(settings.store)}; Ctrl-C ends it")
+    if settings.token_file is None:
+        _note("no tokens: everybody on this machine may do everything")
+    else:
+        _note("requests need a token: `autoq token create` makes one, the page asks for it")
+    if settings.exports is None:
+        _note("checkpoints cannot be written: give --exports FOLDER to allow it")
+    if settings.workers == 0:
+        _note("no workers: jobs wait until `autoq worker` runs with the same store and roots")
+
+
+def _note(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
