@@ -25,6 +25,7 @@ from autoq.cli._servers import (
     refuse_here_only,
     server_or_here,
 )
+from autoq.cli._serve import serve
 from autoq.cli._store import store_app
 from autoq.cli._targets import targets
 from autoq.cli._validate import validate
@@ -54,6 +55,7 @@ app.command("list")(server_or_here("list", list_command))
 app.command("formats")(server_or_here("formats", formats))
 app.command("targets")(server_or_here("targets", targets))
 app.command("verify")(server_or_here("verify", verify, starts_job=True))
+app.command("serve")(serve)
 app.command("worker")(worker)
 app.command("jobs")(only_of_servers("jobs", jobs))
 app.command("cancel")(only_of_servers("cancel", cancel))
