@@ -24,6 +24,7 @@ from autoq.search.costs import (
 from autoq.search.diverse import diverse_plans
 from autoq.search.frontier import frontier
 from autoq.search.interactions import Interactions, improve, quadratic_loss
+from autoq.search.planner import Planner
 from autoq.search.rules import Rule, apply_rules, parse_rule
 from autoq.search.solver import (
     check_budget,
@@ -40,6 +41,7 @@ __all__ = [
     "Interactions",
     "Least",
     "Plan",
+    "Planner",
     "Resource",
     "Rule",
     "SensitivityTable",

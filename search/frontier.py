@@ -48,9 +48,20 @@ def frontier(
         ValueError: `points` is below 2.
         InputError: the tables cannot be used, as for `solve`.
     """
+    return frontier_of(
+        Problem(sensitivity=sensitivity, costs=costs),
+        points=points,
+        time_limit_seconds=time_limit_seconds,
+        relative_gap=relative_gap,
+    )
+
+
+def frontier_of(
+    problem: Problem, *, points: int, time_limit_seconds: float, relative_gap: float
+) -> list[Plan]:
+    """As `frontier`, of tables that were brought together before."""
     if points < 2:
         raise ValueError(f"points must be >= 2, got {points}")
-    problem = Problem(sensitivity=sensitivity, costs=costs)
     deadline = time.monotonic() + time_limit_seconds
     plans = []
     options = problem.line(Resource.EFFECTIVE_BITS).options

@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from autoq.errors import InputError
 from autoq.formats import FormatName
 from autoq.models import Assignment
-from autoq.search._knapsack import Tolerance
 from autoq.search._problem import Problem
 from autoq.search._resources import as_budgets, without_repeats
-from autoq.search._smallest import smallest_within
 from autoq.search._types import Budget, CostTable, Plan, Resource, SensitivityTable
-from autoq.search._within import solve_within
 from autoq.search.costs import check_budgets, effective_bits
+from autoq.search.planner import Planner
 
 
 def solve(
@@ -47,11 +45,8 @@ def solve(
         InputError: the tables do not belong together, a score is infinite, a group has no usable
             format, or a budget limits what the tables have no costs of.
     """
-    return solve_within(
-        Problem(sensitivity=sensitivity, costs=costs),
-        without_repeats(as_budgets(budgets)),
-        time_limit_seconds=time_limit_seconds,
-        tolerance=Tolerance(relative=relative_gap),
+    return Planner(sensitivity, costs).solve(
+        budgets, time_limit_seconds=time_limit_seconds, relative_gap=relative_gap
     )
 
 
@@ -84,12 +79,10 @@ def smallest(
         BudgetInfeasibleError, ResourceInfeasibleError: the budgets cannot be met, as for `solve`.
         InputError: the tables cannot be used, as for `solve`.
     """
-    given = () if isinstance(budgets, Sequence) and not budgets else as_budgets(budgets)
-    return smallest_within(
-        Problem(sensitivity=sensitivity, costs=costs),
+    return Planner(sensitivity, costs).smallest(
         loss_limit,
-        minimise,
-        without_repeats(given),
+        minimise=minimise,
+        budgets=budgets,
         time_limit_seconds=time_limit_seconds,
         relative_gap=relative_gap,
     )

@@ -80,31 +80,44 @@ def with_cache(study: StudyTables, plan: PlanRecord, wish: CacheWish) -> PlanRec
     Raises:
         InputError: the study's cache was not scored, or the wish cannot be met.
     """
+    whole, chosen = plan_with_cache(study, plan.to_plan(), wish)
+    details = {
+        **{key: value for key, value in plan.details.items() if key not in _OF_THE_SOLVER},
+        KV_CACHE: {"of_plan": plan.id, **chosen},
+    }
+    label = label_with_cache(plan.label, wish)
+    return study.store.plan(study.store.add_plan(study.id, whole, label=label, details=details))
+
+
+def label_with_cache(label: str, wish: CacheWish) -> str:
+    """What a plan of weights with this label is called with a cache."""
+    return f"{label}, {wish.label()}"
+
+
+def plan_with_cache(study: StudyTables, plan: Plan, wish: CacheWish) -> tuple[Plan, dict[str, Any]]:
+    """The plan of weights with the losses of the best cache, and what was chosen, as plain data.
+
+    Raises:
+        InputError: the study's cache was not scored, or the wish cannot be met.
+    """
     layers = stored_layers(study)
     if not layers:
         raise InputError(
             f"study {study.name} has no scores of the key/value cache; search again with --kv-formats"
         )
     chosen = choose_cache(_scores(study, layers), layers, wish.formats, wish.bits, wish.scope)
-    whole = plan.to_plan()
     if study.sensitivity.unit == _NATS:
-        whole = _added(whole, chosen)
+        plan = _added(plan, chosen)
     elements = sum(layer.elements for layer in layers)
-    details = {
-        **{key: value for key, value in plan.details.items() if key not in _OF_THE_SOLVER},
-        KV_CACHE: {
-            "of_plan": plan.id,
-            "formats": dict(chosen.assignment),
-            "wish": wish.to_json(),
-            "bits": chosen.effective_bits,
-            "bytes_per_token": chosen.effective_bits * elements / 8,
-            "predicted_loss": chosen.predicted_loss,
-            "predicted_loss_interval": list(chosen.predicted_loss_interval),
-            "gap": chosen.gap,
-        },
+    return plan, {
+        "formats": dict(chosen.assignment),
+        "wish": wish.to_json(),
+        "bits": chosen.effective_bits,
+        "bytes_per_token": chosen.effective_bits * elements / 8,
+        "predicted_loss": chosen.predicted_loss,
+        "predicted_loss_interval": list(chosen.predicted_loss_interval),
+        "gap": chosen.gap,
     }
-    label = f"{plan.label}, {wish.label()}"
-    return study.store.plan(study.store.add_plan(study.id, whole, label=label, details=details))
 
 
 def _added(plan: Plan, cache: Plan) -> Plan:

@@ -73,14 +73,23 @@ def study_costs(
     if shares is not None:
         costs = with_active_bits(costs, study.model_map, shares)
         costs = _with_time(costs, study.model_map, budgets, shares)
+    refuse_uncounted(study.name, costs, needed)
+    return costs
+
+
+def refuse_uncounted(study: str, costs: CostTable, needed: Iterable[Resource]) -> None:
+    """
+    Raises:
+        InputError: the study was made by a version that did not store what a needed resource is
+            counted from.
+    """
     known = {Resource.EFFECTIVE_BITS, *costs.additional, *costs.fixed}
     lacking = [resource for resource in needed if resource not in known]
     if lacking:
         raise InputError(
-            f"study {study.name} was made by an earlier version of autoq and does not know what "
+            f"study {study} was made by an earlier version of autoq and does not know what "
             f"its layers take in {lacking[0].value}; run the search again into another store"
         )
-    return costs
 
 
 def check_reachable(

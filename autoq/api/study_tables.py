@@ -29,12 +29,9 @@ from autoq.models import ModelMap, SlotName
 from autoq.search import (
     CostTable,
     Plan,
+    Planner,
     Resource,
     SensitivityTable,
-    frontier,
-    reachable_bits,
-    smallest,
-    solve,
     uniform_plan,
 )
 from autoq.search.costs import StoredSizes
@@ -194,21 +191,34 @@ class StudyTables:
 
     def solve_for(self, budgets: Budgets, rules: Sequence[str] = ()) -> PlanRecord:
         """As `solve`, for budgets in one value."""
-        required_budgets(budgets)
-        label = budgets.label(rules)
+        label = self.label_of(budgets, rules)
+        return self._stored_plan(label) or self.add_plan(label, self.best(budgets, rules), budgets)
+
+    def label_of(self, budgets: Budgets, rules: Sequence[str] = ()) -> str:
+        """What the plan for budgets is called.
+
+        Raises:
+            InputError: no budget is stated, or the scores predict no divergence to limit.
+        """
+        label = required_budgets(budgets).label(rules)
         if budgets.max_kl is None:
-            return self._stored_plan(label) or self.add_plan(
-                label, solve(self.sensitivity, self.costs(rules, budgets), budgets.limits), budgets
-            )
+            return label
         if self.sensitivity.unit != "nats_per_token":
             raise InputError(
                 f"estimator {self.sensitivity.estimator} predicts no divergence to limit; search "
                 "with the default estimator, or measure plans"
             )
-        label = f"{label}, predicted"
-        return self._stored_plan(label) or self.add_plan(
-            label, self.smallest(budgets, rules, budgets.max_kl), budgets
-        )
+        return f"{label}, predicted"
+
+    def best(self, budgets: Budgets, rules: Sequence[str] = ()) -> Plan:
+        """The best plan within budgets, solved now and not stored; the errors are those of `solve`."""
+        if budgets.max_kl is not None:
+            return self.smallest(budgets, rules, budgets.max_kl)
+        return self.planner(rules, budgets).solve(budgets.limits)
+
+    def planner(self, rules: Sequence[str] = (), budgets: Budgets = NO_BUDGETS) -> Planner:
+        """What solves for budgets under rules; the arguments are those of `costs`."""
+        return Planner(self.sensitivity, self.costs(rules, budgets))
 
     def smallest(self, budgets: Budgets, rules: Sequence[str], loss_limit: float) -> Plan:
         """The plan of fewest effective bits whose predicted loss is no more than `loss_limit`.
@@ -216,14 +226,13 @@ class StudyTables:
         Raises:
             QualityInfeasibleError: no plan within the budgets is predicted to lose so little.
         """
-        costs = self.costs(rules, budgets)
-        return smallest(self.sensitivity, costs, loss_limit, budgets=budgets.limits)
+        return self.planner(rules, budgets).smallest(loss_limit, budgets=budgets.limits)
 
     def most_faithful(self, budgets: Budgets, rules: Sequence[str]) -> Plan:
         """The plan of least predicted loss within the budgets, whatever its size."""
-        costs = self.costs(rules, budgets)
-        _, most_bits = reachable_bits(self.sensitivity, costs)
-        return solve(self.sensitivity, costs, budgets.limits or most_bits)
+        planner = self.planner(rules, budgets)
+        _, most_bits = planner.reachable_bits
+        return planner.solve(budgets.limits or most_bits)
 
     def add_plan(
         self,
@@ -238,13 +247,19 @@ class StudyTables:
         Args:
             details: plain data to keep beside what the budgets say.
         """
-        if self.stored_sizes is None:  # what is not searched was not counted
-            counted: dict[Resource, float] = {
-                k: v for k, v in plan.takes.items() if k is not Resource.STORED_BYTES
-            }
-            plan = replace(plan, takes=counted)
+        plan = self.as_counted(plan)
         kept = {**budgets.details(), **(details or {})}
         return self._store.plan(self._store.add_plan(self.id, plan, label=label, details=kept))
+
+    def as_counted(self, plan: Plan) -> Plan:
+        """The plan with what it takes of the resources that the study counted."""
+        if self.stored_sizes is not None:
+            return plan
+        # What is not searched was not counted.
+        counted: dict[Resource, float] = {
+            k: v for k, v in plan.takes.items() if k is not Resource.STORED_BYTES
+        }
+        return replace(plan, takes=counted)
 
     def uniform(self, fmt: FormatName) -> PlanRecord:
         """Every group in one format, or in the nearest larger one that it can take."""
@@ -260,7 +275,7 @@ class StudyTables:
             max_gb: leave out plans whose checkpoint is larger, in 10^9 bytes.
         """
         budgets = Budgets(max_gb=max_gb)
-        plans = frontier(self.sensitivity, self.costs(self.rules, budgets), points=points)
+        plans = self.planner(self.rules, budgets).frontier(points=points)
         limits = {budget.resource: budget.limit for budget in budgets.limits}
         return [
             plan
@@ -307,7 +322,8 @@ class StudyTables:
         return self._store.plan(stage.payload["plan_id"])
 
     def _stored_plan(self, label: str) -> PlanRecord | None:
-        return next((plan for plan in self.plans() if plan.label == label), None)
+        found = self._store.plan_labelled(self.id, label)
+        return None if found is None else self._store.plan(found)
 
     # Looking
 
