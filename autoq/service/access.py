@@ -6,29 +6,20 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from autoq import __version__
 from autoq.service.problems import Refusal
+from autoq.service.security import identity_of
 from autoq.wire import Identity, Scope
 
 _RANKS = {scope: rank for rank, scope in enumerate(Scope)}
 
-LOCAL = Identity(name="local", scope=Scope.ADMIN, authentication=False, version=__version__)
-"""Everybody on this machine, where the service was started without tokens."""
-
 
 def caller_of(request: Request) -> Identity:
-    """Who asks.
+    """Who asks, as the guard found out before any route was chosen.
 
     Raises:
         Refusal: the request brought no token that is known.
     """
-    if request.app.state.context.settings.token_file is None:
-        return LOCAL
-    raise Refusal(
-        "unauthorized",
-        "give a token: Authorization: Bearer",
-        headers={"www-authenticate": "Bearer"},
-    )
+    return identity_of(request.scope)
 
 
 Caller = Annotated[Identity, Depends(caller_of)]

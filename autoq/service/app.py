@@ -20,6 +20,7 @@ from autoq.service.metrics import Metrics, MetricsMiddleware
 from autoq.service.replies import handle_problems
 from autoq.service.roots import Roots
 from autoq.service.routes import include_routes
+from autoq.service.security import Guard, SecurityMiddleware
 from autoq.service.settings import ServiceSettings
 from autoq.service.study_names import WholeNamesMiddleware
 from autoq.studies import StudyStore
@@ -52,6 +53,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     include_routes(app)
     app.add_middleware(GZipMiddleware, minimum_size=1_000, compresslevel=4)
     app.add_middleware(WholeNamesMiddleware)
+    app.add_middleware(SecurityMiddleware, guard=context.guard)
     app.add_middleware(MetricsMiddleware, metrics=context.metrics)
     app.add_middleware(AccessLogMiddleware)
     return app
@@ -59,6 +61,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
 
 def _context(settings: ServiceSettings) -> Context:
     roots = Roots(models=settings.models, data=settings.data, exports=settings.exports)
+    guard = Guard(settings)
     store = StudyStore.open(settings.store)
     events, metrics = EventHub(StoreEvents(store)), Metrics()
     metrics.watch(
@@ -66,7 +69,9 @@ def _context(settings: ServiceSettings) -> Context:
         planners=dict,
         events=lambda: events.streamed,
     )
-    return Context(settings=settings, store=store, roots=roots, events=events, metrics=metrics)
+    return Context(
+        settings=settings, store=store, roots=roots, events=events, metrics=metrics, guard=guard
+    )
 
 
 def _lifespan(context: Context) -> Lifespan[FastAPI]:

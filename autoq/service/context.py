@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 from autoq.service.events import EventHub
 from autoq.service.metrics import Metrics
 from autoq.service.roots import Roots
+from autoq.service.security import Guard
 from autoq.service.settings import ServiceSettings
 from autoq.studies import StudyStore
 
@@ -28,6 +29,7 @@ class Context:
     roots: Roots
     events: EventHub
     metrics: Metrics
+    guard: Guard
 
     async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What a blocking function returns, without blocking the event loop."""
@@ -35,7 +37,7 @@ class Context:
 
     def stream_slot(self, request: Request) -> Callable[[], None]:
         """A place among the connections that may listen at once; call what comes back to leave it."""
-        return lambda: None
+        return self.guard.stream_slot(request.scope)
 
 
 def _context(request: Request) -> Context:

@@ -50,10 +50,7 @@ class RedactingFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Change the record; none is dropped."""
-        if record.name == "uvicorn.access":
-            self._clean_arguments(record)  # its formatter takes them one by one
-        else:
-            record.msg, record.args = redacted(_message(record), self._secrets), ()
+        record.msg, record.args = redacted(_message(record), self._secrets), ()
         if record.exc_info and not record.exc_text:
             record.exc_text = logging.Formatter().formatException(record.exc_info)
         if record.exc_text:
@@ -61,13 +58,6 @@ class RedactingFilter(logging.Filter):
         if record.stack_info:
             record.stack_info = redacted(record.stack_info, self._secrets)
         return True
-
-    def _clean_arguments(self, record: logging.LogRecord) -> None:
-        arguments = record.args if isinstance(record.args, tuple) else ()
-        record.args = tuple(
-            redacted(argument, self._secrets) if isinstance(argument, str) else argument
-            for argument in arguments
-        )
 
 
 def _message(record: logging.LogRecord) -> str:
@@ -77,36 +67,30 @@ def _message(record: logging.LogRecord) -> str:
         return f"{record.msg} {record.args}"
 
 
-def log_configuration(store: str, *, access: bool = False) -> dict[str, Any]:
+def log_configuration(store: str) -> dict[str, Any]:
     """What `logging.config.dictConfig`, and so uvicorn, is told: to standard error, without secrets.
 
     Args:
         store: URL of the store, whose password is one of them.
-        access: a line for every request.
     """
-    cleaned = {"class": "logging.StreamHandler", "filters": ["secrets"]}
     logger = {"handlers": ["all"], "level": "INFO", "propagate": False}
-    quiet = {"handlers": [], "level": "CRITICAL", "propagate": False}
     return {
         "version": 1,
         "disable_existing_loggers": False,
         "filters": {"secrets": {"()": RedactingFilter, "secrets": secrets_of(store)}},
         "formatters": {
             "all": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
-            "access": {
-                "()": "uvicorn.logging.AccessFormatter",
-                "fmt": '%(asctime)s %(client_addr)s "%(request_line)s" %(status_code)s',
-                "use_colors": False,
-            },
         },
         "handlers": {
-            "all": {**cleaned, "formatter": "all"},
-            "access": {**cleaned, "formatter": "access"},
+            "all": {
+                "class": "logging.StreamHandler",
+                "filters": ["secrets"],
+                "formatter": "all",
+            }
         },
         "root": {"handlers": ["all"], "level": "WARNING"},
         "loggers": {
             "uvicorn": logger,
-            "uvicorn.access": {**logger, "handlers": ["access"]} if access else quiet,
             "autoq": logger,
         },
     }

@@ -30,7 +30,7 @@ class Health(BaseModel):
     version: str
 
 
-@public.get("/health", response_model=Health, responses=problem_responses(400, 429, 500))
+@public.get("/health", response_model=Health, responses=problem_responses(403, 429, 500))
 async def health() -> Response:
     """That the process answers; asks nothing of the store."""
     return reply(Health(status="ok", version=__version__))
@@ -40,7 +40,7 @@ async def health() -> Response:
     "/ready",
     response_model=Readiness,
     responses={
-        **problem_responses(400, 429, 500),
+        **problem_responses(403, 429, 500),
         HTTPStatus.SERVICE_UNAVAILABLE: {
             "model": Readiness,
             "description": "The store does not answer, or no worker waits or works",
