@@ -56,6 +56,15 @@ def serve(
             "repeatable.",
         ),
     ] = None,
+    rate_limit: Annotated[
+        float,
+        typer.Option(
+            "--rate-limit",
+            min=0,
+            metavar="N",
+            help="Requests a second that one client may send; 0 for any number.",
+        ),
+    ] = 300.0,
     workers: Annotated[
         int, typer.Option(min=0, max=64, help="Jobs that run at once, each in a process.")
     ] = 1,
@@ -87,6 +96,7 @@ def serve(
         exports=exports,
         token_file=token_file,
         allowed_hosts=tuple(allowed_host or ()),
+        rate_limit=rate_limit or None,
         workers=workers,
         max_job_memory=job_memory(max_job_memory),
         ray=ray,
@@ -98,12 +108,15 @@ def serve(
 
 def _run(settings: ServiceSettings) -> None:
     from autoq.service.app import create_app
+    from autoq.service.hosts import check_exposure
     from autoq.service.runner import RunnerSettings
     from autoq.service.runner_pool import RunnerPool
     from autoq.service.server import check_tls, listening_socket, serve
 
-    _check_host(settings)
     check_tls(settings)
+    has_certificate = settings.tls_certificate is not None
+    for warning in check_exposure(settings.host, settings.token_file, has_certificate):
+        _note(f"warning: {warning}")
     with listening_socket(settings.host, settings.port) as listening:
         app = create_app(settings)
         runner = RunnerSettings(
@@ -134,28 +147,6 @@ def _check_installed() -> None:
         ) from None
 
 
-def _check_host(settings: ServiceSettings) -> None:
-    """
-    Raises:
-        InputError: other machines would be let in without tokens.
-    """
-    from autoq.api.dashboard_server import is_loopback
-
-    if is_loopback(settings.host):
-        return
-    if settings.token_file is None:
-        raise InputError(
-            f"--host {settings.host} lets other machines in, and without --token-file everybody may "
-            "do everything; make a token with `autoq token create --token-file FILE --name NAME "
-            "--scope admin`, or listen on 127.0.0.1"
-        )
-    if settings.tls_certificate is None:
-        _note(
-            "warning: without TLS whoever listens on the way reads the tokens; give --tls-cert and "
-            "--tls-key, or put a proxy in front that has them"
-        )
-
-
 def _greet(settings: ServiceSettings, port: int) -> None:
     from autoq.service.server import location
 
@@ -163,9 +154,7 @@ def _greet(settings: ServiceSettings, port: int) -> None:
     typer.echo(f"autoq serves {scheme}://{location(settings.host, port)}")
     sys.stdout.flush()
     _note(f"store {without_password(settings.store)}; Ctrl-C ends it")
-    if settings.token_file is None:
-        _note("no tokens: everybody on this machine may do everything")
-    else:
+    if settings.token_file is not None:
         _note("requests need a token: `autoq token create` makes one, the page asks for it")
     if settings.exports is None:
         _note("checkpoints cannot be written: give --exports FOLDER to allow it")

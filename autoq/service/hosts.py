@@ -46,7 +46,7 @@ def check_exposure(host: str, token_file: Path | None, tls: bool) -> list[str]:
     if tls:
         return []
     warning = (
-        f"tokens and data travel unencrypted to {host}: give --tls-certificate and --tls-key, or "
+        f"tokens and data travel unencrypted to {host}: give --tls-cert and --tls-key, or "
         "put a proxy with TLS before it"
     )
     return [warning]
