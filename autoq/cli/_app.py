@@ -16,6 +16,7 @@ from autoq.cli._look import formats, frontier, list_command, report, show
 from autoq.cli._make import evaluate, export
 from autoq.cli._refine import refine
 from autoq.cli._search import search
+from autoq.cli._serve import serve
 from autoq.cli._servers import (
     TOKEN_VARIABLE,
     Server,
@@ -25,9 +26,9 @@ from autoq.cli._servers import (
     refuse_here_only,
     server_or_here,
 )
-from autoq.cli._serve import serve
 from autoq.cli._store import store_app
 from autoq.cli._targets import targets
+from autoq.cli._token import token_app
 from autoq.cli._validate import validate
 from autoq.cli._verify import verify
 from autoq.cli._worker import worker
@@ -63,6 +64,7 @@ app.command("resume")(only_of_servers("resume", resume))
 kernels_app.command("bench")(bench)
 app.add_typer(kernels_app, name="kernels")
 app.add_typer(store_app, name="store")
+app.add_typer(token_app, name="token")
 
 
 def _print_version(wanted: bool) -> None:
