@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from autoq.studies._database import Database, file_of
+from autoq.studies._deletion import DeletionRepository
 from autoq.studies._job_claims import JobClaimRepository
 from autoq.studies._job_events import JobEventRepository
 from autoq.studies._jobs import JobRepository
@@ -26,6 +27,7 @@ class StudyStore(
     JobRepository,
     JobClaimRepository,
     JobEventRepository,
+    DeletionRepository,
     PageRepository,
     TrialPageRepository,
 ):
