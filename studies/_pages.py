@@ -16,7 +16,7 @@ from autoq.studies._encoding import iso_time
 from autoq.studies._leases import is_alive
 from autoq.studies._schema import ExportRow, LeaseRow, PlanRow, StageRow, StudyRow
 from autoq.studies._studies import study_record
-from autoq.studies.records import ExportStatus, StudyRecord, StudySummary, WorkStatus
+from autoq.studies.records import ExportStatus, StageRecord, StudyRecord, StudySummary, WorkStatus
 
 INTERRUPTED = "interrupted"
 """Status of a study that says it runs while no process works on it, beside those of `WorkStatus`."""
@@ -87,6 +87,25 @@ class PageRepository(Repository):
                 if row.stage_id is not None
             ),
         )
+
+    def stage_times(self, study_id: int) -> list[StageRecord]:
+        """The stages that were begun, in that order, without their payloads, which may be large."""
+        columns = (StageRow.name, StageRow.status, StageRow.started, StageRow.finished)
+        query = select(*columns, StageRow.seconds).where(StageRow.study_id == study_id)
+        with self._database.read() as session:
+            rows = session.execute(query.order_by(StageRow.id)).all()
+        return [
+            StageRecord(
+                study_id=study_id,
+                name=row.name,
+                status=WorkStatus(row.status),
+                started=row.started and iso_time(row.started),
+                finished=row.finished and iso_time(row.finished),
+                seconds=row.seconds,
+                payload={},
+            )
+            for row in rows
+        ]
 
     def plan_labelled(self, study_id: int, label: str) -> int | None:
         """Id of the study's oldest plan of this label."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autoq.studies.records import StudySummary
@@ -56,7 +56,18 @@ def list_entries(store: StudyStore, newest: int | None = None) -> list[dict[str,
         newest: only so many studies, at most some thousands, those that were worked on last.
     """
     studies = store.list_studies(in_detail=False, newest=newest)
-    listed = None if newest is None else [study.id for study in studies]
+    return entries_of(store, studies, all_of_them=newest is None)
+
+
+def entries_of(
+    store: StudyStore, studies: Sequence[StudySummary], *, all_of_them: bool = False
+) -> list[dict[str, Any]]:
+    """As `list_entries`, of studies that were looked up before.
+
+    Args:
+        all_of_them: whether the store has no others; else they are at most some thousands.
+    """
+    listed = None if all_of_them else [study.id for study in studies]
     asked: dict[int, list[dict[str, float]]] = {}
     for study_id, label, budget_bits, details in store.plan_wishes(listed):
         if is_asked_for(label, details) and not label.startswith(UNIFORM):

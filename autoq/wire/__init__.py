@@ -6,7 +6,14 @@ that an older client reads a newer server.
 """
 
 from autoq.wire._jobs import Event, EventKind, Job, JobKind, JobPage, JobProgress, JobStatus
-from autoq.wire._plans import Frontier, PlanReply, PlanRequest, Sensitivities, SensitivityGroup
+from autoq.wire._plans import (
+    Frontier,
+    FrontierPoint,
+    PlanReply,
+    PlanRequest,
+    Sensitivities,
+    SensitivityGroup,
+)
 from autoq.wire._problem import PROBLEM_MEDIA_TYPE, Problem
 from autoq.wire._requests import (
     ExportRequest,
@@ -45,6 +52,7 @@ __all__ = [
     "ExportRequest",
     "FormatEntry",
     "Frontier",
+    "FrontierPoint",
     "Identity",
     "Job",
     "JobKind",
