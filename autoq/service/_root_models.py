@@ -46,11 +46,11 @@ def find_models(name: str, root: Path, bounds: Sequence[Path]) -> list[ModelEntr
 
 def _folders(folder: Path) -> list[str]:
     try:
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if entry.is_dir()]
+        names = os.listdir(folder)
     except OSError:
         return []
-    return sorted(name for name in names if _can_be_named(name))
+    # False, too, of links in a circle.
+    return sorted(n for n in names if _can_be_named(n) and os.path.isdir(folder / n))
 
 
 def _can_be_named(name: str) -> bool:
