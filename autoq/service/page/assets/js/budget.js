@@ -18,7 +18,7 @@ export function stops(floor, ceiling) {
 }
 
 const UNITS = {
-  bits: { field: "effective_bits", words: "effective bits", name: "effective bits per weight", text: (value) => `${trimmed(value, 6)} bits` },
+  bits: { field: "effective_bits", words: "effective bits", name: "effective bits per weight", text: (value) => `${trimmed(value, 5)} bits` },
   gb: { field: "max_gb", words: "GB on disk", name: "gigabytes on disk", text: (value) => `${trimmed(value, 5)} GB` },
 };
 
@@ -51,6 +51,12 @@ export class BudgetControl {
     this.units = el("select", { id: "budget-unit", "aria-label": "Unit of the budget", onchange: () => this.changeUnit() }, units.map((unit) => el("option", { value: unit }, UNITS[unit].words)));
     this.ends = el("div.ends.quiet.small", { "aria-hidden": "true" });
     this.element = el("div.budget", {}, el("label", { for: "budget" }, "Budget"), el("div.slider-box", {}, this.slider, this.ends), el("div.budget-number", {}, this.number, this.units));
+  }
+
+  /** Other ends, once they are known better. */
+  setRanges(ranges) {
+    this.ranges = ranges;
+    this.setUp();
   }
 
   setUp() {

@@ -23,11 +23,10 @@ export async function showHome(place, context) {
   const list = new StudyList(context.signal);
   fill(
     place,
-    el("div.title-row", {}, el("h1", {}, "Studies"), link("/?new=1", "New search")),
+    el("div.title-row", {}, el("h1", {}, "Studies"), el("a.button.strong", { href: "/?new=1", "data-route": true }, "New search")),
     jobs,
     list.element,
   );
-  place.querySelector(".title-row a").className = "button strong";
   await Promise.all([list.load(), watchJobs(jobs, context.signal)]);
 }
 

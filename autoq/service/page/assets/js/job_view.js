@@ -4,7 +4,7 @@ import { get, post } from "./api.js";
 import { el, fill, link, table } from "./dom.js";
 import { follow } from "./events.js";
 import { problemNote, statusBadge } from "./notes.js";
-import { lossText, percentText, remainingText, secondsText } from "./numbers.js";
+import { lossText, remainingText, secondsText } from "./numbers.js";
 
 const ENDED = new Set(["done", "failed", "cancelled"]);
 const MOST_LOG_LINES = 2000;
@@ -34,7 +34,7 @@ export class ProgressBar {
     const share = total > 0 ? Math.min(done / total, 1) : null;
     this.name.textContent = task;
     const estimate = share !== 1 && typeof left === "number" ? `, about ${remainingText(left)} left` : "";
-    this.words.textContent = share === null ? `${done}` : `${done} of ${total} (${percentText(share).replace(".00", "")})${estimate}`;
+    this.words.textContent = share === null ? `${done}` : `${done} of ${total} (${Math.floor(share * 100)} %)${estimate}`;
     this.fillBar.style.width = `${(share ?? 0.05) * 100}%`;
     this.bar.setAttribute("aria-label", task);
     if (share === null) this.bar.removeAttribute("aria-valuenow");

@@ -103,7 +103,7 @@ class SearchForm {
     const entries = this.formats.filter((format) => format.name !== "none").map((format) => {
       const box = el("input", { type: "checkbox", name: "formats", value: format.name, checked: format.offered_unasked });
       this.boxes.set(format.name, box);
-      const words = [format.weight, format.activation && format.activation !== "none" ? `activations ${format.activation}` : ""].filter(Boolean).join("; ");
+      const words = format.summary || format.weight;
       return el("li", {}, el("label", {}, box, swatch(colours.get(format.name)), el("b", {}, format.name), el("span.bits", {}, `${trimmed(format.effective_bits, 4)} bits`), el("span.quiet.small", {}, words)));
     });
     return el("ul.formats", { "aria-label": "Formats to choose from" }, entries);

@@ -40,15 +40,16 @@ class StudyPage {
     this.limits = new FurtherLimits(() => this.askAgain());
     const asked = budgetOfAddress();
     // All at once; the tables of a study that is not done yet are not there.
-    const [detail, plan, sensitivity, frontier] = await Promise.all([
+    const frontier = this.orNothing(get(studyPath(this.name, `/frontier${queryOf({ points: 64 })}`), { signal: this.signal }));
+    frontier.catch(() => {}); // looked at below, when everything else is on the screen
+    const [detail, plan, sensitivity] = await Promise.all([
       get(studyPath(this.name), { signal: this.signal }),
       this.orNothing(post(studyPath(this.name, "/plans"), { ...asked, ...this.limits.body() }, { signal: this.signal })),
       this.orNothing(get(studyPath(this.name, "/sensitivity"), { signal: this.signal })),
-      this.orNothing(get(studyPath(this.name, `/frontier${queryOf({ points: 64 })}`), { signal: this.signal })),
     ]);
-    Object.assign(this, { detail, sensitivity, frontier });
+    Object.assign(this, { detail, sensitivity, frontier: null });
     this.compose(plan);
-    await this.watchNewestJob();
+    await Promise.all([this.watchNewestJob(), this.takeFrontier(frontier)]);
   }
 
   /** A reply, or nothing where the study has not got that far or no plan meets the address's limits. */
@@ -63,7 +64,7 @@ class StudyPage {
   }
 
   compose(plan) {
-    const hasTables = this.sensitivity && this.frontier && (plan ?? this.detail.plan);
+    const hasTables = this.sensitivity && (plan ?? this.detail.plan);
     const header = studyHeader(this);
     this.tabs = new StudyTabs(this);
     if (!hasTables) {
@@ -80,6 +81,14 @@ class StudyPage {
     observer.observe(this.place);
     this.signal.addEventListener("abort", () => observer.disconnect());
     performance.mark("autoq-heat-map");
+  }
+
+  /** The frontier is many plans: it comes when the one plan and the table are there to be looked at. */
+  async takeFrontier(coming) {
+    this.frontier = await coming;
+    if (!this.frontier || !this.budget) return;
+    this.budget.setRanges(this.ranges());
+    fill(this.chartPlace, this.chart.element, this.frontierTable());
     // The charting library is large: it comes once the rest has been painted.
     requestAnimationFrame(() => setTimeout(() => this.chart.draw()));
   }
@@ -99,21 +108,28 @@ class StudyPage {
     this.strip = new PlanStrip(this.sensitivity);
     this.heatMap = new HeatMap(this.sensitivity);
     this.chart = this.frontierChart();
+    this.chartPlace = el("div", {}, el("div.chart.waiting", {}, el("p.quiet", {}, "Reading the frontier …")));
     fill(
       this.place,
       header,
       this.jobPlace,
       this.trouble,
-      el("section.budget-panel", { "aria-label": "Budget and plan" }, this.budget.element, this.budgetTrouble, this.tiles, this.actions(), this.limits.element),
+      this.budget.element,
+      el("section.budget-panel", { "aria-label": "The plan for the budget" }, this.budgetTrouble, this.tiles, this.actions(), this.limits.element),
       section("Chosen plan by layer", this.strip.element, this.reference.element, this.moveList.element),
-      section("Loss against bits", this.chart.element, this.frontierTable()),
+      section("Loss against bits", this.chartPlace),
       section("Sensitivity by layer and format", el("p.quiet", {}, "A row per block, a column per format. Marked: what the plan takes. Struck out: the layer cannot take the format. Point at a cell, or move with the arrow keys, for its numbers."), this.heatMap.element),
       this.tabs.element,
     );
   }
 
-  /** What sliders reach: of bits as the frontier says; of bytes what its plans take on disk. */
+  /** What the slider reaches: as the frontier says, and until that is there as the table does. */
   ranges() {
+    const [unsearched, all] = [this.plan.takes?.stored_bytes - this.plan.stored_bytes, this.plan.takes?.stored_bytes];
+    if (!this.frontier) {
+      const { bits, bytes } = reachOf(this.sensitivity);
+      return { bits, gb: all === undefined ? null : bytes.map((value) => (value + unsearched) / 1e9) };
+    }
     const bytes = this.frontier.points.map((point) => this.bytesOfPoint(point)).filter((value) => value !== null);
     const gb = bytes.length > 1 ? [Math.ceil(Math.min(...bytes)) / 1e9, Math.ceil(Math.max(...bytes)) / 1e9] : null;
     return { bits: [this.frontier.budget_floor, this.frontier.budget_ceiling], gb };
@@ -133,7 +149,7 @@ class StudyPage {
 
   frontierChart() {
     const make = (colours) => frontierFigure({ frontier: this.frontier, plan: this.plan, stored: this.detail.plans, measured: this.measuredPoints(), unit: unitText(this.frontier.unit) }, colours);
-    const label = `Predicted loss against bits: ${this.frontier.points.length} plans. The table below says the same.`;
+    const label = "Predicted loss of the best plan for each budget, against its bits. The table below says the same.";
     return new Chart({ label, make, signal: this.signal, onClick: (point) => this.budget.set(point.x) });
   }
 
@@ -293,7 +309,7 @@ class StudyPage {
     }
     this.tabs.renew();
     this.reference.renew();
-    this.chart.draw();
+    if (this.frontier) this.chart.draw();
   }
 
   /** A stored plan takes the place of the one for the budget. */
@@ -305,6 +321,13 @@ class StudyPage {
     else this.takePlan(plan);
     scrollTo({ top: 0, behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
   }
+}
+
+/** Least and most bits and bytes of the searched layers, each group for itself. */
+function reachOf({ groups, effective_bits: rows }) {
+  const total = groups.reduce((sum, group) => sum + group.weights, 0);
+  const ends = [Math.min, Math.max].map((pick) => groups.reduce((sum, group, index) => sum + group.weights * pick(...rows[index].filter((value) => value !== null)), 0));
+  return { bits: ends.map((bits) => bits / total), bytes: ends.map((bits) => bits / 8) };
 }
 
 function budgetOfAddress() {

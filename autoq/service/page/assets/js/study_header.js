@@ -35,7 +35,7 @@ export function studyHeader(page) {
       "div.title-row",
       {},
       el("h1", {}, name),
-      el("div.actions", {}, link(`/compare?study=${encodeURIComponent(name)}`, "Compare …"), report, deletion(page, trouble)),
+      el("div.actions", {}, el("a.button", { href: `/compare?study=${encodeURIComponent(name)}`, "data-route": true }, "Compare …"), report, deletion(page, trouble)),
     ),
     el("p.facts", {}, statusBadge(detail.status), facts.filter(Boolean).map((fact) => el("span", {}, fact))),
     trouble,
