@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from autoq.errors import AutoqError
 from autoq.wire import Event
@@ -52,7 +52,7 @@ class EventStream(Response):
 
     async def _send(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        await send(start)
+        await _sent(send, start)
         # At once, so that proxies and browsers know that the stream is open.
         await self._part(send, b": open\n\n")
         async with aclosing(self._events) as batches:
@@ -61,8 +61,16 @@ class EventStream(Response):
         await self._part(send, b"", more=False)
 
     async def _part(self, send: Send, body: bytes, more: bool = True) -> None:
-        async with asyncio.timeout(STALLED_SECONDS):
-            await send({"type": "http.response.body", "body": body, "more_body": more})
+        await _sent(send, {"type": "http.response.body", "body": body, "more_body": more})
+
+
+async def _sent(send: Send, message: Message) -> None:
+    """
+    Raises:
+        TimeoutError: the client takes nothing.
+    """
+    async with asyncio.timeout(STALLED_SECONDS):
+        await send(message)
 
 
 def _encoded(batch: Sequence[Event]) -> bytes:
