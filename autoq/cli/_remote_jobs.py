@@ -44,7 +44,7 @@ def _row(job: Job) -> tuple[str, ...]:
 def _progress(job: Job) -> str:
     if job.problem is not None:
         return job.problem.title
-    if job.progress is None:
+    if job.progress is None or job.finished is not None:
         return "-"
     total = f" of {job.progress.total}" if job.progress.total else ""
     return f"{job.progress.task}: {job.progress.done}{total}"
