@@ -17,6 +17,7 @@ from autoq.service.context import Context
 from autoq.service.events import EventHub
 from autoq.service.job_views import StoreEvents
 from autoq.service.metrics import Metrics, MetricsMiddleware
+from autoq.service.reading import StudyReader
 from autoq.service.replies import handle_problems
 from autoq.service.roots import Roots
 from autoq.service.routes import include_routes
@@ -63,6 +64,7 @@ def _context(settings: ServiceSettings) -> Context:
     roots = Roots(models=settings.models, data=settings.data, exports=settings.exports)
     guard = Guard(settings)
     store = StudyStore.open(settings.store)
+    reader = StudyReader(store, roots.public)
     events, metrics = EventHub(StoreEvents(store)), Metrics()
     metrics.watch(
         jobs=lambda: {status.value: number for status, number in store.count_jobs().items()},
@@ -70,7 +72,13 @@ def _context(settings: ServiceSettings) -> Context:
         events=lambda: events.streamed,
     )
     return Context(
-        settings=settings, store=store, roots=roots, events=events, metrics=metrics, guard=guard
+        settings=settings,
+        store=store,
+        reader=reader,
+        roots=roots,
+        events=events,
+        metrics=metrics,
+        guard=guard,
     )
 
 

@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 
 from autoq.service.events import EventHub
 from autoq.service.metrics import Metrics
+from autoq.service.reading import StudyReader
 from autoq.service.roots import Roots
 from autoq.service.security import Guard
 from autoq.service.settings import ServiceSettings
@@ -26,6 +27,7 @@ class Context:
 
     settings: ServiceSettings
     store: StudyStore
+    reader: StudyReader
     roots: Roots
     events: EventHub
     metrics: Metrics

@@ -12,6 +12,7 @@ from autoq.service import (
     page_files,
     routes_jobs,
     routes_service,
+    routes_studies,
     routes_summary,
     routes_work,
 )
@@ -29,9 +30,8 @@ _SCHEMA = APIRouter(include_in_schema=False, dependencies=[CanRead])
 def include_routes(app: FastAPI) -> None:
     """Give the app its routes, and its schema."""
     app.include_router(routes_service.public)
-    routers = (routes_service, routes_jobs, routes_work, routes_summary)
-    for router in (module.router for module in routers):
-        app.include_router(router, responses=problem_responses(*_ANYWHERE))
+    for part in (routes_service, routes_studies, routes_summary, routes_jobs, routes_work):
+        app.include_router(part.router, responses=problem_responses(*_ANYWHERE))
     app.include_router(_SCHEMA)
     app.include_router(page_files.router)
     generated = app.openapi

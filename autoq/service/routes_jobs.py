@@ -10,12 +10,11 @@ from starlette.responses import PlainTextResponse, Response
 
 from autoq.service.access import CanRead, CanRun
 from autoq.service.context import InContext
-from autoq.service.event_stream import EVENT_MEDIA_TYPE
 from autoq.service.events import Topic
 from autoq.service.job_views import job_log, job_page, job_view
 from autoq.service.pagination import Cursor, Limit
 from autoq.service.replies import not_found, problem_responses, reply
-from autoq.service.streams import After, LastEventId, stream
+from autoq.service.streams import EVENT_RESPONSES, After, LastEventId, stream
 from autoq.wire import Job, JobKind, JobPage, JobStatus
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problem_responses(404))
@@ -24,12 +23,6 @@ JobId = Annotated[str, Path(min_length=1, max_length=64, pattern=r"^[0-9a-f]+$")
 
 _TEXT: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/plain": {"schema": {"type": "string"}}}}
-}
-_EVENTS: dict[int | str, dict[str, Any]] = {
-    200: {
-        "content": {EVENT_MEDIA_TYPE: {"schema": {"type": "string"}}},
-        "description": "Server-sent events: id, the kind, and an Event as JSON",
-    }
 }
 
 
@@ -86,7 +79,9 @@ def show_job_log(context: InContext, job: JobId) -> Response:
         return PlainTextResponse(job_log(context.store, job))
 
 
-@router.get("/{job}/events", response_class=Response, dependencies=[CanRead], responses=_EVENTS)
+@router.get(
+    "/{job}/events", response_class=Response, dependencies=[CanRead], responses=EVENT_RESPONSES
+)
 async def follow_job(
     request: Request,
     context: InContext,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Header, Query, Request
 
 from autoq.service.context import Context
-from autoq.service.event_stream import KEEP_ALIVE_SECONDS, EventStream
+from autoq.service.event_stream import EVENT_MEDIA_TYPE, KEEP_ALIVE_SECONDS, EventStream
 from autoq.service.events import Topic
 from autoq.service.problems import Refusal
+from autoq.service.replies import problem_responses
 
 _LARGEST = 2**63 - 1
 
@@ -18,6 +19,14 @@ LastEventId = Annotated[
     str | None,
     Header(max_length=20, description="As `after`; browsers send it when they connect again."),
 ]
+
+EVENT_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {EVENT_MEDIA_TYPE: {"schema": {"type": "string"}}},
+        "description": "Server-sent events: id, the kind, and an Event as JSON",
+    },
+    **problem_responses(404),
+}
 
 
 def stream(

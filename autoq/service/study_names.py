@@ -8,9 +8,9 @@ from urllib.parse import unquote
 from fastapi import Depends, Path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from autoq.errors import InputError, UnknownNameError
 from autoq.service.context import InContext
 from autoq.service.problems import Refusal
+from autoq.service.replies import not_found
 from autoq.studies import StudyRecord
 
 _SLASH = "\x002F"
@@ -24,19 +24,19 @@ def _named(context: InContext, study: StudyName) -> StudyRecord:
     Raises:
         Refusal: no study is called so.
     """
-    study = study.replace(_SLASH, "/")
-    if not study.isprintable():  # nor can names be, and some databases refuse to look for them
-        raise Refusal("not-found", f"no study is named {study!r}")
-    try:
-        found = context.store.find(study)
-    except UnknownNameError as error:
-        raise Refusal("not-found", str(error)) from None
-    except InputError:
-        found = None
-    if found is None or found.name != study:
-        raise Refusal("not-found", f"no study is named {study!r}; /v1/studies lists them")
-    return found
+    with not_found():
+        return context.store.study_named(_checked(study))
 
+
+def _checked(study: StudyName) -> str:
+    name = study.replace(_SLASH, "/")
+    if not name.isprintable():  # nor can names be, and some databases refuse to look for them
+        raise Refusal("not-found", f"no study is named {name[:80]!r}")
+    return name
+
+
+NameOfStudy = Annotated[str, Depends(_checked)]
+"""The name alone, for whoever looks the study up."""
 
 InStudy = Annotated[StudyRecord, Depends(_named)]
 
