@@ -175,6 +175,8 @@ def translated_errors(described: str) -> Iterator[None]:
         ) from error
     except (SQLAlchemyError, sqlite3.Error) as error:
         raise StoreError(explain(error, described)) from error
+    except UnicodeDecodeError as error:  # what SQLite reads as text is decoded by its driver
+        raise StoreError(_EXPLANATIONS["SQLITE_CORRUPT"].format(described)) from error
 
 
 # Driver's error code (its beginning) -> what to say of store {0} and error {1}.

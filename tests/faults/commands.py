@@ -18,8 +18,9 @@ ROOT = Path(__file__).parents[2]
 
 _TIMES = {
     "created", "updated", "started", "finished", "seconds", "heartbeat", "versions", "id",
+    "row_sha256",
 }  # fmt: skip
-"""Columns that differ between two runs of the same search; rows get their numbers in turn."""
+"""Columns that differ between two runs of the same search, and the seal, which is of these, too."""
 _OF_THE_CODE = {"fingerprint"}
 """Hashes of autoq's own modules among other things, which may be edited while tests run."""
 _OF_THE_RUN = {"peak_rss_bytes", "seconds", "workers", "reused"}

@@ -28,6 +28,9 @@ _HASHED = {"blob_chunk": "data", "score_batch": "data", "plan": "assignment"}
 _FAULTY = 4
 """Exit code of `autoq store check` where something is not as it was written."""
 
+_REFUSED = 2
+"""Exit code of a command that was told why it cannot do its work."""
+
 
 @pytest.fixture(scope="module")
 def searched(model: Path, commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -90,6 +93,49 @@ def test_a_byte_that_has_a_hash_is_flipped(
     tally("flipped bytes", {"flips": flips, **outcomes, "silent": 0})
 
 
+@pytest.mark.parametrize(
+    ("flips", "seed"), [pytest.param(3, 1, id="few"), pytest.param(25, 2, id="many", marks=_MANY)]
+)
+def test_a_byte_anywhere_in_rows_and_indices_is_flipped(
+    flips: int,
+    seed: int,
+    model: Path,
+    searched: Path,
+    commands: Commands,
+    undisturbed: tuple[Ended, dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    chance = random.Random(seed)
+    outcomes: Counter[str] = Counter()
+    expected = [_told(commands, searched, *command) for command in _LOOKS]
+    for number in range(flips):
+        place = tmp_path / f"study{number}"
+        shutil.copytree(searched, place)
+        _flip_in_a_tree(place / "autoq.db", chance)
+        checked = commands.run("store", "check", "--store", store_in(place))
+        outcomes["found by store check"] += checked.code in (_REFUSED, _FAULTY)
+        for command, as_it_was in zip(_LOOKS, expected, strict=True):
+            told = _told(commands, place, *command)
+            if told != as_it_was:
+                assert told[0] == _REFUSED, (command, told)
+                assert "damaged" in told[1] or str(place) in told[1], (command, told)
+            outcomes["looks named" if told != as_it_was else "looks unaffected"] += 1
+        ended = commands.run(*small_search(model, place))
+        outcomes[_outcome(ended, place, commands, undisturbed[1])] += 1
+    assert outcomes["found by store check"] == flips
+    tally("bytes flipped anywhere in rows", {"flips": flips, **outcomes, "silent": 0})
+
+
+_LOOKS = (("show", "--json"), ("frontier", "--json"))
+"""What a user asks of a study that is done."""
+
+
+def _told(commands: Commands, place: Path, *command: str) -> tuple[int, str]:
+    """A command's exit code and its answer, or where there is none its last words."""
+    ended = commands.run(*command, "--store", store_in(place))
+    return ended.code, ended.out or ended.err.strip().splitlines()[-1]
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_a_model_whose_bytes_changed_is_not_exported_as_the_one_that_was_searched(
     name: str, model: Path, searched: Path, commands: Commands, tmp_path: Path
@@ -140,6 +186,25 @@ def _scramble_page(path: Path, chance: random.Random) -> None:
     data = bytearray(path.read_bytes())
     start = size * chance.randrange(1, len(data) // size)
     data[start : start + size] = chance.randbytes(size)
+    path.write_bytes(data)
+
+
+def _flip_in_a_tree(path: Path, chance: random.Random) -> None:
+    """Flip a bit of a page that holds rows or an index, in a byte that says something.
+
+    Pages are of 4096 bytes, and the first says in its byte 100, others in their byte 0, what they
+    are; pieces of arrays, which have hashes, are on pages of other kinds. Bytes of zero are mostly
+    free room.
+    """
+    size, kinds = 4096, (2, 5, 10, 13)
+    data = bytearray(path.read_bytes())
+    kind_of = [data[page * size + (0 if page else 100)] for page in range(len(data) // size)]
+    trees = [page for page, kind in enumerate(kind_of) if kind in kinds]
+    while True:
+        position = chance.choice(trees) * size + chance.randrange(size)
+        if position > 100 and data[position]:
+            break
+    data[position] ^= 1 << chance.randrange(8)
     path.write_bytes(data)
 
 
