@@ -34,13 +34,16 @@ class Bounded(Generic[T]):
         self._values: OrderedDict[Hashable, T] = OrderedDict()
         self._making: dict[Hashable, threading.Lock] = {}
         self._lock = threading.Lock()
+        self._hits = self._misses = 0
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
         """The value of the key; what `make` raises is raised, and nothing is kept then."""
         with self._lock:
             found = self._found(key)
             if found is not None:
+                self._hits += 1
                 return found
+            self._misses += 1
             making = self._making.setdefault(key, threading.Lock())
         with making:
             with self._lock:
@@ -57,6 +60,11 @@ class Bounded(Generic[T]):
                 with self._lock:
                     self._making.pop(key, None)
         return made
+
+    def counts(self) -> dict[str, int]:
+        """How often a value was at hand, and how often it was made or waited for."""
+        with self._lock:
+            return {"hit": self._hits, "miss": self._misses}
 
     def drop(self, unwanted: Callable[[Hashable], bool]) -> None:
         """Forget the keys that the function says yes to."""
@@ -114,6 +122,10 @@ class StudyCache:
 
     def __len__(self) -> int:
         return len(self._studies)
+
+    def counts(self) -> dict[str, int]:
+        """See `Bounded.counts`."""
+        return self._studies.counts()
 
     def study(self, name: str) -> tuple[CachedStudy, StudyMarks]:
         """The study as it is now.

@@ -68,7 +68,7 @@ def _context(settings: ServiceSettings) -> Context:
     events, metrics = EventHub(StoreEvents(store)), Metrics()
     metrics.watch(
         jobs=lambda: {status.value: number for status, number in store.count_jobs().items()},
-        planners=dict,
+        tables=reader.cache_counts,
         events=lambda: events.streamed,
     )
     return Context(

@@ -38,15 +38,15 @@ class Metrics:
             registry=self._registry,
         )
 
-    def watch(self, *, jobs: Numbers, planners: Numbers, events: Callable[[], int]) -> None:
+    def watch(self, *, jobs: Numbers, tables: Numbers, events: Callable[[], int]) -> None:
         """Ask these whenever the figures are read.
 
         Args:
             jobs: status -> number.
-            planners: "hits" and "misses" of the cache of planners.
+            tables: "hit" and "miss" of the tables of studies, which are kept in memory.
             events: how many events were streamed.
         """
-        self._registry.register(_Asked(jobs, planners, events))
+        self._registry.register(_Asked(jobs, tables, events))
 
     def count(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count one reply."""
@@ -62,9 +62,9 @@ class Metrics:
 class _Asked(Collector):
     """Figures that are kept elsewhere."""
 
-    def __init__(self, jobs: Numbers, planners: Numbers, events: Callable[[], int]) -> None:
+    def __init__(self, jobs: Numbers, tables: Numbers, events: Callable[[], int]) -> None:
         self._jobs = jobs
-        self._planners = planners
+        self._tables = tables
         self._events = events
         self._process = psutil.Process()
 
@@ -78,12 +78,14 @@ class _Asked(Collector):
         for status, number in self._jobs().items():
             jobs.add_metric([status], number)
         yield jobs
-        planners = CounterMetricFamily(
-            "autoq_planner_cache", "Planners that were at hand, or made.", labels=["result"]
+        tables = CounterMetricFamily(
+            "autoq_study_tables",
+            "Tables that plans needed, and had at hand or not.",
+            labels=["cache"],
         )
-        for result, number in self._planners().items():
-            planners.add_metric([result], number)
-        yield planners
+        for result, number in self._tables().items():
+            tables.add_metric([result], number)
+        yield tables
         yield CounterMetricFamily(
             "autoq_events_streamed", "Events sent to listeners.", value=self._events()
         )

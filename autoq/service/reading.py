@@ -89,6 +89,10 @@ class StudyReader:
         self._public_path = public_path
         self._cache = StudyCache(store, most=cached_studies)
 
+    def cache_counts(self) -> dict[str, int]:
+        """How often a study's tables were at hand ("hit"), and how often not ("miss")."""
+        return self._cache.counts()
+
     # Lists
 
     def studies(
