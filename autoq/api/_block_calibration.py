@@ -23,6 +23,7 @@ from autoq.export.block_calibration import outside_blocks
 from autoq.formats import NONE, Calibration, Container, FormatName
 from autoq.layers import LayerCalibration
 from autoq.layers.cached_layer import CachedLayer
+from autoq.memory import large_blocks_given_back_at_once
 from autoq.models import ModelMap, SlotName
 from autoq.models.block_stream import StreamedModel
 from autoq.models.folder import storage_dtype
@@ -30,7 +31,7 @@ from autoq.models.loading import unloaded_model, use_eager_experts
 from autoq.progress import Progress
 
 _CPU = torch.device("cpu")
-__all__ = ["CalibrationData", "calibrated_by_blocks"]
+__all__ = ["CalibratedByBlocks", "CalibrationData", "calibrated_by_blocks"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,14 +116,16 @@ def calibrated_by_blocks(
         stream = CacheRecordingStream(streamed, [*batches, small], folder)
         if records_caches:
             stream.record(model, model_map.blocks, len(batches))
-        BlockCalibration(
+        calibration = BlockCalibration(
             formats=sorted(set(slot_formats.values()) - {NONE}),
             container=container,
             scale_dtype=scale_dtype,
             method=method,
             after_batch=advance,
             takes_outside=True,
-        ).run(stream, chosen, len(batches), stored)
+        )
+        with large_blocks_given_back_at_once():
+            calibration.run(stream, chosen, len(batches), stored)
         yield CalibratedByBlocks(
             table=stored,
             description=tokens.description,

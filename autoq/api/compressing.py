@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from autoq.api._block_caches import cache_format, exported, uncalibrated_cache
-from autoq.api._block_calibration import CalibrationData, calibrated_by_blocks
+from autoq.api._block_calibration import (
+    CalibratedByBlocks,
+    CalibrationData,
+    calibrated_by_blocks,
+)
+from autoq.api._compressed_layers import asked_in_vain, chosen_layers, effective_bits
 from autoq.api.config import parse_calibration, parse_container, refuse_idle_calibration
-from autoq.api.exporting import inexpressible
 from autoq.api.stages import note_unseen_slots
 from autoq.errors import InputError
 from autoq.export import (
@@ -42,8 +44,7 @@ from autoq.formats import (
 from autoq.layers import LayerCalibration
 from autoq.layers.cached_layer import CachedLayer
 from autoq.layers.quantize import input_scale
-from autoq.memory import large_blocks_given_back_at_once
-from autoq.models import GroupName, ModelMap, SlotName, discover
+from autoq.models import discover
 from autoq.models.folder import storage_dtype
 from autoq.models.loading import unloaded_model
 from autoq.progress import Progress, SilentProgress
@@ -138,26 +139,24 @@ def compress(
     check_destination(target, source, overwrite=overwrite)
     unloaded = unloaded_model(source, trust_remote_code=trust_remote_code)
     model_map = discover(unloaded, include=include, exclude=exclude)
-    choice = _choose(unloaded, model_map, wanted, held_in)
+    choice = chosen_layers(unloaded, model_map, wanted, held_in)
     scale_dtype: torch.dtype = getattr(torch, storage_dtype(source))
     for line in warnings_for(unloaded, model_map, choice.slot_formats, held_in, scale_dtype):
         progress.note(line)
-    cached: tuple[CachedLayer, ...] = ()
+    matrices = SourceMatrices.of(source, unloaded, model_map)
     with ExitStack() as stack:
-        stack.enter_context(large_blocks_given_back_at_once())
-        matrices = SourceMatrices.of(source, unloaded, model_map)
-        table: Mapping[tuple[SlotName, FormatName], LayerCalibration]
         if calibration_data is None and not _needs_inputs(wanted, held_in):
             _say_what_needs_data(wanted, method, progress)
-            calibrated_on = "weights alone"
+            weights = WeightOnlyCalibration(
+                matrices, model_map, choice.slot_formats, method=method, scale_dtype=scale_dtype
+            )
+            cached: tuple[CachedLayer, ...] = ()
             if kv_wanted != NONE:
                 cached = uncalibrated_cache(
                     source, model_map, kv_wanted, trust_remote_code=trust_remote_code
                 )
                 progress.note(_UNCALIBRATED_CACHE)
-            table = WeightOnlyCalibration(
-                matrices, model_map, choice.slot_formats, method=method, scale_dtype=scale_dtype
-            )
+            found = CalibratedByBlocks(table=weights, description="weights alone", cached=cached)
         else:
             found = stack.enter_context(
                 calibrated_by_blocks(
@@ -173,24 +172,23 @@ def compress(
                     progress=progress,
                 )
             )
-            calibrated_on, table, cached = found.description, found.table, found.cached
-            note_unseen_slots(table, progress)
+            note_unseen_slots(found.table, progress)
         plan = StreamedPlan(
             unloaded,
             model_map,
             choice.slot_formats,
-            table,
+            found.table,
             held_in,
             scale_dtype,
             matrices=matrices,
-            kv_cache=exported(cached, kv_wanted) if cached else None,
+            kv_cache=exported(found.cached, kv_wanted) if found.cached else None,
         )
-        written = _write(plan, source, target, wanted, calibrated_on, overwrite, progress)
+        written = _write(plan, source, target, wanted, found.description, overwrite, progress)
     return {
         **written,
         "kv_format": kv_wanted,
-        "effective_bits": _effective_bits(model_map, choice),
-        "left": {**_asked_in_vain(model_map, include), **choice.left},
+        "effective_bits": effective_bits(model_map, choice),
+        "left": {**asked_in_vain(model_map, include), **choice.left},
         "seconds": time.perf_counter() - started,
     }
 
@@ -206,9 +204,9 @@ def _write(
 ) -> dict[str, Any]:
     verification: dict[str, Any] = {}
 
-    def verify(folder: Path, digests: Mapping[str, str]) -> None:
+    def verify(folder: Path, names: Collection[str]) -> None:
         with progress.task("reading back", 1) as advance:
-            verification.update(asdict(verify_written(plan, folder, digests)))
+            verification.update(asdict(verify_written(plan, folder, names)))
             advance()
 
     steps = len(plan.quantized_slots) + sum(1 for _ in plan.unquantized_groups())
@@ -269,47 +267,3 @@ def _say_what_needs_data(fmt: QuantFormat, method: Calibration, progress: Progre
         f"{fmt.name} is written without input scales and error feedback (AWQ, SmoothQuant, "
         "GPTQ), which need data: name some (--calib), or search, and it loses less"
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    """Which layers take the format, and why others do not."""
-
-    slot_formats: dict[SlotName, FormatName]
-    left: dict[GroupName, str]
-
-
-def _choose(
-    model: nn.Module, model_map: ModelMap, fmt: QuantFormat, container: Container
-) -> _Choice:
-    """
-    Raises:
-        InputError: no layer can take the format.
-    """
-    unusable = inexpressible(model, model_map, [fmt.name], container, together=True)
-    left = {group: reason for (group, _), reason in unusable.items()}
-    chosen = [group for group in model_map.groups if group.name not in left]
-    if not chosen:
-        why = next(iter(left.values()), "the model has none that can be quantised")
-        raise InputError(f"some layer must be able to take {fmt.name}, and none is: {why}")
-    formats = {slot: fmt.name for group in chosen for slot in group.slots}
-    return _Choice({slot: formats.get(slot, NONE) for slot in model_map.slots}, left)
-
-
-def _asked_in_vain(model_map: ModelMap, include: Sequence[str]) -> dict[str, str]:
-    """Layers that are left out whatever is included, such as tied heads, if they were asked for."""
-    return {
-        str(slot.name): slot.reason
-        for slot in model_map.excluded
-        if any(fnmatchcase(slot.name, pattern) for pattern in include)
-    }
-
-
-def _effective_bits(model_map: ModelMap, choice: _Choice) -> float:
-    """Bits per weight over the layers that could be quantised, block scales included."""
-    slots = model_map.slots
-    bits = sum(
-        FORMATS[fmt].storage_bits(slots[name].out_features, slots[name].in_features).effective_bits
-        for name, fmt in choice.slot_formats.items()
-    )
-    return bits / sum(slot.weights for slot in slots.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -76,7 +76,7 @@ def export_plan_streamed(
     Every tensor is, bit for bit, what `export_plan` writes, and so is every file, byte for byte, where
     shards have the same size: those of this are smaller, because one is in memory. Weights come from the
     model's folder a matrix at a time, scales and codes from the study's store. What was written is
-    read back and compared by digests; its logits are not compared with the simulation's.
+    read back and compared; its logits are not compared with the simulation's.
 
     Args:
         max_shard_bytes: size at which the next file is started, and about what is in memory.
@@ -209,9 +209,9 @@ def _write(
 ) -> _Written:
     reports: list[VerificationReport] = []
 
-    def verify(folder: Path, digests: Mapping[str, str]) -> None:
+    def verify(folder: Path, names: Collection[str]) -> None:
         with progress.task("reading back", 1) as advance:
-            reports.append(verify_written(streamed, folder, digests))
+            reports.append(verify_written(streamed, folder, names))
             advance()
 
     with progress.task("exporting", 0) as advance:

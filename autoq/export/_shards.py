@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
 from autoq.errors import ExportError
 from autoq.export._folder import file_sha256
+from autoq.export._read_back import compare_with_file
 from autoq.memory import give_back_freed_memory
 
 SINGLE_FILE = "model.safetensors"
@@ -27,56 +24,23 @@ INDEX_FILE = "model.safetensors.index.json"
 _METADATA = {"format": "pt"}
 
 
-_WORD_BYTES = 8
-_HALF_WORD_BITS = np.uint64(32)
-_WORDS_AT_ONCE = 1 << 14
+_LARGEST_REUSED_BYTES = 512 << 20
+"""Shards up to this size lie in memory that is taken once for all of them."""
 
-
-def tensor_digest(tensor: Tensor) -> str:
-    """A digest of a tensor's dtype, shape and bytes, against accidents and not against forgers.
-
-    The bytes are summed up as 64-bit words, each times an odd number of its own, in stretches of
-    128 KiB, and so are the words' upper halves, whose bits would else reach few of the sum's;
-    BLAKE2b takes the sums. Several times as fast as BLAKE2b of everything. A word that changed
-    always changes its stretch's sum; other accidents are missed once in about 2**32.
-    Source: multilinear hashing, Lemire and Kaser, "Strongly universal string hashing is fast" (2014).
-    """
-    digest = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=16)
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    content = flat.view(torch.uint8).numpy()
-    whole = len(content) // _WORD_BYTES * _WORD_BYTES
-    digest.update(_stretch_sums(content[:whole]).data)
-    digest.update(content[whole:].data)
-    return digest.hexdigest()
-
-
-def _stretch_sums(content: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    if content.ctypes.data % _WORD_BYTES:
-        content = content.copy()
-    words, keys = content.view(np.uint64), _odd_numbers()
-    sums = []
-    for start in range(0, len(words), _WORDS_AT_ONCE):
-        stretch = words[start : start + _WORDS_AT_ONCE]
-        own = keys[: len(stretch)]
-        sums += [stretch @ own, (stretch >> _HALF_WORD_BITS) @ own]
-    return np.array(sums, dtype=np.uint64)
-
-
-@cache
-def _odd_numbers() -> NDArray[np.uint64]:
-    numbers = np.random.default_rng(0).integers(2**64, size=_WORDS_AT_ONCE, dtype=np.uint64)
-    return numbers | np.uint64(1)
+_ALIGNMENT = 64  # of a cache line; every dtype is content with it
 
 
 class ShardWriter:
     """Collects tensors and writes a shard whenever the next one would not fit.
 
-    The disk takes a shard, which is then read for its hash, while the next is being made.
+    A shard that was written is read back and compared at once, while its tensors are there. The
+    disk takes it, and it is read for its hash, while the next is being made.
     """
 
     def __init__(self, folder: Path, max_shard_bytes: int) -> None:
         self._folder = folder
         self._max_shard_bytes = max_shard_bytes
+        self._reused = _Reused(max_shard_bytes if max_shard_bytes <= _LARGEST_REUSED_BYTES else 0)
         self._pending: dict[str, Tensor] = {}
         self._memory: set[int] = set()
         self._pending_bytes = 0
@@ -84,8 +48,8 @@ class ShardWriter:
         self._total_bytes = 0
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="autoq-disk")
         self._flushes: list[Future[str]] = []
-        self.digests: dict[str, str] = {}
-        """Name -> digest of every tensor that was taken over."""
+        self.names: set[str] = set()
+        """Of every tensor that was taken over."""
         self.hashes: dict[str, str] = {}
         """File -> SHA-256, when `finish` is through."""
 
@@ -94,9 +58,10 @@ class ShardWriter:
 
         Raises:
             ExportError: a name comes twice.
+            VerificationError: a file does not read back as it was written.
         """
         for name, tensor in tensors:
-            if name in self.digests:
+            if name in self.names:
                 raise ExportError(
                     f"a checkpoint has every tensor once, and {name} comes from two modules; "
                     "the model's names cannot be told apart on disk"
@@ -105,12 +70,15 @@ class ShardWriter:
             if self._pending and self._pending_bytes + size > self._max_shard_bytes:
                 self._write_shard()
             self._pending[name] = self._owned(tensor)
-            self.digests[name] = tensor_digest(self._pending[name])
+            self.names.add(name)
             self._pending_bytes += size
             self._total_bytes += size
 
     def _owned(self, tensor: Tensor) -> Tensor:
         """Safetensors refuses tensors of one file that share memory, such as one scale of two."""
+        copy = self._reused.copy_of(tensor)
+        if copy is not None:
+            return copy
         stored = tensor.detach().cpu().contiguous()
         if stored.untyped_storage().data_ptr() in self._memory:
             stored = stored.clone()
@@ -118,7 +86,11 @@ class ShardWriter:
         return stored
 
     def finish(self) -> None:
-        """Write what is left, give the files their final names, and write the index."""
+        """Write what is left, give the files their final names, and write the index.
+
+        Raises:
+            VerificationError: a file does not read back as it was written.
+        """
         if self._pending or not self._shards:
             self._write_shard()
         hashes = [flush.result() for flush in self._flushes]  # raises what the disk had to say
@@ -144,9 +116,11 @@ class ShardWriter:
         path = self._partial(len(self._shards))
         save_file(self._pending, path, metadata=_METADATA)
         self._flushes.append(self._disk.submit(_flushed, path))
+        compare_with_file(self._pending, path)
         self._shards.append(list(self._pending))
         self._pending = {}
         self._memory = set()
+        self._reused.clear()
         self._pending_bytes = 0
         give_back_freed_memory()
 
@@ -156,3 +130,28 @@ def _flushed(path: Path) -> str:
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
     return file_sha256(path)
+
+
+class _Reused:
+    """Memory of a fixed size that takes copies of tensors, until it is cleared for others.
+
+    Touching fresh memory costs more than filling what is there, several times as much on virtual
+    machines; with long-lived tensors in here, what is short-lived finds its place again, too.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._memory = torch.empty(size, dtype=torch.uint8)
+        self._used = 0
+
+    def copy_of(self, tensor: Tensor) -> Tensor | None:
+        """A contiguous copy on the CPU; None where the rest of the memory is too small."""
+        end = self._used + tensor.nbytes
+        if end > len(self._memory):
+            return None
+        place = self._memory[self._used : end].view(tensor.dtype).view(tensor.shape)
+        self._used = -(-end // _ALIGNMENT) * _ALIGNMENT
+        return place.copy_(tensor.detach())
+
+    def clear(self) -> None:
+        """Give the memory free; tensors in it will be overwritten."""
+        self._used = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,12 +98,12 @@ def write_checkpoint(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: Progress | None = None,
     provenance: Mapping[str, Any] | None = None,
-    verify: Callable[[Path, Mapping[str, str]], None] | None = None,
+    verify: Callable[[Path, Collection[str]], None] | None = None,
 ) -> ExportResult:
     """Write what a plan says, wherever its weights come from; the rest is `export_checkpoint`'s.
 
     Args:
-        verify: also gets the digest of every tensor as it was handed to the writer, by name.
+        verify: also gets the names of all tensors that were handed to the writer.
     """
     refuse_inexpressible(plan)
     check_destination(destination, source, overwrite=overwrite)
@@ -114,7 +114,7 @@ def write_checkpoint(
         manifest = _write_configuration(plan, source, folder, provenance or {})
         files = exported_files(folder, writer.hashes)
         if verify is not None:
-            verify(folder, writer.digests)
+            verify(folder, writer.names)
     weights = [file.size_bytes for file in files if file.path.endswith(".safetensors")]
     return ExportResult(
         path=destination,

@@ -15,7 +15,7 @@ from autoq.api import study_data, task
 from autoq.api._stored_calibration import CalibrationInStore
 from autoq.api.exporting_streamed import export_plan_streamed
 from autoq.errors import ExportError, InputError, ModelError
-from autoq.export.verify import same_bits
+from autoq.export._read_back import same_bits
 from autoq.formats import Container, FormatName
 from autoq.progress import SilentProgress
 from autoq.testing.tiny_models import write_family_model

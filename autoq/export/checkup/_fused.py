@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 
 from autoq.errors import ExportError
 from autoq.export._aliases import experts_parent, fused_siblings
+from autoq.export._read_back import same_bits
 from autoq.export.checkup._files import StoredTensors
 from autoq.export.checkup._manifest import Declared, Manifest
 from autoq.export.checkup._modules import StoredModule
-from autoq.export.verify import same_bits
 from autoq.formats import FORMATS, Container
 
 _SHARED = ("weight_scale_2", "weight_global_scale", "input_scale", "input_global_scale")
