@@ -228,7 +228,7 @@ def _frontier_line(plan: Plan, own_bits: float | None) -> tuple[float, list[str]
     return plan.effective_bits, [
         bits_text(plan.effective_bits),
         _size_text(
-            {resource.value: amount for resource, amount in plan.takes.items()}, plan.stored_bytes
+            {str(resource): amount for resource, amount in plan.takes.items()}, plan.stored_bytes
         ),
         loss_text(plan.predicted_loss),
         interval_text(*plan.predicted_loss_interval),
