@@ -45,14 +45,23 @@ def named_study(client: Client, name: str | None) -> str:
         which = "the only one" if page.total == 1 else f"the latest of {page.total}"
         typer.echo(f"study {found} ({which} on the server)", err=True)
         return found
-    alike = [entry.name for entry in client.studies(q=name) if entry.name.startswith(name)]
-    if name in alike or len(alike) == 1:
-        return name if name in alike else alike[0]
-    if alike:
+    try:
+        return client.study(name).name
+    except UnknownNameError as error:
+        return _beginning(client, name, error)
+
+
+def _beginning(client: Client, name: str, unknown: UnknownNameError) -> str:
+    """The one study whose name begins so, of those that were worked on last."""
+    found = client.studies(q=name, limit=_PAGE)
+    alike = [entry.name for entry in found if entry.name.startswith(name)]
+    if not alike:
+        raise unknown
+    if len(alike) > 1:
         raise UnknownNameError(
             f"several studies begin with {name!r}: {', '.join(alike[:5])}; give more of the name"
         )
-    return name  # the server says what there is
+    return alike[0]
 
 
 def ask_list(client: Client, asked: Asked) -> None:

@@ -21,6 +21,8 @@ from autoq.wire import EventKind, JobStatus
 
 DONE = stream((1, EventKind.STATUS, {"status": "done"}))
 
+UNKNOWN = {"type": "urn:autoq:problem:not-found", "title": "t", "status": 404, "detail": "none"}
+
 
 @pytest.fixture
 def run(server, tmp_path, monkeypatch):
@@ -41,11 +43,20 @@ def finishes(server, result, **fields):
             return Answer(200, DONE)
         if asked.method == "POST":
             return Answer(202, job(**fields))
-        if asked.path.startswith("/v1/studies?"):
-            return Answer(200, {"items": [entry()], "total": 1, "next_cursor": None})
+        if asked.path.startswith("/v1/studies"):
+            return Answer(200, detail())
         return Answer(200, job(JobStatus.DONE, result=result, **fields))
 
     server.route = route
+
+
+def detail(name="llama-1"):
+    empty = {"plan": None, "target": None, "unit": None, "job": None, "groups": None}
+    lists = dict.fromkeys(
+        ("stages", "formats", "excluded", "rules", "plans", "measurements", "exports"), ()
+    )
+    texts = {"architecture": "a", "model_fingerprint": "f", "configuration": {}, "versions": {}}
+    return {**entry(name), **empty, **lists, **texts}
 
 
 def entry(name="llama-1"):
@@ -252,11 +263,9 @@ def test_verifys_json_is_the_jobs_result(run, server):
     ],
 )
 def test_cancel_takes_a_job_or_a_study(run, server, name, paths):
-    body = {"type": "urn:autoq:problem:not-found", "title": "t", "status": 404, "detail": "none"}
-
     def route(asked):
         if asked.path == "/v1/jobs/cafe/cancel":
-            return Answer(404, body)
+            return Answer(404, UNKNOWN)
         return Answer(202, job(JobStatus.CANCELLING))
 
     server.route = route
@@ -271,7 +280,7 @@ def test_the_beginning_of_a_name_is_enough_if_one_study_has_it(run, server):
     def route(asked):
         if asked.path.startswith("/v1/studies?"):
             return Answer(200, {"items": entries, "total": 3, "next_cursor": None})
-        return Answer(202, job())
+        return Answer(404, UNKNOWN) if asked.method == "GET" else Answer(202, job())
 
     server.route = route
     result = run("refine", "llama", "--trials", "5", "--detach")
