@@ -12,12 +12,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
 from autoq.service._job_lines import EventLines, LogLines, Message
+
+JOB_COMMAND = (sys.executable, "-m", "autoq.service.job")
 
 GRACE_SECONDS = 0.5
 """Between the request to end and the end: what is left to do is to remove temporary files."""
@@ -47,17 +50,18 @@ class JobProcess:
     ended when the thread ended that started it.
     """
 
-    def __init__(self, order: Mapping[str, Any]) -> None:
+    def __init__(self, order: Mapping[str, Any], command: Sequence[str] = JOB_COMMAND) -> None:
         """
         Args:
             order: what `autoq.service.job` reads; it may hold a password, so it goes through a
                 pipe.
+            command: that does jobs; the number of a descriptor is added to it.
         """
-        self._temporary = tempfile.mkdtemp(prefix="autoq-job-")
+        self._temporary = _temporary_folder(order["job"]["id"])
         reading, writing = os.pipe()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "autoq.service.job", str(writing)],
+                [*command, str(writing)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -163,6 +167,14 @@ class JobProcess:
         # group's number may be given to another only after the process was waited for.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
+
+
+def _temporary_folder(job_id: str) -> str:
+    """A new folder; what an attempt left whose runner was killed with it is removed."""
+    prefix = f"autoq-job-{job_id}-"
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=prefix)
 
 
 def _environment(temporary: str) -> dict[str, str]:

@@ -14,13 +14,13 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import FrameType
 from typing import Any
 
 from autoq.errors import StoreError, StudyLockedError
-from autoq.service._job_process import JobProcess
+from autoq.service._job_process import JOB_COMMAND, JobProcess
 from autoq.service._job_watch import JobWatch
 from autoq.studies import JobClaim, StudyStore
 
@@ -53,8 +53,12 @@ class RunnerSettings:
 class Runner:
     """Runs jobs until it is asked to stop, or its parent is gone."""
 
-    def __init__(self, settings: RunnerSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: RunnerSettings, job_command: Sequence[str] = JOB_COMMAND) -> None:
+        """
+        Args:
+            job_command: that does jobs; see `JobProcess`.
+        """
+        self._settings, self._job_command = settings, job_command
         self._owner = uuid.uuid4().hex
         self._stopping = False
         self._noted = -_NOTE_SECONDS
@@ -110,7 +114,7 @@ class Runner:
         }
         logger.info("job %s (%s) begins", job.id, job.kind)
         try:
-            process = JobProcess(order)
+            process = JobProcess(order, self._job_command)
         except OSError as error:
             logger.error("job %s cannot be started: %s", job.id, error)
             _said_at_last(lambda: store.give_back_job(claim))
