@@ -15,6 +15,7 @@ from autoq.errors import InputError, UnknownNameError
 from autoq.service._job_speech import EventProgress, Speech
 from autoq.service._job_store import TellingStore
 from autoq.service._job_trials import TrialWatch
+from autoq.service.requests import check_objective
 from autoq.service.roots import Roots
 from autoq.studies import PlanRecord
 from autoq.wire import (
@@ -82,12 +83,16 @@ class Work:
 
         Raises:
             UnknownNameError: it is gone.
+            InputError: its model or data are not where the service may read.
         """
         name = self.job["study"]
         if name is None:
             raise UnknownNameError("the job says no study; ask for it again")
         self.trials.study = name
-        return open_study(name, self.store)
+        study = open_study(name, self.store)
+        record = self.store.find(name)
+        self.roots.check_study(record.model_path, record.configuration.get("calibration_data"))
+        return study
 
 
 def perform(order: Mapping[str, Any], speech: Speech) -> dict[str, Any]:
@@ -125,6 +130,7 @@ def _search(work: Work, content: Mapping[str, Any]) -> dict[str, Any]:
 def _refine(work: Work, content: Mapping[str, Any]) -> dict[str, Any]:
     request = RefineRequest.model_validate(content)
     _refuse_latency(request, "refining")
+    check_objective(request.objective)
     study = work.study()
     found = study.refine(
         request.effective_bits,

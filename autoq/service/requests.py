@@ -15,6 +15,7 @@ from autoq.api.config import (
     refuse_idle_calibration,
 )
 from autoq.errors import InputError, UnknownNameError
+from autoq.evaluators.objective import ALIASES, parse_objective
 from autoq.formats import FORMATS, FormatName, parse_target, portable_formats
 from autoq.formats.kv_cache import KV_CACHE_FORMATS
 from autoq.search.estimator_names import DEFAULT_ESTIMATOR, ESTIMATOR_NAMES
@@ -69,9 +70,25 @@ def check_export(request: ExportRequest, roots: Roots) -> None:
 def check_refine(request: RefineRequest) -> None:
     """
     Raises:
-        InputError: a limit is on a GPU that is not known.
+        InputError: a limit is on a GPU that is not known, or the objective is none.
     """
     _check_limits(request)
+    check_objective(request.objective)
+
+
+def check_objective(text: str | None) -> None:
+    """
+    Raises:
+        InputError: it is no objective, or has names of evaluation tasks. Those can be files that
+            run code, and data that is fetched.
+    """
+    known = frozenset(ALIASES.values())
+    tasks = sorted(parse_objective(text).metrics - known) if text else []
+    if tasks:
+        raise InputError(
+            f"an objective through the service is made of {', '.join(sorted(ALIASES))}, got "
+            f"{tasks[0]!r}; evaluation tasks are for the command line, autoq refine --objective"
+        )
 
 
 def check_verify(request: VerifyRequest, roots: Roots) -> None:

@@ -86,6 +86,39 @@ class Roots:
         check_content(found, _bounds(self._models), path, ModelError)
         return found
 
+    def check_study(self, model: str, data: str | None) -> None:
+        """Refuse work on a study whose model or data lie where the service may not read.
+
+        Whoever searched it on the command line may; a client of the service has it read again, and
+        its weights written to where exports go.
+
+        Args:
+            model: the study's model folder, as the store has it.
+            data: its calibration data, likewise.
+        Raises:
+            ModelError: the model is in no root of models, or links out of them.
+            DataError: the data are in no root of data.
+        """
+        real = _inside(model, self._models)
+        if real is None and _without_links(model) != model_path():
+            raise ModelError(
+                f"the service works on models below its folders only, and the study's model, "
+                f"{_last_part(model)!r}, lies elsewhere; start it with --models for that folder, or "
+                "use the command line"
+            )
+        if real is not None:
+            check_content(real, _bounds(self._models), self.public(real), ModelError)
+        if data is None or data == BUNDLED:
+            return
+        found = _inside(data, self._data)
+        if found is None:
+            raise DataError(
+                f"the service reads data below its folders only, and the study's, "
+                f"{_last_part(data)!r}, are not there; start it with --data for their folder, or use "
+                "the command line"
+            )
+        check_data(found, _bounds(self._data), self.public(found))
+
     def data(self, path: str | None) -> Path | None:
         """A file or folder of calibration data; None stands for the bundled text.
 
@@ -156,9 +189,8 @@ class Roots:
         text = str(path)
         if not os.path.isabs(text):
             return _last_part(text)
-        try:
-            real = Path(os.path.realpath(text))
-        except (OSError, ValueError):
+        real = _without_links(text)
+        if real is None:
             return _last_part(text)
         if real == model_path():
             return BUNDLED
@@ -221,6 +253,22 @@ def _refuse_over_others(exports: Path, others: Sequence[Root]) -> None:
                 f"--exports must be a folder without models and data, and {str(exports)!r} is or "
                 f"holds {str(other.folder)!r}, which exports could be written over; give another"
             )
+
+
+def _inside(path: str, roots: Sequence[Root]) -> Path | None:
+    """What a path of this machine leads to, if that is there and in one of the roots."""
+    real = _without_links(path)
+    if real is None or not os.path.isabs(path) or not os.path.exists(real):
+        return None
+    return real if any(real.is_relative_to(bound) for bound in _bounds(roots)) else None
+
+
+def _without_links(path: str) -> Path | None:
+    """Where a path of this machine leads to; None of what can be no path."""
+    try:
+        return Path(os.path.realpath(path))
+    except (OSError, ValueError):
+        return None
 
 
 def _existing(path: str, roots: Sequence[Root], use: str, refusal: type[InputError]) -> Path:

@@ -45,6 +45,7 @@ def start_export(
 ) -> Response:
     """Write a checkpoint of a stored plan, of the plan for budgets, or of the last one."""
     check_export(body, context.roots)
+    check_study(context, study)
     if body.plan is not None:
         check_plan_exists(context, study, body.plan)
     return new_job(context, caller, JobKind.EXPORT, body, study=study.name, key=idempotency_key)
@@ -65,6 +66,7 @@ def start_refinement(
 ) -> Response:
     """Measure plans, and keep what is better than the predicted best one."""
     check_refine(body)
+    check_study(context, study)
     return new_job(context, caller, JobKind.REFINE, body, study=study.name, key=idempotency_key)
 
 
@@ -82,6 +84,7 @@ def start_measurement(
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Measure a stored plan on held-out data."""
+    check_study(context, study)
     check_plan_exists(context, study, body.plan)
     return new_job(context, caller, JobKind.MEASURE, body, study=study.name, key=idempotency_key)
 
@@ -117,6 +120,15 @@ def resume_study(context: InContext, study: InStudy) -> Response:
     """Queue the newest job of the study again, if it failed or was cancelled."""
     job = _newest_job(context, study)
     return reply(job_view(context.store.resume_job(job.id)), _ACCEPTED)
+
+
+def check_study(context: Context, study: StudyRecord) -> None:
+    """
+    Raises:
+        InputError: the study's model or data are not where the service may read.
+    """
+    data = study.configuration.get("calibration_data")
+    context.roots.check_study(study.model_path, data)
 
 
 def check_plan_exists(context: Context, study: StudyRecord, plan: int) -> None:

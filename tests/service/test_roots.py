@@ -370,3 +370,17 @@ def test_a_path_inside_two_roots_is_shown_by_the_nearer(place):
     roots = Roots(models=[place / "models"], exports=place / "models" / "exports")
     assert roots.public(place / "models" / "exports" / "a") == "exports/a"
     assert roots.checkpoint("exports") == place / "models" / "exports"
+
+
+def test_work_is_refused_on_studies_of_models_and_data_elsewhere(roots, place):
+    model, text = str(place / "models" / "org" / "small"), str(place / "data" / "text.txt")
+    for usable in ((model, None), (model, "bundled"), (model, text), (str(model_path()), None)):
+        roots.check_study(*usable)
+    outside = str(place / "secret" / "model")
+    for unusable in (outside, str(place / "models" / "out" / "model"), "", "org/small", "a\0b"):
+        with pytest.raises(ModelError, match="--models") as caught:
+            roots.check_study(unusable, None)
+        assert str(place) not in str(caught.value)
+    for unusable in (str(place / "secret" / "text.txt"), "allenai/c4", str(place / "data" / "out")):
+        with pytest.raises(DataError, match="--data"):
+            roots.check_study(model, unusable)
