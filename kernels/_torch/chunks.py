@@ -17,6 +17,9 @@ from autoq.kernels._torch.programs import Offer
 # for memory traffic.
 _ELEMENTS_PER_THREAD = 2**17
 
+_PIECES_AT_ONCE = 4
+"""Where two or three operations follow each other: there calls cost more than memory traffic."""
+
 _LARGE_BYTES = 4 << 20
 """From where numpy asks for large pages."""
 
@@ -97,11 +100,11 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
 
 
 def float32_pieces(rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Cache-sized pieces of a matrix as float32: which rows, and their values.
+    """Pieces of a matrix as float32, which a cache or two hold: which rows, and their values.
 
     They all lie in the same memory, which may be overwritten.
     """
-    step = rows_per_piece(rows)
+    step = _PIECES_AT_ONCE * rows_per_piece(rows)
     size = min(step, len(rows)), rows.shape[1]
     values = torch.empty(size, dtype=torch.float32, device=rows.device)
     for start in range(0, len(rows), step):
@@ -116,7 +119,7 @@ def row_amax(rows: Tensor) -> Tensor:
     back to the system and cleared each time. Those of 16-bit floats are compared as integers, which
     order them alike, NaN last, in half the time.
     """
-    step = rows_per_piece(rows)
+    step = _PIECES_AT_ONCE * rows_per_piece(rows)
     scratch = torch.empty(min(step, len(rows)), rows.shape[1], dtype=rows.dtype, device=rows.device)
     pieces = torch.split(rows, step)
     if rows.dtype.itemsize != 2:
