@@ -18,7 +18,7 @@ export OMP_NUM_THREADS ?= 1
 # What kernels compile to; kept, so that the tests compile everything only once.
 export TRITON_CACHE_DIR ?= $(CURDIR)/$(VENV)/triton-cache
 
-.PHONY: venv demo test test-slow lint format types layers support-table clean
+.PHONY: venv demo serve test test-slow lint format types layers support-table clean
 .DEFAULT_GOAL := test
 
 venv: $(INSTALLED) $(OTHER_TRITONS)
@@ -44,6 +44,11 @@ demo: $(INSTALLED)
 	$(BIN)/autoq search "$$($(BIN)/python -c 'from autoq.bundled import model_path; print(model_path())')" \
 	  --bits 5.0 --compare-uniform --store sqlite:///$(DEMO)/autoq.db \
 	  --export $(DEMO)/checkpoint --report $(DEMO)/report.html --overwrite
+
+# The service on the bundled model: searches, plans and exports in the browser. Ctrl-C ends it.
+serve: $(INSTALLED)
+	mkdir -p $(DEMO)/exports
+	$(BIN)/autoq serve --store sqlite:///$(DEMO)/autoq.db --exports $(DEMO)/exports
 
 test: venv
 	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist worksteal -m "not slow and not gpu"
