@@ -6,6 +6,7 @@ from autoq.studies._job_claims import JOB_LEASE_SECONDS, MOST_DEATHS
 from autoq.studies._leases import LEASE_SECONDS, StudyLease
 from autoq.studies._pages import INTERRUPTED, StudyFilter, StudyMarks
 from autoq.studies._trial_pages import TrialRecord
+from autoq.studies._trial_seals import SEALED, refuse_damaged_trial, trial_seal
 from autoq.studies._trials import (
     GRACE_SECONDS,
     HEARTBEAT_SECONDS,
@@ -49,6 +50,7 @@ __all__ = [
     "LEASE_SECONDS",
     "MOST_DEATHS",
     "SCORING_STAGE",
+    "SEALED",
     "WORKER",
     "ExportFile",
     "ExportRecord",
@@ -75,8 +77,10 @@ __all__ = [
     "grace_seconds_of",
     "has_heartbeat",
     "is_in_memory",
+    "refuse_damaged_trial",
     "rewrite_finished_trials",
     "study_key",
+    "trial_seal",
     "trial_storage",
     "worker_identity",
     "worker_is_gone",

@@ -29,6 +29,7 @@ from autoq.studies._schema import (
     StudyRow,
 )
 from autoq.studies._seals import Sealed, is_sealed, name_of
+from autoq.studies._trial_seals import damaged_trials
 
 _MOST_OF_ONE_KIND = 100
 
@@ -57,7 +58,7 @@ def check_database(database: Database) -> list[Fault]:
     faults = [fault for check in checks for fault in _run(database, check)]
     if faults:
         return faults  # what is in tables that are broken or of another schema cannot be told
-    for check in (_of_references, _of_rows, _of_plans, _of_blobs, _of_score_batches):
+    for check in (_of_references, _of_rows, _of_plans, _of_blobs, _of_score_batches, _of_trials):
         faults += _run(database, check)
     return faults
 
@@ -210,3 +211,10 @@ def _of_score_batches(session: Session) -> Iterator[Fault]:
                 "sensitivity",
                 f"score batch {index} is damaged: its bytes do not match their SHA-256",
             )
+
+
+def _of_trials(session: Session) -> Iterator[Fault]:
+    for refinement, number in damaged_trials(session):
+        study = refinement.split(" · ")[0]
+        what = f"trial {number} of {refinement!r} is damaged: it does not match its SHA-256"
+        yield Fault(study, None, what)

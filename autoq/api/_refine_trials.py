@@ -16,7 +16,13 @@ from autoq.errors import InputError
 from autoq.formats import FormatName
 from autoq.models import Assignment, GroupName
 from autoq.search.refine import Source, Trial
-from autoq.studies import WORKER, grace_seconds_of, has_heartbeat, worker_is_gone
+from autoq.studies import (
+    WORKER,
+    grace_seconds_of,
+    has_heartbeat,
+    refuse_damaged_trial,
+    worker_is_gone,
+)
 
 if TYPE_CHECKING:
     from optuna.study import Study as Trials
@@ -88,9 +94,14 @@ def done_trials(trials: Trials) -> int:
 
 
 def as_trial(entry: FrozenTrial) -> Trial:
-    """A finished trial as the search for plans knows it."""
+    """A finished trial as the search for plans knows it.
+
+    Raises:
+        StoreError: it is not as it was written.
+    """
     from optuna.trial import TrialState
 
+    refuse_damaged_trial(entry)
     attributes = entry.user_attrs
     failed = FAILURE in attributes
     source = Source(attributes[SOURCE])

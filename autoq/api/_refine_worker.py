@@ -33,7 +33,7 @@ from autoq.evaluators.estimate import bootstrap_interval
 from autoq.formats import FormatName
 from autoq.models import Assignment, GroupName
 from autoq.search.refine import FrontRefinement, Proposal, Refinement, Source
-from autoq.studies import WORKER, worker_identity
+from autoq.studies import SEALED, WORKER, trial_seal, worker_identity
 
 if TYPE_CHECKING:
     from optuna import Trial as OptunaTrial
@@ -159,10 +159,14 @@ class Worker:
         self._record(trial, measured)
         self._has_result = True
         if not measured.complete:
+            _seal(trial, None)
             raise optuna.TrialPruned(f"hopeless after {len(measured.losses)} sequences")
         self._judge(trial, measured)
         if self._order.against_bits:
-            return measured.loss, trial.user_attrs["effective_bits"]
+            bits = trial.user_attrs["effective_bits"]
+            _seal(trial, (measured.loss, bits))
+            return measured.loss, bits
+        _seal(trial, (measured.loss,))
         return measured.loss
 
     # What to measure
@@ -258,6 +262,10 @@ class Worker:
         broken = [name for name, value in excess.items() if value > 0]
         if broken:
             trial.set_user_attr(VIOLATES, json.dumps(broken))
+
+
+def _seal(trial: OptunaTrial, values: Sequence[float] | None) -> None:
+    trial.set_user_attr(SEALED, trial_seal(trial.user_attrs, trial.params, values))
 
 
 def _describe(trial: OptunaTrial, proposal: Proposal) -> None:
