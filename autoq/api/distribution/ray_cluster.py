@@ -7,6 +7,7 @@ owns the study and leaves scoring to the actors: what it runs on need not be wha
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,6 +35,14 @@ RESTARTS = 3
 START_SECONDS = 600.0
 """How long an actor may take until it is there: a cluster may have to start a machine."""
 
+SILENCE_SECONDS = 120.0
+"""After so long without a sign of life an actor counts as lost, though nobody says that it died."""
+
+LONG_BATCH_SECONDS = 600.0
+"""Least time after which an actor that lives counts as stuck in a batch."""
+
+_LONG_BATCH = 20  # or so many times what its longest batch took; its first may take any time
+_SIGN_SECONDS = 10.0  # between signs of life
 _LONGEST_REASON = 200  # characters
 _LOST = ("RayActorError", "ActorDiedError", "ActorUnavailableError", "WorkerCrashedError")
 
@@ -142,6 +151,10 @@ class ScoringActor:
         assert self._scorer is not None  # it was begun
         return to_arrays(self._scorer.score(index, estimator))
 
+    def sign_of_life(self) -> bool:
+        """Answered while another thread scores."""
+        return True
+
 
 class RayWorker:
     """An actor, and the one that takes its place when it is lost."""
@@ -153,11 +166,13 @@ class RayWorker:
         self._ray, self._share, self._orders = ray, share, orders
         self._actor: Any = None
         self._is_closed = False  # by the owner, for good
+        self._longest_seconds = 0.0  # of a batch
 
     def begin(self, order: Message) -> dict[str, Any]:
         """See `BatchWorker`."""
         ray = self._ray
-        made = ray.remote(**self._share.resources, max_restarts=0)(ScoringActor)
+        threads = {"max_concurrency": 2}  # one scores, the other gives signs of life
+        made = ray.remote(**self._share.resources, **threads, max_restarts=0)(ScoringActor)
         self._actor = made.remote()
         if self._is_closed:
             self._end_actor()
@@ -173,8 +188,42 @@ class RayWorker:
 
     def score(self, index: int, estimator: str) -> ScoredBatch:
         """See `BatchWorker`."""
-        arrays = self._got(self._actor.score.remote(index, estimator), None)
+        started = time.monotonic()
+        asked = self._actor.score.remote(index, estimator)
+        self._wait_while_it_lives(asked, started)
+        arrays = self._got(asked, None)
+        self._longest_seconds = max(self._longest_seconds, time.monotonic() - started)
         return from_arrays({name: array.copy() for name, array in arrays.items()})
+
+    def _wait_while_it_lives(self, asked: Any, started: float) -> None:
+        """Until the answer, whatever it is, is there.
+
+        Raises:
+            WorkerLostError: the actor gives no sign of life, or has a batch for far longer than any
+                before; it is ended.
+        """
+        heard, sign = started, None
+        while True:
+            sign = sign or self._actor.sign_of_life.remote()
+            wanted = [asked, sign]
+            done, _ = self._ray.wait(wanted, num_returns=2, timeout=_SIGN_SECONDS)
+            if asked in done:
+                return
+            now = time.monotonic()
+            if sign in done:
+                heard, sign = now, None
+            if now - heard > SILENCE_SECONDS:
+                self._lose(f"it gave no sign of life for {SILENCE_SECONDS:g} s")
+            bound = max(LONG_BATCH_SECONDS, _LONG_BATCH * self._longest_seconds)
+            if self._longest_seconds and now - started > bound:
+                self._lose(
+                    f"it has had one batch for {now - started:.0f} s, and none before took longer "
+                    f"than {self._longest_seconds:.0f} s"
+                )
+
+    def _lose(self, reason: str) -> None:
+        self._end_actor()
+        raise WorkerLostError(reason)
 
     def _got(self, reference: Any, seconds: float | None) -> Any:
         from ray import exceptions

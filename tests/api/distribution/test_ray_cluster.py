@@ -148,6 +148,9 @@ def test_what_an_actor_cannot_do_is_told(ray: Any) -> None:
         def score(self, index: int, estimator: str) -> None:
             raise ArithmeticError(f"batch {index}")
 
+        def sign_of_life(self) -> bool:
+            return True
+
     worker._actor = ray.remote(Failing).remote()
     with pytest.raises(BatchFailedError, match="ArithmeticError: batch 4"):
         worker.score(4, "any")
