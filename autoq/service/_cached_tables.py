@@ -9,12 +9,14 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from functools import cached_property
 from typing import Generic, TypeVar
 
 from autoq.api.budgets import Budgets
 from autoq.api.costing import SIZES, refuse_uncounted
 from autoq.api.study_tables import CALIBRATION, DISCOVERY, NO_BUDGETS, SENSITIVITY, StudyTables
 from autoq.search import Plan, Planner
+from autoq.search.costs import StoredSizes
 from autoq.studies import StudyMarks, StudyRecord, StudyStore
 
 _STAGES = frozenset({DISCOVERY, CALIBRATION, SENSITIVITY, SIZES})
@@ -90,6 +92,15 @@ class CachedStudy(StudyTables):
         super().__init__(store, record)
         self._planners: Bounded[Planner] = Bounded(_PLANNERS)
         self._frontiers: Bounded[list[Plan]] = Bounded(_FRONTIERS)
+
+    @property
+    def stored_sizes(self) -> StoredSizes | None:
+        """As for every study, but read once: every plan asks for it."""
+        return self._sizes
+
+    @cached_property
+    def _sizes(self) -> StoredSizes | None:
+        return super().stored_sizes
 
     def planner(self, rules: Sequence[str] = (), budgets: Budgets = NO_BUDGETS) -> Planner:
         """As for every study, but made once for rules and hardware."""
