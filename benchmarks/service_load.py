@@ -103,6 +103,7 @@ class Server:
 def serving(store: str, core: int | None) -> Iterator[Server]:
     """A server with one worker, on a free port of this machine."""
     command = [sys.executable, "-m", "autoq", "serve", "--store", store, "--port", "0"]
+    command += ["--rate-limit", "0"]  # all readers have one address here
     started = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
