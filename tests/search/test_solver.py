@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoq.errors import BudgetInfeasibleError, InputError
-from autoq.search import CostTable, SensitivityTable, _highs, _knapsack, _relaxation
+from autoq.search import CostTable, SensitivityTable, _highs, _knapsack, _relaxation, _states
 from autoq.search.solver import (
     check_budget,
     plan_from_assignment,
@@ -166,6 +166,14 @@ def test_a_gap_that_is_allowed_is_not_exceeded(relative_gap):
     assert plan.predicted_loss <= exact.predicted_loss * (1 + relative_gap + 1e-9)
 
 
+@pytest.fixture
+def lists_too_long(monkeypatch):
+    """States are too many for lists, so HiGHS is asked."""
+    gave_up = _states.Found(choice=None, proved=False)
+    monkeypatch.setattr(_knapsack, "better_choice", lambda *args: gave_up)
+
+
+@pytest.mark.usefixtures("lists_too_long")
 def test_a_choice_that_oversteps_by_rounding_is_not_used(monkeypatch):
     """HiGHS may answer a hair over the capacity; the plan must not follow it."""
     minimise = _highs.minimise
@@ -390,6 +398,7 @@ def test_out_of_time_the_plan_fits_and_its_bound_is_true(seed):
     assert plan.gap == pytest.approx(1 - plan.bound / plan.predicted_loss, abs=1e-12)
 
 
+@pytest.mark.usefixtures("lists_too_long")
 @pytest.mark.parametrize("seed", range(5))
 def test_without_an_answer_from_highs_the_relaxation_still_bounds(monkeypatch, seed):
     nothing = _highs.HighsAnswer(values=None, bound=float("-inf"))
