@@ -65,7 +65,7 @@ export class Chart {
       font: { family: FONT, color: colours.text, size: 12 },
       hovermode: "closest",
       hoverlabel: { bgcolor: colours.panel, bordercolor: colours.line, font: { color: colours.text, family: FONT, size: 12 }, align: "left" },
-      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { color: colours.text } },
+      legend: { orientation: "h", traceorder: "normal", x: 0, y: 1.02, yanchor: "bottom", font: { color: colours.text } },
       dragmode: false,
       xaxis: merged(xaxis),
       yaxis: merged(yaxis),

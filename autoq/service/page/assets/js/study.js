@@ -116,7 +116,7 @@ class StudyPage {
       this.trouble,
       this.budget.element,
       el("section.budget-panel", { "aria-label": "The plan for the budget" }, this.budgetTrouble, this.tiles, this.actions(), this.limits.element),
-      section("Chosen plan by layer", this.strip.element, this.reference.element, this.moveList.element),
+      section("Chosen plan by layer", el("p.quiet", {}, "A column per block; numbers are bits per weight. A bar above a cell: more bits than in the plan compared with; below: fewer."), this.strip.element, this.reference.element, this.moveList.element),
       section("Loss against bits", this.chartPlace),
       section("Sensitivity by layer and format", el("p.quiet", {}, "A row per block, a column per format. Marked: what the plan takes. Struck out: the layer cannot take the format. Point at a cell, or move with the arrow keys, for its numbers."), this.heatMap.element),
       this.tabs.element,

@@ -1,0 +1,224 @@
+"""Parts of the page on their own: what they compute is what the report and the terminal show."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from autoq.formats import FORMATS
+from autoq.report import numbers
+from autoq.report._colours import format_colours, loss_colour
+from autoq.report.layers import layer_position, short_type
+from autoq.report.resources import gigabytes_text
+from autoq.service.settings import ServiceSettings
+from autoq.testing.browser import CHROMIUM_VARIABLE, chromium, chromium_path
+from autoq.testing.served import served
+
+pytestmark = pytest.mark.skipif(
+    chromium_path() is None, reason=f"no Chromium; {CHROMIUM_VARIABLE} names one"
+)
+
+LOSSES = [None, 0.0, 2.5e-7, 9.996e-4, 0.001, 0.0012345678, 0.5, 3.14159, 42.0, 998.6, 1234.56, 2e7]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    store = f"sqlite:///{tmp_path_factory.mktemp('store')}/autoq.db"
+    with served(ServiceSettings(store=store)) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium(chromium_path()) as running:
+        yield running
+
+
+@pytest.fixture
+def page(browser, url):
+    context = browser.new_context()
+    opened = context.new_page()
+    opened.goto(url)
+    opened.locator("h1", has_text="Studies").wait_for()
+    yield opened
+    context.close()
+
+
+def called(page, module, function, values):
+    """What a function of one of the page's modules says of each value."""
+    return page.evaluate(
+        """async ([module, name, values]) => {
+          const found = (await import(`/assets/js/${module}.js`))[name];
+          return values.map((value) => found(value));
+        }""",
+        [module, function, values],
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "values"),
+    [
+        ("lossText", numbers.loss_text, LOSSES),
+        ("bitsText", numbers.bits_text, [None, 4.0, 4.80004, 16.0]),
+        ("percentText", numbers.percent_text, [None, 0.0, 4.9e-5, 0.00051, 0.97449, 1.0]),
+        ("bytesText", numbers.bytes_text, [None, 0, 1023, 1024, 2_090_000, 3 * 2**30, 2**45]),
+        ("countText", numbers.count_text, [None, 7, 9_999, 65_536, 131_072, 7_000_000_000]),
+        ("secondsText", numbers.seconds_text, [None, 0.417, 59.9, 60.0, 185.2, 7500.0]),
+        ("gigabytesText", gigabytes_text, [2_985_123, 16_400_000_000, 23_410_000_000]),
+        ("unitText", numbers.unit_text, ["nats_per_token", "relative", "bits"]),
+    ],
+)
+def test_numbers_are_those_of_the_terminal(page, name, expected, values):
+    assert called(page, "numbers", name, values) == [expected(value) for value in values]
+
+
+def test_formats_have_the_report_s_colours(page):
+    names = [*FORMATS, "somebody's", "another"]
+    found = page.evaluate(
+        "async (names) => [...(await import('/assets/js/colours.js')).formatColours(names)]", names
+    )
+    assert dict(found) == format_colours(names)
+
+
+def test_losses_have_the_report_s_colours(page):
+    losses = [1e-7, 3e-6, 4.2e-5, 1e-3, 0.02, 1.0]
+    found = page.evaluate(
+        """async (losses) => {
+          const { lossColour } = await import('/assets/js/colours.js');
+          return losses.map((loss) => lossColour(loss, 1e-6, 0.1));
+        }""",
+        losses,
+    )
+    assert found == [loss_colour(loss, 1e-6, 0.1) for loss in losses]
+
+
+def test_layers_are_placed_as_in_the_report(page):
+    names = [
+        "model.layers.3.mlp.down_proj",
+        "model.layers.12.self_attn.q_proj+k_proj+v_proj",
+        "model.layers.1.mlp.experts.0.gate_up_proj",
+        "encoder.block.0.layer.0.SelfAttention.q",
+        "3.fc",
+        "lm_head",
+        "model.layers2.x",
+    ]
+    expected = [layer_position(name) for name in names]
+    assert called(page, "layers", "layerPosition", names) == [
+        {"stack": one.stack, "block": one.block, "type": one.type} for one in expected
+    ]
+    types = [one.type for one in expected]
+    assert called(page, "layers", "shortType", types) == [short_type(kind) for kind in types]
+
+
+@pytest.mark.parametrize(("floor", "ceiling"), [(4.5, 16.0), (4.1269, 8.25), (0.0027841, 0.0051)])
+def test_a_slider_s_stops(page, floor, ceiling):
+    found = page.evaluate(
+        "async ([low, high]) => (await import('/assets/js/budget.js')).stops(low, high)",
+        [floor, ceiling],
+    )
+    assert (found[0], found[-1]) == (floor, ceiling)
+    assert found == sorted(set(found))
+    assert 100 < len(found) < 1300  # fine enough to find a plan, coarse enough for arrow keys
+
+
+def event(number, kind, /, **data):
+    body = {"id": number, "job": "j", "time": "2026-01-01T00:00:00Z", "kind": kind, "data": data}
+    return f"id: {number}\nevent: {kind}\ndata: {json.dumps(body)}\n\n"
+
+
+def job(status, **changes):
+    return {
+        "id": "j",
+        "kind": "search",
+        "status": status,
+        "study": "a study",
+        "request": {"model": "bundled", "effective_bits": 5, "rules": []},
+        "created": "2026-01-01T00:00:00Z",
+        "started": "2026-01-01T00:00:01Z",
+        "finished": None,
+        "attempts": 1,
+        "worker": "host:1",
+        "progress": None,
+        "problem": None,
+        "result": None,
+        **changes,
+    }
+
+
+class Line:
+    """A connection to a job's events that is lost after each reply, and the job as it is."""
+
+    def __init__(self, page, replies):
+        self.replies = list(replies)
+        self.job = job("running")
+        self.asked_after = []
+        page.route("**/v1/jobs/j", lambda route: route.fulfill(json=self.job))
+        page.route("**/v1/jobs/j/events", self.reply)
+
+    def reply(self, route):
+        self.asked_after.append(route.request.headers["last-event-id"])
+        if not self.replies:
+            self.job = job("done", finished="2026-01-01T00:01:01Z")
+            body = event(9, "status", status="done")
+        else:
+            body = self.replies.pop(0)
+        route.fulfill(body=body, content_type="text/event-stream")
+
+
+def test_a_job_s_events_are_taken_up_again_behind_the_last(page, url):
+    first = (
+        event(1, "note", text="one <b>note</b>") + ": still here\n\n" + event(2, "note", text="two")
+    )
+    second = event(2, "note", text="two") + event(5, "note", text="three")
+    line = Line(page, [first, second])
+    page.goto(f"{url}/jobs/j")
+    page.locator(".job-head .badge", has_text="done").wait_for()
+    assert line.asked_after[:3] == ["0", "2", "5"]
+    assert page.locator(".notes li").all_text_contents() == ["one <b>note</b>", "two", "three"]
+
+
+def test_a_job_live(page, url):
+    told = (
+        event(1, "stage", name="discovery", status="done", seconds=0.42)
+        + event(2, "progress", task="scoring", done=32, total=128, seconds_left=75.0)
+        + event(3, "trial", number=4, state="complete", values=[0.00125], accepted=True)
+        + event(4, "log", text="a line\n", stream="stderr")
+    )
+    Line(page, [told])
+    page.goto(f"{url}/jobs/j")
+    bar = page.get_by_role("progressbar", name="scoring")
+    bar.wait_for()
+    assert bar.get_attribute("aria-valuenow") == "25"
+    assert page.locator(".progress-words").text_content() == (
+        "scoring32 of 128 (25 %), about 1 min 15 s left"
+    )
+    assert page.locator(".stages li").text_content() == "● donediscovery0.42 s"
+    cells = page.locator("[aria-label=Trials] tbody td").all_text_contents()
+    assert cells == ["4", "complete", numbers.loss_text(0.00125), "yes"]
+    assert page.locator(".log").text_content() == "a line\n"
+
+
+def test_a_failed_job_says_why_and_is_resumed(page, url):
+    line = Line(page, [event(1, "status", status="failed")])
+    problem = {
+        "type": "urn:autoq:problem:model",
+        "title": "The model cannot be used",
+        "status": 422,
+        "detail": "its weights are not there",
+    }
+    line.job = job("failed", problem=problem, finished="2026-01-01T00:00:03Z")
+    asked = []
+
+    def resume(route):
+        asked.append(route.request.method)
+        line.job = job("queued", started=None)
+        route.fulfill(json=line.job, status=202)
+
+    page.route("**/v1/jobs/j/resume", resume)
+    page.goto(f"{url}/jobs/j")
+    page.get_by_text("its weights are not there").wait_for()
+    assert page.get_by_role("button", name="Cancel").count() == 0
+    page.get_by_role("button", name="Resume").click()
+    page.locator(".job-head .badge", has_text="done").wait_for()  # its stream was opened again
+    assert asked == ["POST"]
