@@ -156,13 +156,15 @@ def check_json(body: bytes) -> None:
             levels of nesting.
     """
     try:
-        if _depth(json.loads(body, object_pairs_hook=_object, parse_constant=_constant)) > 0:
+        # Decoded here: json.loads would guess other encodings.
+        content = json.loads(body.decode(), object_pairs_hook=_object, parse_constant=_constant)
+        if _depth(content) > 0:
             return
     except Refusal:
         raise
     except RecursionError:
         pass
-    except ValueError:  # also of an integer with thousands of digits, and of other encodings
+    except ValueError:  # also of an integer with thousands of digits
         raise Refusal("input", "a body is JSON in UTF-8, and this is not; mend it") from None
     raise _too_deep()
 
