@@ -7,7 +7,7 @@ from dataclasses import asdict
 from itertools import chain, combinations
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from autoq.errors import StoreError, UnknownNameError
@@ -167,6 +167,33 @@ class ResultRepository(Repository):
             session.flush()
             return row.id
 
+    def prepare_export(
+        self,
+        export_id: int,
+        *,
+        files: Iterable[tuple[str, int, str]],
+        verification: Mapping[str, Any],
+    ) -> None:
+        """Say what the checkpoint will be, before its folder gets its name.
+
+        A process that is killed between that and `finish_export` leaves a folder that the next one
+        knows by these hashes; see `unfinished_exports`.
+
+        Raises:
+            StoreError: the export is not being written.
+        """
+        with self._database.write() as session:
+            row = self._export_in_progress(session, export_id)
+            row.files = _file_rows(files)
+            row.verification = json_clean(verification)
+
+    def unfinished_exports(self, path: str) -> list[ExportRecord]:
+        """Exports of all studies to that path that were prepared and not finished, oldest first."""
+        query = select(ExportRow).filter_by(path=path, status=str(ExportStatus.WRITING))
+        with self._database.read() as session:
+            rows = session.scalars(query.order_by(ExportRow.id))
+            return [_export_record(row) for row in rows if row.files]
+
     def finish_export(
         self,
         export_id: int,
@@ -181,10 +208,10 @@ class ResultRepository(Repository):
         """
         with self._database.write() as session:
             row = self._export_in_progress(session, export_id)
-            row.files = [
-                ExportFileRow(path=path, size_bytes=size, sha256=sha256)
-                for path, size, sha256 in sorted(files)
-            ]
+            if row.files:  # it was prepared
+                session.execute(delete(ExportFileRow).where(ExportFileRow.export_id == row.id))
+                session.expire(row, ["files"])
+            row.files = _file_rows(files)
             row.bytes_written = sum(file.size_bytes for file in row.files)
             row.status, row.finished = ExportStatus.COMPLETE, utc_now()
             row.verification = json_clean(verification)
@@ -337,6 +364,13 @@ def _measurement_record(row: MeasurementRow) -> MeasurementRecord:
         data_sha256=row.data_sha256,
         created=iso_time(row.created),
     )
+
+
+def _file_rows(files: Iterable[tuple[str, int, str]]) -> list[ExportFileRow]:
+    return [
+        ExportFileRow(path=path, size_bytes=size, sha256=sha256)
+        for path, size, sha256 in sorted(files)
+    ]
 
 
 def _fail_interrupted_exports(session: Session, study_id: int, path: str) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import nn
 
+from autoq.api._adopted_export import adopted_export, recorded_files
 from autoq.api.exporting_transformers_fp8 import compared_weights
 from autoq.api.kv_cache import exported_cache
 from autoq.api.task import PROBE_TOKENS
@@ -20,6 +21,7 @@ from autoq.calibration import without_unfolded_scales
 from autoq.errors import StoreError
 from autoq.export import (
     ExportedCache,
+    ExportedFile,
     ExportResult,
     VerificationReport,
     export_checkpoint,
@@ -112,8 +114,13 @@ def export_plan(
         ExportError: the container cannot express the plan, or the folder cannot be written.
         VerificationError: what was written does not read back bit for bit.
     """
+    name = container.value if spelling is Spelling.OWN else spelling.value
     try:
         with study.repeated_stage(EXPORT):
+            if not overwrite:
+                adopted = adopted_export(study, plan, name, destination, progress)
+                if adopted is not None:
+                    return adopted
             return _export(
                 study, plan, destination, container, overwrite, check_logits, progress, spelling
             )
@@ -173,6 +180,9 @@ def _export(
             container,
             overwrite,
             verify,
+            lambda files: study.store.prepare_export(
+                export_id, files=recorded_files(files), verification=verification
+            ),
             progress,
             spelling,
         )
@@ -182,7 +192,7 @@ def _export(
         raise
     study.store.finish_export(
         export_id,
-        files=[(file.path, file.size_bytes, file.sha256) for file in result.files],
+        files=recorded_files(result.files),
         verification=verification,
     )
     return {
@@ -253,6 +263,7 @@ def _write(
     container: Container,
     overwrite: bool,
     verify: Callable[[Path], None],
+    ready: Callable[[tuple[ExportedFile, ...]], None],
     progress: Progress,
     spelling: Spelling,
 ) -> ExportResult:
@@ -277,6 +288,7 @@ def _write(
                 "model_fingerprint": study.record.model_fingerprint,
             },
             verify=verify,
+            ready=ready,
             spelling=spelling,
         )
 

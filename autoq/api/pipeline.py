@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from autoq.api._adopted_export import is_unrecorded
 from autoq.api._refine_edge import check_before_search
 from autoq.api.budgets import Budgets, budgets_or_default, gpu_of
 from autoq.api.cache_plans import CacheWish, plan_of_weights, with_cache
@@ -246,7 +247,8 @@ def search(
     if export is not None:
         refuse_unwritable_formats(config)
         source = None if isinstance(model, nn.Module) else model
-        check_destination(Path(export), source, overwrite=overwrite)
+        is_ours = is_unrecorded(store, Path(export))  # or else it is refused when that is known
+        check_destination(Path(export), source, overwrite=overwrite or is_ours)
     if refining is not None:
         check_before_search(refining, model, _url_of(store), workers, config.trust_remote_code)
     has_folder = not isinstance(model, nn.Module)

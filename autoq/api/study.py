@@ -207,6 +207,7 @@ class Study(StudyData):
             VerificationError: what was written does not read back bit for bit.
             StudyLockedError: another process works on the study.
         """
+        from autoq.api._adopted_export import is_unrecorded
         from autoq.api.exporting import export_plan
         from autoq.api.exporting_onnx import (
             ONNX,
@@ -246,7 +247,10 @@ class Study(StudyData):
         if plan is None:
             plan = self.plan(effective_bits, max_gb=max_gb, max_active_bits=max_active_bits)
         refuse_unwritable_cache(plan, container or chosen.value)
-        check_destination(Path(destination), self._record.model_path or None, overwrite=overwrite)
+        is_ours = is_unrecorded(self._store, Path(destination))
+        check_destination(
+            Path(destination), self._record.model_path or None, overwrite=overwrite or is_ours
+        )
         with self._store.lease(self.id) as lease:
             renewing = RenewingProgress(progress or SilentProgress(), lease)
             if container == ONNX:

@@ -21,7 +21,7 @@ from autoq.export._modelopt_manifest import modelopt_manifest
 from autoq.export._plan import ExportPlan
 from autoq.export._shards import ShardWriter
 from autoq.export._source import model_config, storage_dtypes
-from autoq.export._types import ExportResult, Spelling
+from autoq.export._types import ExportedFile, ExportResult, Spelling
 from autoq.export.rules import refusals, transformers_fp8_refusals
 from autoq.formats import FormatName
 from autoq.layers.quantize import Container
@@ -48,6 +48,7 @@ def export_checkpoint(
     progress: Progress | None = None,
     provenance: Mapping[str, Any] | None = None,
     verify: Callable[[Path], None] | None = None,
+    ready: Callable[[tuple[ExportedFile, ...]], None] | None = None,
     spelling: Spelling = Spelling.OWN,
 ) -> ExportResult:
     """Write the model as the plan says; the destination appears complete or not at all.
@@ -68,6 +69,7 @@ def export_checkpoint(
         provenance: what to say of the checkpoint's origin in its manifest; JSON values.
         verify: called with the folder when it is complete, before it takes the destination's name;
             if it raises, the folder is removed and the destination stays as it was.
+        ready: called with its files after that, as the last thing before it takes the name.
         spelling: in which words compressed-tensors' FP8 blocks are written; no other plan has two.
     Raises:
         ExportError: the container cannot express the plan, the destination is in use, or it
@@ -86,6 +88,7 @@ def export_checkpoint(
         progress=progress,
         provenance=provenance,
         verify=None if verify is None else lambda folder, _: verify(folder),
+        ready=ready,
     )
 
 
@@ -99,6 +102,7 @@ def write_checkpoint(
     progress: Progress | None = None,
     provenance: Mapping[str, Any] | None = None,
     verify: Callable[[Path, Collection[str]], None] | None = None,
+    ready: Callable[[tuple[ExportedFile, ...]], None] | None = None,
 ) -> ExportResult:
     """Write what a plan says, wherever its weights come from; the rest is `export_checkpoint`'s.
 
@@ -115,6 +119,8 @@ def write_checkpoint(
         files = exported_files(folder, writer.hashes)
         if verify is not None:
             verify(folder, writer.names)
+        if ready is not None:
+            ready(files)
     weights = [file.size_bytes for file in files if file.path.endswith(".safetensors")]
     return ExportResult(
         path=destination,
