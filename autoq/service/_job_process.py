@@ -27,6 +27,7 @@ GRACE_SECONDS = 0.5
 
 _CHUNK_BYTES = 65_536
 _CHUNKS_AT_ONCE = 16
+_SHOWN_OF_ID = 12  # in names of folders; sockets in them have at most 107 bytes
 
 _SECRETS = ("AUTOQ_STORE", "AUTOQ_TOKEN", "AUTOQ_SERVER")
 """Beginnings of names in the environment that no job is to see."""
@@ -171,7 +172,7 @@ class JobProcess:
 
 def _temporary_folder(job_id: str) -> str:
     """A new folder; what an attempt left whose runner was killed with it is removed."""
-    prefix = f"autoq-job-{job_id}-"
+    prefix = f"autoq-{job_id[:_SHOWN_OF_ID]}-"
     for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         shutil.rmtree(left, ignore_errors=True)
     return tempfile.mkdtemp(prefix=prefix)
@@ -179,7 +180,9 @@ def _temporary_folder(job_id: str) -> str:
 
 def _environment(temporary: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_SECRETS)}
-    return {**kept, **_ENVIRONMENT, "TMPDIR": temporary}
+    # Ray finds its cluster there, and the sockets of one of its own have to have short names.
+    ray = os.environ.get("RAY_TMPDIR", tempfile.gettempdir())
+    return {**kept, **_ENVIRONMENT, "TMPDIR": temporary, "RAY_TMPDIR": ray}
 
 
 def _resident_bytes(process: psutil.Process) -> int:

@@ -121,7 +121,8 @@ def _search(work: Work, content: Mapping[str, Any]) -> dict[str, Any]:
         export=_made(export),
         overwrite=overwrite,
         store=work.store,
-        ray=work.ray,
+        ray=_ray_for(work, request),
+        workers=_workers(work) if request.refine else 1,
         progress=work.progress,
     )
     return _plan_result(work, study, study.plan())
@@ -137,7 +138,7 @@ def _refine(work: Work, content: Mapping[str, Any]) -> dict[str, Any]:
         max_gb=request.max_gb,
         max_active_bits=request.max_active_bits,
         ray=work.ray,
-        workers=1,
+        workers=_workers(work),
         annotate=True,
         progress=work.progress,
         trials=request.trials,
@@ -200,6 +201,26 @@ _KINDS: Mapping[JobKind, Callable[[Work, Mapping[str, Any]], dict[str, Any]]] = 
     JobKind.EXPORT: _export,
     JobKind.VERIFY: _verify,
 }
+
+
+def _ray_for(work: Work, request: SearchRequest) -> str | None:
+    """The cluster that scores for a search, if one does."""
+    if work.ray is not None and request.max_memory is not None:
+        work.progress.note(
+            "a search within a bound on memory reads the model a block at a time, on this machine "
+            "and not on the cluster"
+        )
+        return None
+    return work.ray
+
+
+def _workers(work: Work) -> int:
+    """How many processes measure trials: this one, and on a cluster as many as it has room for."""
+    if work.ray is None:
+        return 1
+    from autoq.api.distribution.ray_cluster import connect, share_of
+
+    return 1 + share_of(connect(work.ray), None).workers
 
 
 def _refuse_latency(request: RefineRequest, what: str) -> None:
