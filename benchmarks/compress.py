@@ -27,10 +27,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from random_model import ModelShape, write_random_model
+
 COPY = "copy"
-HIDDEN, INTERMEDIATE, VOCABULARY, HEADS = 2048, 8192, 8192, 16
-SHARD_LAYERS = 4
-WEIGHT_BYTES = 2  # bfloat16
+SHAPE = ModelShape(hidden=2048, intermediate=8192, vocabulary=8192, heads=16, shard_layers=4)
 
 
 def main() -> None:
@@ -40,8 +40,8 @@ def main() -> None:
         return _run(arguments)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
-        size = write_random_model(folder / "model", arguments.gigabytes)
-        write_random_model(folder / "small", 0.0)
+        size = write_random_model(folder / "model", arguments.gigabytes, SHAPE)
+        write_random_model(folder / "small", 0.0, SHAPE)
         names = [COPY, *arguments.formats.split(",")]
         small = _in_a_process(folder, "small", names[-1], arguments)
         runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
@@ -74,57 +74,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
-
-
-def write_random_model(folder: Path, gigabytes: float) -> int:
-    """Write a random model of about that size, one shard in memory; returns its bytes."""
-    import torch
-    from safetensors.torch import save_file
-    from transformers import LlamaConfig
-
-    layer = 4 * HIDDEN * HIDDEN + 3 * HIDDEN * INTERMEDIATE
-    layers = max(1, round(gigabytes * 1e9 / (layer * WEIGHT_BYTES)))
-    config = LlamaConfig(
-        hidden_size=HIDDEN,
-        intermediate_size=INTERMEDIATE,
-        num_hidden_layers=layers,
-        num_attention_heads=HEADS,
-        vocab_size=VOCABULARY,
-        architectures=["LlamaForCausalLM"],
-        dtype="bfloat16",
-    )
-    config.save_pretrained(folder)
-    generator = torch.Generator().manual_seed(0)
-
-    def matrix(rows: int, columns: int) -> Any:
-        values = torch.randn(rows, columns, generator=generator) * columns**-0.5
-        return values.to(torch.bfloat16)
-
-    weight_map: dict[str, str] = {}
-    total = 0
-    for first in range(0, layers, SHARD_LAYERS):
-        numbers = range(first, min(first + SHARD_LAYERS, layers))
-        tensors = {}
-        for number in numbers:
-            at = f"model.layers.{number}"
-            for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-                tensors[f"{at}.self_attn.{name}.weight"] = matrix(HIDDEN, HIDDEN)
-            for name in ("gate_proj", "up_proj"):
-                tensors[f"{at}.mlp.{name}.weight"] = matrix(INTERMEDIATE, HIDDEN)
-            tensors[f"{at}.mlp.down_proj.weight"] = matrix(HIDDEN, INTERMEDIATE)
-            for name in ("input_layernorm", "post_attention_layernorm"):
-                tensors[f"{at}.{name}.weight"] = torch.ones(HIDDEN, dtype=torch.bfloat16)
-        if first == 0:
-            tensors["model.embed_tokens.weight"] = matrix(VOCABULARY, HIDDEN)
-            tensors["lm_head.weight"] = matrix(VOCABULARY, HIDDEN)
-            tensors["model.norm.weight"] = torch.ones(HIDDEN, dtype=torch.bfloat16)
-        file = f"model-{first // SHARD_LAYERS:05d}.safetensors"
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(tensors, file))
-        total += sum(tensor.nbytes for tensor in tensors.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return total
 
 
 def _in_a_process(

@@ -21,10 +21,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-HIDDEN, INTERMEDIATE, VOCABULARY, HEADS = 1024, 4096, 8192, 16
-SHARD_LAYERS = 8
-WEIGHT_BYTES = 2  # bfloat16
-POOL_VALUES = 1 << 26
+from random_model import ModelShape, write_random_model
+
+SHAPE = ModelShape(hidden=1024, intermediate=4096, vocabulary=8192, heads=16, shard_layers=8)
 
 
 def main() -> None:
@@ -34,10 +33,10 @@ def main() -> None:
         return _run(arguments)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
-        large = write_random_model(folder / "large", arguments.gigabytes)
+        large = write_random_model(folder / "large", arguments.gigabytes, SHAPE)
         found = _in_a_process(folder, "large", arguments.bound, arguments)
         print(memory_line(large, found, arguments), flush=True)
-        write_random_model(folder / "small", arguments.small_gigabytes)
+        write_random_model(folder / "small", arguments.small_gigabytes, SHAPE)
         runs = [
             (
                 _in_a_process(folder, "small", "", arguments),
@@ -72,62 +71,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--run", help=argparse.SUPPRESS)
     parser.add_argument("--max-memory", default="", help=argparse.SUPPRESS)
     return parser.parse_args()
-
-
-def write_random_model(folder: Path, gigabytes: float) -> int:
-    """Write a random model of about that size, one shard in memory; returns its bytes.
-
-    Matrices are pieces of one pool of normal numbers, from random places on: drawing billions of
-    numbers takes longer than all else.
-    """
-    import torch
-    from safetensors.torch import save_file
-    from transformers import LlamaConfig
-
-    layer = 4 * HIDDEN * HIDDEN + 3 * HIDDEN * INTERMEDIATE
-    layers = max(1, round(gigabytes * 1e9 / (layer * WEIGHT_BYTES)))
-    LlamaConfig(
-        hidden_size=HIDDEN,
-        intermediate_size=INTERMEDIATE,
-        num_hidden_layers=layers,
-        num_attention_heads=HEADS,
-        vocab_size=VOCABULARY,
-        architectures=["LlamaForCausalLM"],
-        dtype="bfloat16",
-    ).save_pretrained(folder)
-    generator = torch.Generator().manual_seed(0)
-    pool = torch.randn(POOL_VALUES, generator=generator)
-
-    def matrix(rows: int, columns: int) -> Any:
-        last = POOL_VALUES - rows * columns
-        start = int(torch.randint(last, (1,), generator=generator))
-        values = pool[start : start + rows * columns] * columns**-0.5
-        return values.view(rows, columns).to(torch.bfloat16)
-
-    weight_map: dict[str, str] = {}
-    total = 0
-    for first in range(0, layers, SHARD_LAYERS):
-        tensors = {}
-        for number in range(first, min(first + SHARD_LAYERS, layers)):
-            at = f"model.layers.{number}"
-            for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-                tensors[f"{at}.self_attn.{name}.weight"] = matrix(HIDDEN, HIDDEN)
-            for name in ("gate_proj", "up_proj"):
-                tensors[f"{at}.mlp.{name}.weight"] = matrix(INTERMEDIATE, HIDDEN)
-            tensors[f"{at}.mlp.down_proj.weight"] = matrix(HIDDEN, INTERMEDIATE)
-            for name in ("input_layernorm", "post_attention_layernorm"):
-                tensors[f"{at}.{name}.weight"] = torch.ones(HIDDEN, dtype=torch.bfloat16)
-        if first == 0:
-            tensors["model.embed_tokens.weight"] = matrix(VOCABULARY, HIDDEN)
-            tensors["lm_head.weight"] = matrix(VOCABULARY, HIDDEN)
-            tensors["model.norm.weight"] = torch.ones(HIDDEN, dtype=torch.bfloat16)
-        file = f"model-{first // SHARD_LAYERS:05d}.safetensors"
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(tensors, file))
-        total += sum(tensor.nbytes for tensor in tensors.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return total
 
 
 def _in_a_process(
@@ -171,7 +114,7 @@ def _run(arguments: argparse.Namespace) -> None:
     pipeline.run_sensitivity = timed
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
         ids = np.random.default_rng(0).integers(
-            0, VOCABULARY, (2 * arguments.sequences, arguments.sequence_length)
+            0, SHAPE.vocabulary, (2 * arguments.sequences, arguments.sequence_length)
         )
         np.save(f"{scratch}/ids.npy", ids)
         study = pipeline.search(

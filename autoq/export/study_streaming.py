@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from autoq.export._names import checkpoint_tensors
+from autoq.export._names import checkpoint_tensors, unquantized_groups
 from autoq.export.streaming import GROUP_BYTES, SourceTensors, StreamedPlan
 
 
@@ -25,7 +25,7 @@ class OrderedStreamedPlan(StreamedPlan):
         Raises:
             ExportError: when a tensor is read that the folder keeps in another arrangement.
         """
-        for group in self._model_groups():
+        for group in unquantized_groups(self.model, self.model_map, self.quantized_slots):
             for names in self._in_pieces(checkpoint_tensors(self.model, group)):
                 yield UnreadTensors(self.matrices.source, names)
 
@@ -41,31 +41,6 @@ class OrderedStreamedPlan(StreamedPlan):
             size += tensor.nbytes
         if piece:
             yield piece
-
-    def _model_groups(self) -> list[dict[str, Tensor]]:
-        """As `_names.unquantized_groups`: a block each, and the rest where its first tensor stands."""
-        quantized = {f"{slot.module}.{slot.parameter}" for slot in self.quantized_slots}
-        taken = quantized | self._tied_copies()
-        groups: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in self.model.state_dict().items():
-            if name not in taken:
-                groups.setdefault(self._block_of(name), {})[name] = tensor
-        return list(groups.values())
-
-    def _block_of(self, name: str) -> str:
-        blocks = self.model_map.blocks
-        return next((block for block in blocks if name.startswith(f"{block}.")), "")
-
-    def _tied_copies(self) -> set[str]:
-        """On the meta device no tensor has an address, so copies are told by the parameter."""
-        tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
-        named = dict(self.model.named_parameters(remove_duplicate=False))
-        owners: dict[int, str] = {}
-        copies: set[str] = set()
-        for name in sorted(named, key=lambda key: key in tied):
-            if owners.setdefault(id(named[name]), name) != name:
-                copies.add(name)
-        return copies
 
 
 class UnreadTensors(Mapping[str, Tensor]):
