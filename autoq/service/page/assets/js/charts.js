@@ -126,11 +126,11 @@ export const plainText = (text) => String(text).replaceAll("&", "&amp;").replace
 export function frontierFigure({ frontier, plan, stored, measured, unit }, colours) {
   const points = frontier.points.filter((point) => point.predicted_loss > 0);
   const known = stored.filter((one) => one.predicted_loss > 0);
-  const all = [...points, ...known].map((one) => one.predicted_loss).concat(measured.map((one) => one.value), plan.predicted_loss);
+  const all = [...points, ...known].map((one) => one.predicted_loss).concat(measured.flatMap((one) => [one.value, ...(one.interval ?? [])]), plan.predicted_loss);
   const data = [
     ...band(points, colours.curve, "95 %"),
     { name: "best plan for each budget", x: points.map((one) => one.effective_bits), y: points.map((one) => one.predicted_loss), mode: "lines+markers", line: { color: colours.curve, width: 1.8 }, marker: { size: 5, color: colours.curve }, hovertext: points.map(planWords), hoverinfo: "text" },
-    { name: "this plan", x: [plan.effective_bits], y: [plan.predicted_loss], mode: "markers", marker: { size: 14, symbol: "diamond", color: colours.accent, line: { color: colours.page, width: 1.5 } }, hovertext: [planWords(plan)], hoverinfo: "text", cliponaxis: false },
+    { name: "this plan", x: [plan.effective_bits], y: [plan.predicted_loss], mode: "markers", zorder: 5, marker: { size: 14, symbol: "diamond", color: colours.accent, line: { color: colours.page, width: 1.5 } }, hovertext: [planWords(plan)], hoverinfo: "text", cliponaxis: false },
     { name: "stored plans", x: known.map((one) => one.effective_bits), y: known.map((one) => one.predicted_loss), mode: "markers", marker: { size: 11, symbol: "square-open", color: colours.text, line: { width: 1.8 } }, hovertext: known.map((one) => `${plainText(one.label)}<br>${planWords(one)}`), hoverinfo: "text" },
     { name: "measured KL divergence, 95 %", x: measured.map((one) => one.effective_bits), y: measured.map((one) => one.value), error_y: { ...spread(measured.map((one) => one.value), measured.map((one) => one.interval)), color: colours.measured }, mode: "markers", marker: { size: 9, color: colours.measured, symbol: "circle", line: { color: colours.page, width: 1 } }, hovertext: measured.map((one) => `${plainText(one.label)}<br>measured ${lossText(one.value)}${one.interval ? `<br>${intervalText(...one.interval)}` : ""}`), hoverinfo: "text" },
   ];

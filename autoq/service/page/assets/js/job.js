@@ -3,7 +3,7 @@
 import { get } from "./api.js";
 import { definitions, el, fill, link } from "./dom.js";
 import { JobView, hasEnded, jobTitle } from "./job_view.js";
-import { timeText } from "./numbers.js";
+import { bitsText, bytesText, lossText, metricText, metricValueText, timeText, unitText } from "./numbers.js";
 
 /** Show a job, live. */
 export async function showJob(place, { name, signal }) {
@@ -29,9 +29,17 @@ function request(job) {
 }
 
 function outcomeOf(job) {
-  if (!hasEnded(job)) return null;
-  const way = job.study ? el("p", {}, link(`/studies/${encodeURIComponent(job.study)}`, "Look at the study")) : null;
-  const result = Object.entries(job.result ?? {});
-  const words = result.map(([name, value]) => [name.replaceAll("_", " "), typeof value === "object" ? el("code", {}, JSON.stringify(value)) : value]);
-  return [way, result.length ? definitions(words) : null];
+  const found = Object.entries(job.result ?? {}).filter(([, value]) => value !== null && value !== "");
+  const rows = found.flatMap(([name, value]) => (name === "measured" ? Object.entries(value).map(([metric, number]) => [metricText(metric), metricValueText(metric, number)]) : [[name.replaceAll("_", " "), valueOf(name, value)]]));
+  return hasEnded(job) && rows.length ? definitions(rows) : null;
+}
+
+function valueOf(name, value) {
+  if (typeof value === "object") return el("code", {}, JSON.stringify(value));
+  if (name === "unit") return unitText(value);
+  if (name === "study") return link(`/studies/${encodeURIComponent(value)}`, value);
+  if (typeof value !== "number") return String(value);
+  if (name.endsWith("bytes")) return bytesText(value);
+  if (name.endsWith("bits")) return bitsText(value);
+  return Number.isInteger(value) ? String(value) : lossText(value);
 }

@@ -37,6 +37,7 @@ export class ProgressBar {
     this.words.textContent = share === null ? `${done}` : `${done} of ${total} (${Math.floor(share * 100)} %)${estimate}`;
     this.fillBar.style.width = `${(share ?? 0.05) * 100}%`;
     this.bar.setAttribute("aria-label", task);
+    this.element.classList.toggle("finished", share === 1);
     if (share === null) this.bar.removeAttribute("aria-valuenow");
     else this.bar.setAttribute("aria-valuenow", String(Math.round(share * 100)));
     return this;
@@ -102,7 +103,8 @@ export class JobView {
       onEvent: (event) => this.take(event),
       isOver: () => hasEnded(this.job),
       onConnection: (isThere) => {
-        this.connection.textContent = isThere ? "" : "The connection is lost; trying again. The job itself goes on.";
+        if (isThere) this.sayWaiting();
+        else this.connection.textContent = "The connection is lost; trying again. The job itself goes on.";
       },
     }).catch((problem) => fill(this.trouble, problemNote(problem)));
   }
@@ -140,8 +142,15 @@ export class JobView {
     if (job.progress && this.bars.size === 0) this.takeProgress(job.progress);
     fill(this.trouble, job.problem ? problemNote({ title: job.problem.title, message: job.problem.detail }) : "");
     fill(this.head, this.headline());
-    if (hasEnded(job)) this.connection.textContent = "";
+    this.sayWaiting();
+    this.element.classList.toggle("ended", hasEnded(job));
     if (isNews) this.onChange(job);
+  }
+
+  /** Why nothing moves yet, or any more. */
+  sayWaiting() {
+    const words = { queued: "Waits for a worker that is free.", running: this.bars.size ? "" : "Starting …", cancelling: "Ending …" };
+    this.connection.textContent = words[this.job.status] ?? "";
   }
 
   headline() {
@@ -185,6 +194,7 @@ export class JobView {
       bar = new ProgressBar();
       this.bars.set(progress.task, bar);
       this.progress.append(bar.element);
+      this.sayWaiting();
     }
     bar.show(progress);
     if (this.compact) for (const [task, other] of this.bars) other.element.hidden = task !== progress.task;

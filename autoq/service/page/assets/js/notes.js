@@ -14,6 +14,6 @@ export function emptyNote(...words) {
 
 /** What a status is called, with a shape beside its colour. */
 export function statusBadge(status) {
-  const shapes = { done: "●", running: "◐", queued: "○", todo: "○", cancelling: "◐", failed: "✕", cancelled: "–", interrupted: "‖" };
+  const shapes = { done: "●", complete: "●", running: "◐", queued: "○", todo: "○", cancelling: "◐", failed: "✕", cancelled: "–", interrupted: "‖" };
   return el(`span.badge.is-${status}`, {}, el("span", { "aria-hidden": "true" }, shapes[status] ?? "·"), ` ${status}`);
 }

@@ -98,7 +98,7 @@ class StripPanel {
     this.names = names;
     this.left = 20 + 6.9 * Math.max(...names.map((name) => name.length));
     const blocks = this.panel.rows.length;
-    this.width = Math.min(44, Math.max(3.4, (width - this.left - 6) / blocks));
+    this.width = Math.min(64, Math.max(3.4, (width - this.left - 6) / blocks));
     this.grid.place({
       width: this.left + blocks * this.width + 6,
       height: names.length * ROW + 26,

@@ -27,8 +27,15 @@ function exportEntry(entry) {
 function verification(found) {
   const pairs = Object.entries(found ?? {}).filter(([, value]) => value !== null && !(Array.isArray(value) && !value.length));
   if (!pairs.length) return emptyNote("Not read back.");
-  const words = ([name, value]) => `${name.replaceAll("_", " ")}: ${typeof value === "object" ? JSON.stringify(value) : typeof value === "number" ? trimmed(value, 6) : value}`;
+  const words = ([name, value]) => `${name.replaceAll("_", " ")}: ${foundText(name, value)}`;
   return el("p.small", {}, "Read back: ", el("span.quiet", {}, pairs.map(words).join("; ")));
+}
+
+function foundText(name, value) {
+  if (typeof value === "object") return JSON.stringify(value);
+  if (typeof value !== "number") return String(value);
+  if (name.endsWith("bytes")) return bytesText(value);
+  return Number.isInteger(value) ? String(value) : trimmed(value, 6);
 }
 
 function exportForm(page) {

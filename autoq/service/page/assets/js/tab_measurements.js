@@ -43,13 +43,33 @@ function plansOf(detail) {
     .map((one) => ({ label: one.label, predicted: known.get(one.plan).predicted_loss, measured: one.value, interval: one.interval }));
 }
 
+/** A row for each plan, a column for each metric, as in the report. */
 function measurementTable({ detail }) {
   const plans = new Map(detail.plans.map((plan) => [plan.id, plan]));
-  const head = ["plan", { text: "bits", number: true }, { text: "predicted", number: true }, "metric", { text: "measured", number: true }, { text: "95 %", number: true }, { text: "tokens", number: true }, { text: "when (UTC)", fixed: true }];
-  const rows = detail.measurements.map((one) => {
-    const plan = plans.get(one.plan);
-    const ends = one.interval?.map((end) => metricValueText(one.metric, end)).join(" to ") ?? "";
-    return [one.label, bitsText(plan?.effective_bits), lossText(plan?.predicted_loss), metricText(one.metric), metricValueText(one.metric, one.value), ends, one.tokens === null ? "" : countText(one.tokens), timeText(one.created)];
-  });
-  return el("div.scroll", {}, table(head, rows, { caption: "Measurements", kind: ".wide" }));
+  const metrics = [...new Set(detail.measurements.map((one) => one.metric))];
+  const rows = new Map();
+  for (const one of detail.measurements) {
+    const key = `${one.plan} ${one.label}`;
+    if (!rows.has(key)) rows.set(key, { label: one.label, plan: plans.get(one.plan), tokens: one.tokens, created: one.created, values: new Map() });
+    rows.get(key).values.set(one.metric, one);
+  }
+  const number = (text) => ({ text, number: true });
+  const head = ["plan", number("bits"), number("predicted"), ...metrics.map((name) => number(metricText(name))), number("tokens"), { text: "when (UTC)", fixed: true }];
+  const cells = [...rows.values()].map(({ label, plan, tokens, created, values }) => [
+    label,
+    bitsText(plan?.effective_bits),
+    lossText(plan?.predicted_loss),
+    ...metrics.map((name) => metricCell(values.get(name))),
+    tokens === null ? "" : countText(tokens),
+    timeText(created),
+  ]);
+  return el("div.scroll", {}, table(head, cells, { caption: "Measurements, with the ends of their 95 % intervals", kind: ".wide" }));
+}
+
+function metricCell(one) {
+  if (!one) return "";
+  const value = metricValueText(one.metric, one.value);
+  if (!one.interval) return value;
+  const ends = one.interval.map((end) => metricValueText(one.metric, end)).join(" to ");
+  return [value, el("div.quiet.small", {}, ends)];
 }

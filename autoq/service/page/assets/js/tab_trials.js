@@ -32,7 +32,7 @@ async function loadTrials(place, page, known, cursor) {
   const more = el("button", { type: "button", onclick: () => loadTrials(place, page, trials, reply.next_cursor) }, `Show more (${trials.length} of ${reply.total})`);
   fill(
     place,
-    el("p", {}, plural(reply.total, "trial"), ". ", el("a", { href: "/dashboard", target: "_blank", rel: "noopener noreferrer" }, "Optuna's dashboard"), " has each in detail."),
+    el("p", {}, plural(reply.total, "trial"), ". ", el("code", {}, "autoq dashboard"), " opens Optuna's dashboard on the same store, with each in detail."),
     chart.element,
     trialTable(trials),
     reply.next_cursor ? more : "",
