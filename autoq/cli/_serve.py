@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -115,8 +116,7 @@ def _run(settings: ServiceSettings) -> None:
 
     check_tls(settings)
     has_certificate = settings.tls_certificate is not None
-    for warning in check_exposure(settings.host, settings.token_file, has_certificate):
-        _note(f"warning: {warning}")
+    warnings = check_exposure(settings.host, settings.token_file, has_certificate)
     with listening_socket(settings.host, settings.port) as listening:
         app = create_app(settings)
         runner = RunnerSettings(
@@ -126,7 +126,7 @@ def _run(settings: ServiceSettings) -> None:
             ray=settings.ray,
         )
         with RunnerPool(runner, settings.workers):
-            _greet(settings, listening.getsockname()[1])
+            _greet(settings, listening.getsockname()[1], warnings)
             serve(app, settings, listening)
     _note("the service has ended; jobs that ran are in the queue again")
 
@@ -147,13 +147,15 @@ def _check_installed() -> None:
         ) from None
 
 
-def _greet(settings: ServiceSettings, port: int) -> None:
+def _greet(settings: ServiceSettings, port: int, warnings: Sequence[str]) -> None:
     from autoq.service.server import location
 
     scheme = "http" if settings.tls_certificate is None else "https"
     typer.echo(f"autoq serves {scheme}://{location(settings.host, port)}")
     sys.stdout.flush()
     _note(f"store {without_password(settings.store)}; Ctrl-C ends it")
+    for warning in warnings:
+        _note(f"warning: {warning}")
     if settings.token_file is not None:
         _note("requests need a token: `autoq token create` makes one, the page asks for it")
     if settings.exports is None:

@@ -56,7 +56,7 @@ _KINDS = (
     ProblemKind("budget-infeasible", _UNPROCESSABLE, "No plan meets the budget"),
     ProblemKind("resource-infeasible", _UNPROCESSABLE, "No plan meets the budgets"),
     ProblemKind("quality-infeasible", _UNPROCESSABLE, "No plan loses as little"),
-    ProblemKind("export", _UNPROCESSABLE, "The checkpoint cannot be written so"),
+    ProblemKind("export", _UNPROCESSABLE, "The checkpoint cannot be made or read"),
     ProblemKind("study-locked", HTTPStatus.CONFLICT, "The study is being worked on"),
     ProblemKind("not-finished", HTTPStatus.CONFLICT, "The study has not got that far"),
     ProblemKind("conflict", HTTPStatus.CONFLICT, "That cannot be done now"),

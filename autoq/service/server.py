@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging.config
+import os
 import signal
 import socket
 import ssl
@@ -38,7 +39,8 @@ def listening_socket(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=_WAITING)
     except (OSError, OverflowError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        number = getattr(error, "errno", None)
+        reason = os.strerror(number) if number is not None and number > 0 else str(error)
         raise InputError(
             f"the service cannot listen on {location(host, port)} ({reason}); name another with "
             "--host or --port, or stop what uses it"
