@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from autoq.client._failures import UnreachableError
 from autoq.client._job import JobHandle
 from autoq.client._transport import Transport
 from autoq.errors import InputError
@@ -94,7 +95,7 @@ class Client:
         return self._get("v1/me", Identity)
 
     def ready(self) -> Readiness:
-        """Whether work can be done; raises StoreError where the store does not answer."""
+        """Whether work can be done: the store answers, and a worker waits or works."""
         response = self.transport.send("GET", "v1/ready", accepted=(503,))
         return _read(response.content, Readiness)
 
@@ -300,7 +301,17 @@ def _study(name: str) -> str:
 
 
 def _read(content: bytes, kind: type[_Read]) -> _Read:
-    return TypeAdapter(kind).validate_json(content)
+    """
+    Raises:
+        UnreachableError: it is no reply of a service that this client knows.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(content)
+    except ValidationError:
+        raise UnreachableError(
+            "the server's reply is none that this client reads; see that the URL is that of "
+            "`autoq serve`, and that server and client are of versions that go together"
+        ) from None
 
 
 def _plain(body: BaseModel) -> dict[str, Any]:

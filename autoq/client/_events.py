@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 import httpx
+from pydantic import ValidationError
 
 from autoq.client._failures import UnreachableError
-from autoq.client._transport import Transport, pause_seconds
-from autoq.errors import AutoqError, StoreError
+from autoq.client._transport import BusyError, Transport, pause_seconds
+from autoq.errors import AutoqError
 from autoq.wire import Event
 
 SILENCE_SECONDS = 45.0
@@ -20,12 +22,17 @@ GIVE_UP_SECONDS = 300.0
 
 
 def events_in(lines: Iterable[str]) -> Iterator[Event]:
-    """The events of a stream's lines; comments, unknown fields and a cut last event are passed over."""
+    """The events of a stream's lines.
+
+    Comments, unknown fields, a cut last event and events of kinds that only newer versions know
+    are passed over.
+    """
     data: list[str] = []
     for line in lines:
         if not line:
             if data:
-                yield Event.model_validate_json("\n".join(data))
+                with suppress(ValidationError):
+                    yield Event.model_validate_json("\n".join(data))
             data = []
             continue
         field, _, value = line.partition(":")
@@ -64,12 +71,15 @@ def follow(
                         last = event.id
                         yield event
                 return
-        except (httpx.TransportError, StoreError, UnreachableError) as error:
+        except (httpx.TransportError, BusyError, UnreachableError) as error:
             if time.monotonic() - heard > give_up_seconds:
                 raise _given_up(transport, error) from None
-        time.sleep(pause_seconds(failures))
+            asked = error.pause_seconds if isinstance(error, BusyError) else 0.0
+        time.sleep(max(asked, pause_seconds(failures)))
         failures += 1
 
 
 def _given_up(transport: Transport, error: Exception) -> AutoqError:
+    if isinstance(error, BusyError):
+        return error.error
     return error if isinstance(error, AutoqError) else transport.unreachable(error)

@@ -11,7 +11,7 @@ import httpx
 
 from autoq.client._address import checked_address, checked_token, is_loopback
 from autoq.client._failures import UnreachableError, error_of_response
-from autoq.errors import InputError
+from autoq.errors import AutoqError, InputError
 
 _FIRST_PAUSE_SECONDS = 0.25
 _LONGEST_PAUSE_SECONDS = 8.0
@@ -19,6 +19,15 @@ _LONGEST_ASKED_SECONDS = 60.0
 """What a server may ask to wait; a longer time is for the caller to decide."""
 
 _TRIED_AGAIN = (429, 503)
+
+
+class BusyError(Exception):
+    """The server wants to be asked again; `error` is what its problem stands for."""
+
+    def __init__(self, error: AutoqError, pause_seconds: float) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.pause_seconds = min(pause_seconds, _LONGEST_ASKED_SECONDS)
 
 
 class Transport:
@@ -115,6 +124,7 @@ class Transport:
 
         Raises:
             httpx.TransportError: the connection fails, now or while it is read.
+            BusyError: the server cannot answer now.
             AutoqError: what the server's problem stands for.
         """
         # read is between two pieces of the reply, which the server's keep-alives part.
@@ -122,7 +132,10 @@ class Transport:
         with self._http.stream("GET", path, headers=dict(headers), timeout=timeout) as response:
             if not response.is_success:
                 response.read()
-                raise error_of_response(response)
+                error = error_of_response(response)
+                if response.status_code in _TRIED_AGAIN:
+                    raise BusyError(error, asked_pause(response))
+                raise error
             yield response
 
     def unreachable(self, error: Exception) -> UnreachableError:

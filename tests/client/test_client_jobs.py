@@ -14,6 +14,7 @@ from autoq.service.problems import problem_of
 from autoq.testing.scripted_server import Answer, job, stream
 from autoq.wire import EventKind, JobStatus
 
+MANY = {"type": "urn:autoq:problem:too-many-requests", "title": "", "status": 429, "detail": "d"}
 STATUS, PROGRESS, NOTE = EventKind.STATUS, EventKind.PROGRESS, EventKind.NOTE
 
 
@@ -35,15 +36,15 @@ def serve_job(server, streams, end):
     server.route = route
 
 
-def test_events_go_on_after_the_last_one_seen(server):
+def test_events_go_on_after_the_last_one_seen(server, pauses):
     notes = [(number, NOTE, {"text": str(number)}) for number in range(1, 6)]
     streams = [
         Answer(200, stream(*notes[:2]), hangs_up=True),
         Answer(hangs_up=True),
         Answer(503, {"type": "urn:autoq:problem:store", "title": "", "status": 503, "detail": "d"}),
-        Answer(
-            200, stream(*notes[1:4])
-        ),  # one of them again; and the server ends while the job runs
+        Answer(429, MANY, {"Retry-After": "5"}),
+        # One of them again; and the server ends the stream while the job runs.
+        Answer(200, stream(*notes[1:4])),
         Answer(200, stream(notes[4])),
     ]
     serve_job(server, streams, job(JobStatus.DONE))
@@ -51,7 +52,8 @@ def test_events_go_on_after_the_last_one_seen(server):
         seen = [event.id for event in client.job("j1").events()]
     assert seen == [1, 2, 3, 4, 5]
     resumed = [a.headers.get("Last-Event-ID") for a in server.asked if a.path.endswith("/events")]
-    assert resumed == [None, "2", "2", "2", "4"]
+    assert resumed == [None, "2", "2", "2", "2", "4"]
+    assert 5.0 in pauses
 
 
 def test_an_event_that_was_cut_is_read_when_it_comes_whole(server):
@@ -76,8 +78,9 @@ def test_a_server_that_stays_away_is_said_to_be_away(server):
 
 def test_lines_of_the_format_that_are_not_ours_are_passed_over():
     lines = [": hello", "retry: 10", "", "id: 1", "event: note"]
+    newer = 'data: {"id": 0, "job": "j1", "time": "t", "kind": "of tomorrow", "data": {}}'
     data = '{"id": 1, "job": "j1",\ndata:"time": "t", "kind": "note", "data": {"text": "x"}}'
-    found = list(events_in([*lines, *f"data: {data}".split("\n"), "", "data: cut"]))
+    found = list(events_in([newer, "", *lines, *f"data: {data}".split("\n"), "", "data: cut"]))
     assert [(event.id, event.data) for event in found] == [(1, {"text": "x"})]
 
 

@@ -122,6 +122,14 @@ def test_names_of_studies_are_quoted(server):
     assert server.asked[0].path == "/v1/studies/a%2Fb%20c%3Fd/summary?plan=5"
 
 
+def test_replies_of_something_else_are_said_to_be_none(server):
+    server.answers = [Answer(200, {"hello": "world"}), Answer(503, {"hello": "world"})]
+    with autoq.Client(server.url) as client:
+        for ask in (client.me, client.ready):
+            with pytest.raises(UnreachableError, match="none that this client reads"):
+                ask()
+
+
 def test_a_folder_before_the_service_is_kept(server):
     server.answers = [Answer(200, ME)]
     with autoq.Client(f"{server.url}/tools/autoq/") as client:
