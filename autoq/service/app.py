@@ -12,6 +12,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import Lifespan
 
 from autoq import __version__
+from autoq.service._cached_tables import Bounded
 from autoq.service.access_log import AccessLogMiddleware
 from autoq.service.context import Context
 from autoq.service.events import EventHub
@@ -28,6 +29,9 @@ from autoq.studies import StudyStore
 
 _THREADS = 16
 """That read at once: more would wait for each other's turn in the interpreter."""
+
+_TABLES = 16
+"""Large replies that are kept as text: less than a megabyte each of 1,000 groups x 12 formats."""
 
 
 def create_app(settings: ServiceSettings) -> FastAPI:
@@ -75,6 +79,7 @@ def _context(settings: ServiceSettings) -> Context:
         settings=settings,
         store=store,
         reader=reader,
+        tables=Bounded(_TABLES),
         roots=roots,
         events=events,
         metrics=metrics,

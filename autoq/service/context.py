@@ -9,6 +9,7 @@ from typing import Annotated, ParamSpec, TypeVar
 from anyio import to_thread
 from fastapi import Depends, Request
 
+from autoq.service._cached_tables import Bounded
 from autoq.service.events import EventHub
 from autoq.service.metrics import Metrics
 from autoq.service.reading import StudyReader
@@ -28,6 +29,7 @@ class Context:
     settings: ServiceSettings
     store: StudyStore
     reader: StudyReader
+    tables: Bounded[bytes]  # replies that are large and change rarely
     roots: Roots
     events: EventHub
     metrics: Metrics

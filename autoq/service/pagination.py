@@ -25,6 +25,9 @@ Cursor = Annotated[
     Query(max_length=_LONGEST, description="The next_cursor of the page before; none: the first."),
 ]
 
+STORABLE = r"^[^\x00]*$"
+"""Text that every database can be asked for."""
+
 
 def encode_cursor(listed: str, *position: str | int) -> str:
     """The cursor behind a row.

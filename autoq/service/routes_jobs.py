@@ -12,7 +12,7 @@ from autoq.service.access import CanRead, CanRun
 from autoq.service.context import InContext
 from autoq.service.events import Topic
 from autoq.service.job_views import job_log, job_page, job_view
-from autoq.service.pagination import Cursor, Limit
+from autoq.service.pagination import STORABLE, Cursor, Limit
 from autoq.service.replies import not_found, problem_responses, reply
 from autoq.service.streams import EVENT_RESPONSES, After, LastEventId, stream
 from autoq.wire import Job, JobKind, JobPage, JobStatus
@@ -32,7 +32,7 @@ def list_jobs(
     limit: Limit = 50,
     cursor: Cursor = None,
     status: JobStatus | None = None,
-    study: Annotated[str | None, Query(max_length=200)] = None,
+    study: Annotated[str | None, Query(max_length=200, pattern=STORABLE)] = None,
     kind: JobKind | None = None,
 ) -> Response:
     """Jobs, the newest first."""

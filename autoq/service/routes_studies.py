@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from http import HTTPStatus
 from typing import Annotated, Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Path, Query, Request
+from pydantic import BaseModel
 from starlette.responses import HTMLResponse, Response
 
 from autoq.service.access import Caller, CanAdminister, CanRead, require
-from autoq.service.context import InContext
+from autoq.service.context import Context, InContext
 from autoq.service.events import Topic
 from autoq.service.examples import PlanBody
-from autoq.service.pagination import Cursor, Limit
-from autoq.service.replies import problem_responses, reply, reply_list, tagged
+from autoq.service.pagination import STORABLE, Cursor, Limit
+from autoq.service.replies import not_found, problem_responses, reply, reply_list, tagged
 from autoq.service.requests import check_plan
 from autoq.service.streams import EVENT_RESPONSES, After, LastEventId, stream
 from autoq.service.study_names import InStudy, NameOfStudy
@@ -52,9 +54,14 @@ def list_studies(
     limit: Limit = 50,
     cursor: Cursor = None,
     status: StudyStatus | None = None,
-    model: Annotated[str | None, Query(max_length=1000)] = None,
+    model: Annotated[str | None, Query(max_length=1000, pattern=STORABLE)] = None,
     q: Annotated[
-        str | None, Query(max_length=200, description="Text in the name, model or architecture.")
+        str | None,
+        Query(
+            max_length=200,
+            pattern=STORABLE,
+            description="Text in the name, model or architecture.",
+        ),
     ] = None,
 ) -> Response:
     """Studies, those that were worked on last first."""
@@ -113,8 +120,13 @@ def show_frontier(
     points: Annotated[int, Query(ge=2, le=_MOST_POINTS)] = 64,
 ) -> Response:
     """The best plans by rising bits; has an ETag."""
-    frontier = context.reader.frontier(study, points)
-    return tagged(request, frontier.model_dump_json().encode())
+    return _table(
+        request,
+        context,
+        study,
+        ("frontier", points),
+        lambda: context.reader.frontier(study, points),
+    )
 
 
 @router.get(
@@ -122,8 +134,9 @@ def show_frontier(
 )
 def show_sensitivity(request: Request, context: InContext, study: NameOfStudy) -> Response:
     """The table that plans come from: groups x formats; has an ETag."""
-    table = context.reader.sensitivities(study)
-    return tagged(request, table.model_dump_json().encode())
+    return _table(
+        request, context, study, ("sensitivity",), lambda: context.reader.sensitivities(study)
+    )
 
 
 @router.get("/{study}/trials", response_model=TrialPage, dependencies=_READ, responses=_ONE)
@@ -165,6 +178,20 @@ async def follow_study(
 ) -> Response:
     """What happens to all jobs of the study, as it happens; does not end by itself."""
     return stream(request, context, Topic(study=study.name), last_event_id, after)
+
+
+def _table(
+    request: Request,
+    context: Context,
+    study: str,
+    which: tuple[Hashable, ...],
+    make: Callable[[], BaseModel],
+) -> Response:
+    """A large table, written out once for every state of the study."""
+    with not_found():
+        marks = context.store.study_marks(study)
+    content = context.tables.get((marks, which), lambda: make().model_dump_json().encode())
+    return tagged(request, content)
 
 
 def _attachment(name: str) -> dict[str, str]:
