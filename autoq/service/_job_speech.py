@@ -17,6 +17,9 @@ from autoq.wire import EventKind
 PROGRESS_SECONDS = 0.25
 """Between two events of progress, at least; a task's beginning and end are always told."""
 
+UNCHANGED_SECONDS = 10.0
+"""Between two events of progress that say the same, such as while a cluster is waited for."""
+
 _FEWEST_FOR_ESTIMATE = 2
 """Steps of a task that must be done before the rest is estimated: the first is often slow."""
 
@@ -56,7 +59,7 @@ class EventProgress:
 
     def __init__(self, speech: Speech) -> None:
         self._speech = speech
-        self._told = 0.0
+        self._looked = 0.0
         self.listeners: list[Callable[[str], None]] = []
         """Called with a task's description when it begins, whenever it advances, and at its end."""
 
@@ -68,21 +71,22 @@ class EventProgress:
 
         def advance(steps: int = 1) -> None:
             task.done += steps
-            if time.monotonic() - self._told >= PROGRESS_SECONDS:
+            if time.monotonic() - self._looked >= PROGRESS_SECONDS:
                 self._tell(task)
 
         try:
             yield advance
         finally:
-            self._tell(task)
+            self._tell(task, at_last=True)
 
     def note(self, text: str) -> None:
         """See `autoq.progress.Progress.note`."""
         self._speech.event(EventKind.NOTE, text=text)
 
-    def _tell(self, task: _Task) -> None:
-        self._told = time.monotonic()
-        self._speech.event(EventKind.PROGRESS, **task.as_data(self._told))
+    def _tell(self, task: _Task, *, at_last: bool = False) -> None:
+        self._looked = time.monotonic()
+        if at_last or task.has_news(self._looked):
+            self._speech.event(EventKind.PROGRESS, **task.told(self._looked))
         for listen in self.listeners:
             listen(task.description)
 
@@ -91,8 +95,18 @@ class _Task:
     def __init__(self, description: str, total: int) -> None:
         self.description, self.total, self.done = description, total, 0
         self._began = time.monotonic()
+        self._last: tuple[float, int] | None = None  # when, and how much was done, when it was told
 
-    def as_data(self, now: float) -> dict[str, Any]:
+    def has_news(self, now: float) -> bool:
+        """Whether it is not as it was told last, or that is long ago."""
+        if self._last is None:
+            return True
+        when, done = self._last
+        return done != self.done or now - when >= UNCHANGED_SECONDS
+
+    def told(self, now: float) -> dict[str, Any]:
+        """As the event says it; it is told now."""
+        self._last = now, self.done
         return {
             "task": self.description,
             "done": self.done,

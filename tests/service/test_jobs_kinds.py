@@ -285,3 +285,13 @@ def test_a_task_of_unknown_length_says_nothing_of_the_time_left(heard, clock):
         advance(7)
     last = heard.events("progress")[-1]
     assert last == {"task": "exporting", "done": 7, "total": 0, "seconds_left": None}
+
+
+def test_what_does_not_advance_is_told_now_and_then(heard, clock):
+    with EventProgress(heard.speech).task("scoring", 2) as advance:
+        for _ in range(30):  # a cluster is waited for
+            clock.seconds += 1.0
+            advance(0)
+        advance(2)
+    # At the beginning, every ten seconds, and at the end.
+    assert [each["done"] for each in heard.events("progress")] == [0, 0, 0, 0, 2]
