@@ -19,6 +19,7 @@ from autoq.errors import InputError, QualityInfeasibleError
 from autoq.search import _resources
 from autoq.search._cells import Limit
 from autoq.search._knapsack import Answer, Tolerance
+from autoq.search._least_total import fewest_bits
 from autoq.search._problem import Problem
 from autoq.search._relaxation import Choice
 from autoq.search._types import Budget, Least, Plan, Resource
@@ -91,24 +92,28 @@ def _least(
     relative_gap: float,
 ) -> Answer:
     """The choice that takes least; what is not proved is in the resource's own unit."""
+    step = _step(problem, minimise)
+    if step and not budgets:
+        found = fewest_bits(problem, loss_limit, minimise, int(step), seconds)
+        if found is not None:
+            return Answer(choice=found, unproved=0.0)
     rows = problem.rows
     amounts = _resources.cells(problem.costs, minimise)[rows].astype(np.float64)
     unit = float(amounts.max()) or 1.0
     limits = [Limit(amounts=problem.scores[rows], most=loss_limit)]
     limits += [limit_of(problem, budget) for budget in budgets]
-    step = _step(problem, minimise)
     tolerance = Tolerance(relative=relative_gap, absolute=_WHOLE_STEP * step / unit)
-    found = ask(problem, amounts / unit, limits, seconds, tolerance)
-    if not isinstance(found, Answer):
+    answer = ask(problem, amounts / unit, limits, seconds, tolerance)
+    if not isinstance(answer, Answer):
         start = _least_loss(problem, loss_limit, budgets, seconds)
-        found = ask(problem, amounts / unit, limits, seconds, tolerance, start=start)
+        answer = ask(problem, amounts / unit, limits, seconds, tolerance, start=start)
     # With a choice to start from there is always an answer.
-    found = cast("Answer", found)
-    unproved = found.unproved * unit
+    answer = cast("Answer", answer)
+    unproved = answer.unproved * unit
     if unproved <= _WHOLE_STEP * step:
         unproved = 0.0
     per_unit = _resources.cells_per_unit(problem.costs, minimise)
-    return Answer(choice=found.choice, unproved=unproved / per_unit)
+    return Answer(choice=answer.choice, unproved=unproved / per_unit)
 
 
 def _least_loss(

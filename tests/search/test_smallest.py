@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from autoq.errors import InputError, QualityInfeasibleError, ResourceInfeasibleError
-from autoq.search import Budget, Resource, smallest, solve
+from autoq.search import Budget, Resource, _knapsack, _smallest, smallest, solve
 from autoq.search._knapsack import Answer
 from tests.search.tables import (
     ACTIVE,
@@ -186,7 +186,51 @@ def test_only_a_bound_well_within_a_step_proves_whole_totals(monkeypatch, share_
     step = share_of_step * np.gcd.reduce(extra, axis=None) / costs.effective_bits.max()
     choice = np.array([costs.formats.index(known.assignment[group]) for group in costs.groups])
     answer = Answer(choice=choice, unproved=float(step))
+    monkeypatch.setattr("autoq.search._smallest.fewest_bits", lambda *_args: None)
     monkeypatch.setattr("autoq.search._smallest.ask", lambda *_args, **_options: answer)
 
     least = smallest(sensitivity, costs, limit).least
     assert (least.gap == 0.0) is proved
+
+
+@pytest.mark.parametrize("resource", [BITS_RESOURCE, BYTES])
+@pytest.mark.parametrize("seed", range(4))
+def test_halving_capacities_and_a_program_of_all_limits_agree(seed, resource, monkeypatch):
+    sensitivity, costs = several_tables(seed, 40)
+    limit = limit_between(sensitivity, costs, 0.2 + 0.2 * seed)
+    halved = smallest(sensitivity, costs, limit, minimise=resource)
+    monkeypatch.setattr("autoq.search._smallest.fewest_bits", lambda *_args: None)
+    together = smallest(sensitivity, costs, limit, minimise=resource)
+    assert halved.takes[resource] == together.takes[resource]
+    assert halved.predicted_loss == pytest.approx(together.predicted_loss, rel=1e-9)
+    assert halved.least.gap == 0.0
+
+
+def test_a_limit_that_every_plan_keeps_takes_the_smallest_one():
+    sensitivity, costs = several_tables(0, 12)
+    floor = between(costs, BITS_RESOURCE, 0.0).limit
+    assert smallest(sensitivity, costs, 1e9).effective_bits == pytest.approx(floor, rel=1e-12)
+
+
+def test_what_could_not_be_proved_in_time_is_left_to_the_program(monkeypatch):
+    sensitivity, costs = several_tables(1, 40)
+    limit = limit_between(sensitivity, costs, 0.5)
+    expected = smallest(sensitivity, costs, limit)
+    solve_exactly = _knapsack.solve
+
+    def unproved(options, *args, **named):
+        answer = solve_exactly(options, *args, **named)
+        return replace(answer, unproved=1.0)
+
+    monkeypatch.setattr("autoq.search._least_total._knapsack.solve", unproved)
+    calls = []
+    honest = _smallest.fewest_bits
+
+    def watched(*args):
+        calls.append(honest(*args))
+        monkeypatch.setattr("autoq.search._least_total._knapsack.solve", solve_exactly)
+        return calls[-1]
+
+    monkeypatch.setattr("autoq.search._smallest.fewest_bits", watched)
+    assert smallest(sensitivity, costs, limit).effective_bits == expected.effective_bits
+    assert calls == [None]
