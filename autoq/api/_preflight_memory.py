@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from autoq.api.config import ScoringConfig
+from autoq.api.memory_bound import experts_per_token
 from autoq.calibration.moments import moment_owners
 from autoq.calibration.scales import sharing_sets
 from autoq.evaluators.reference import MEMORY_BYTES as REFERENCE_BYTES
@@ -46,7 +47,6 @@ _STORED_TWICE = 2
 """Arrays on their way into the store: themselves, and as the database's bytes."""
 
 _EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-_EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk")
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,11 @@ class Workload:
         sequences = min(self.config.batch_size, self.config.calibration_sequences)
         return sequences * self.tokens_in_sequence
 
+    @property
+    def calibration_tokens(self) -> int:
+        """Tokens of all sequences that are calibrated on."""
+        return self.config.calibration_sequences * self.tokens_in_sequence
+
     @cached_property
     def output_width(self) -> int:
         """Numbers in the output of a token."""
@@ -115,7 +120,7 @@ class Workload:
         """Of the experts, that a token runs through; 1 where there are none."""
         config = text_config(self.model)
         experts = next((n for k in _EXPERT_COUNTS if (n := getattr(config, k, None))), None)
-        taken = next((n for k in _EXPERTS_PER_TOKEN if (n := getattr(config, k, None))), None)
+        taken = experts_per_token(self.model)
         return 1.0 if not (experts and taken) else min(1.0, taken / experts)
 
     def share_of_tokens(self, slot: WeightSlot) -> float:

@@ -35,6 +35,10 @@ _ROUNDING_PASSES = {"nearest": 4, "searched": 60, "scaled": 600}
 candidates; and with an input scale searched on top of that."""
 
 
+_FACTOR_BESIDE_PRODUCT = 3
+"""Time of a multiplication in a factor, in float64, beside one in a product of float32: half the
+rate, and less of it than products reach."""
+
 _STEP_SECONDS = 0.01
 """For a matrix in a format, whatever its size: a few hundred calls, a row, a file's entry."""
 
@@ -133,10 +137,13 @@ def _calibrating(work: Workload, rates: Rates, forward: float, tokens: int) -> f
         else:
             seconds += _rounding(work, rates, "nearest")
         if steps.feeds_errors_back:
-            # Each column's error is spread over those behind it, after a Cholesky factor.
-            spread = sum(slot.weights * slot.in_features for slot in work.slots) / 2
+            # Each column's error is spread over those behind it, and what comes out is compared
+            # with the nearest codes by two products with the moment. Before that, the factor of
+            # the moment's inverse: two Cholesky factors and an inverse.
+            squares = sum(slot.weights * slot.in_features for slot in work.slots)
             factors = sum(2 * width**3 / 3 for width in work.input_widths)
-            seconds += (spread + factors) / rates.multiplications
+            products = 0.5 * squares + 2 * squares + _FACTOR_BESIDE_PRODUCT * factors
+            seconds += products / rates.multiplications
     return seconds
 
 

@@ -11,6 +11,7 @@ from autoq.api.config import ScoringConfig
 from autoq.api.task import LoadedModel, output_width
 from autoq.errors import InputError
 from autoq.models import ModelMap, SlotKind
+from autoq.models.forward import text_config
 from autoq.search.estimators import ESTIMATORS
 from autoq.search.streamed import refuse_unstreamed_estimator
 
@@ -19,6 +20,9 @@ PROGRAM_BYTES = 600 * 10**6
 
 _BYTES_OF_AN_ERROR = 6
 """For each weight: the quantised one in float32, and the error in bfloat16."""
+
+_EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk")
+_EXPERTS_OF_A_TOKEN = 2  # where a configuration does not say, as in most mixtures
 
 _LOGITS_AT_ONCE = 3
 """Logits, what a loss makes of them, and the gradient; in float32."""
@@ -34,6 +38,7 @@ class MemoryNeeds:
     outside: int  # the largest layer that is in no block, such as the output head
     output: int  # logits of a batch, and what is made of them
     handed_on: int  # what all blocks give for a batch
+    handed_on_by_token: int  # what one block gives for a token
 
     @classmethod
     def of(cls, loaded: LoadedModel, model_map: ModelMap, config: ScoringConfig) -> MemoryNeeds:
@@ -43,7 +48,8 @@ class MemoryNeeds:
         model = loaded.model
         size = next(model.parameters()).element_size()
         blocks = [model.get_submodule(path) for path in model_map.blocks]
-        widths = [_widths(model_map, path) for path in model_map.blocks]
+        taken = experts_per_token(model) or _EXPERTS_OF_A_TOKEN
+        widths = [_widths(model_map, path, taken) for path in model_map.blocks]
         inside = {id(p) for block in blocks for p in block.parameters()}
         return cls(
             block=max(map(_parameter_bytes, blocks)),
@@ -52,6 +58,7 @@ class MemoryNeeds:
             outside=_largest_outside(model, inside),
             output=_LOGITS_AT_ONCE * tokens * output_width(model) * 4,
             handed_on=len(blocks) * tokens * _hidden_width(model) * size,
+            handed_on_by_token=_hidden_width(model) * size,
         )
 
     @property
@@ -59,6 +66,18 @@ class MemoryNeeds:
         """The smallest bound that works."""
         inside = self.block + self.activations + self.matrix
         return PROGRAM_BYTES + max(inside, self.outside + self.output)
+
+    def room_of(self, bound: int) -> int:
+        """Bytes of a bound that hold what blocks give; the rest of that goes to the disk."""
+        return max(0, bound - self.least) // 2
+
+    def kept_at_least(self, calibration_tokens: int) -> int:
+        """Of what blocks give, that waits somewhere at once, in memory or on the disk.
+
+        Calibration keeps the inputs and outputs of a block for all its tokens, scoring what all
+        blocks give for one batch, or for more where there is room.
+        """
+        return max(2 * calibration_tokens * self.handed_on_by_token, self.handed_on)
 
     def refuse_less(self, bound: int) -> None:
         """
@@ -122,7 +141,14 @@ def _largest_outside(model: nn.Module, inside: set[int]) -> int:
     return max(sizes)
 
 
-def _widths(model_map: ModelMap, block: str) -> int:
+def experts_per_token(model: nn.Module) -> int | None:
+    """How many experts of a block a token runs through; None where the configuration has no word."""
+    config = text_config(model)
+    found = (getattr(config, name, None) for name in _EXPERTS_PER_TOKEN)
+    return next((int(number) for number in found if number), None)
+
+
+def _widths(model_map: ModelMap, block: str, experts_of_a_token: int) -> int:
     """Values that a token has at the products of a block, inputs and outputs."""
     plain = experts = 0
     for slot in model_map.slots.values():
@@ -130,8 +156,7 @@ def _widths(model_map: ModelMap, block: str) -> int:
             width = slot.in_features + slot.out_features
             plain += width if slot.kind is not SlotKind.EXPERT else 0
             experts += width if slot.expert == 0 else 0
-    # A token sees a few experts; their number differs, and two are common.
-    return plain + 2 * experts
+    return plain + experts_of_a_token * experts
 
 
 def _hidden_width(model: nn.Module) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -54,6 +55,7 @@ class Preflight:
     memory_bytes: Mapping[str, int]  # peak of each stage
     store_bytes: int
     checkpoint_bytes: int  # 0 where none is written
+    temporary_bytes: int  # what blocks give and memory does not hold; 0 with the model in memory
     free_memory_bytes: int  # that the process could still take
     used_memory_bytes: int  # that it has already, and that is part of the peaks
     misfits: tuple[Misfit, ...]
@@ -144,20 +146,23 @@ def preflight(
     used = _used_bytes() if place.type == "cpu" else 0
     free = available_bytes(place)
     stages = memory_by_stage(work, used, free)
+    needs, temporary = _needs_of(work, path), 0
     if max_memory is not None:
         bound = parse_bytes(max_memory)
-        _needs_of(work, path).refuse_less(bound)
+        needs.refuse_less(bound)
         stages = {name: min(peak, bound) for name, peak in stages.items()}
+        temporary = max(0, needs.kept_at_least(work.calibration_tokens) - needs.room_of(bound))
     found = Preflight(
         seconds=seconds_by_stage(work, measured_rates(work, place)),
         memory_bytes=stages,
         store_bytes=store_bytes(work),
         checkpoint_bytes=work.checkpoint_bytes if export is not None else 0,
+        temporary_bytes=temporary,
         free_memory_bytes=free,
         used_memory_bytes=used,
         misfits=(),
     )
-    memory = _memory_misfit(work, found, str(place), _needs_of(work, path).least)
+    memory = _memory_misfit(work, found, str(place), needs.least)
     disk = _disk_misfits(found, store, export)
     return replace(found, misfits=(*memory, *disk))
 
@@ -287,6 +292,9 @@ def _disk_misfits(found: Preflight, store: str, export: str | Path | None) -> li
         _add(places, file, found.store_bytes, "--store on another disk")
     if export is not None:
         _add(places, Path(export), found.checkpoint_bytes, "--export on another disk")
+    if found.temporary_bytes:
+        temporary = Path(tempfile.gettempdir())
+        _add(places, temporary, found.temporary_bytes, "TMPDIR on another disk")
     misfits = []
     for path, needed, remedies in places.values():
         free = free_disk_bytes(path)

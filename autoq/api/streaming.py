@@ -101,8 +101,8 @@ class Streaming:
         """
         needs = MemoryNeeds.of(loaded, model_map, config)
         needs.refuse_less(self.bound_bytes)
-        spare = self.bound_bytes - needs.least
-        return _Room(kept_bytes=spare // 2, error_bytes=spare // 2)
+        room = needs.room_of(self.bound_bytes)
+        return _Room(kept_bytes=room, error_bytes=room)
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def _summary(found: Preflight) -> str:
     return (
         f"estimated: {_duration(found)}, {bytes_text(found.peak_bytes)} of memory at most "
         f"({bytes_text(found.used_memory_bytes + found.free_memory_bytes)} to be had), "
-        f"{bytes_text(found.store_bytes + found.checkpoint_bytes)} of disk"
+        f"{bytes_text(found.store_bytes + found.checkpoint_bytes + found.temporary_bytes)} of disk"
     )
 
 
@@ -97,6 +97,8 @@ def _totals(found: Preflight) -> list[str]:
     ]
     if found.checkpoint_bytes:
         lines[-1] += f", {bytes_text(found.checkpoint_bytes)} at most for the checkpoint"
+    if found.temporary_bytes:
+        lines[-1] += f", {bytes_text(found.temporary_bytes)} for what blocks give (TMPDIR)"
     return [*lines, "it fits"] if found.fits else lines
 
 

@@ -16,6 +16,7 @@ import transformers
 
 import autoq
 from autoq.api import _preflight_memory, preflight
+from autoq.api.memory_bound import MemoryNeeds
 from autoq.api.preflight import Preflight
 from autoq.api.study_tables import CALIBRATION
 from autoq.bundled import model_path
@@ -203,7 +204,7 @@ def _workload(folder: Path, **options: Any) -> Any:
     from autoq.api.config import ScoringConfig
 
     sizes = {key: value for key, value in SMALL.items() if key != "held_out_sequences"}
-    return preflight._workload(folder, ScoringConfig(**sizes, **options), 2, False)
+    return preflight._workload(folder, ScoringConfig(**{**sizes, **options}), 2, False)
 
 
 def _random_model(kind: str, folder: Path) -> Path:
@@ -261,3 +262,40 @@ def test_peak_memory_is_within_the_factor(kind: str, tmp_path: Path) -> None:
 
     guessed, taken = in_a_process("estimate"), in_a_process("search")
     assert taken / FACTOR < guessed < taken * FACTOR
+
+
+def test_a_streamed_search_needs_disk_for_what_blocks_give(tmp_path: Path) -> None:
+    model = write_family_model("llama", tmp_path / "model")
+    asked = {"formats": ("fp8",), "calibration_sequences": 64, "sequence_length": 32}
+    least = _needs(model, **asked).least
+    found = estimate(model, tmp_path, **asked, max_memory=least)
+    width = load_model(model).config.hidden_size
+    # A block's inputs and outputs, of all tokens, in float32; nothing is left of the least bound.
+    assert found.temporary_bytes == 2 * 64 * 32 * width * 4
+    roomy = estimate(model, tmp_path, **asked, max_memory=least + 4 * found.temporary_bytes)
+    assert roomy.temporary_bytes == 0
+    assert estimate(model, tmp_path, **asked).temporary_bytes == 0
+
+
+def test_the_bound_counts_the_experts_that_a_token_runs_through(tmp_path: Path) -> None:
+    one, three = (
+        _needs(_mixture(tmp_path / str(taken), taken), sequence_length=16, batch_size=1)
+        for taken in (1, 3)
+    )
+    config = load_model(tmp_path / "1").config
+    hidden, inner = config.hidden_size, config.intermediate_size
+    of_an_expert = (hidden + 2 * inner) + (inner + hidden)  # gate and up as one, and down
+    assert three.activations - one.activations == 2 * of_an_expert * 16 * 4
+
+
+def _mixture(folder: Path, taken: int) -> Path:
+    """A mixture whose tokens run through so many experts."""
+    write_family_model("mixtral", folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["num_experts_per_tok"] = taken
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def _needs(model: Path, **options: Any) -> MemoryNeeds:
+    return preflight._needs_of(_workload(model, **options), model)
