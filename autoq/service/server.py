@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _WAITING = 512  # connections that nobody has accepted yet
 _ENDING_SECONDS = 5  # that requests at hand may take once the service is to end
+_IDLE_SECONDS = 75
+"""How long a connection may wait for its next request: longer than proxies (60 s) and clients keep
+theirs, so that it is not ended just when the next request comes."""
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
@@ -92,6 +95,7 @@ def _configuration(app: FastAPI, settings: ServiceSettings) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,  # whoever connects would say whose address to count
         timeout_graceful_shutdown=_ENDING_SECONDS,
+        timeout_keep_alive=_IDLE_SECONDS,
         ssl_certfile=None if tls is None else str(tls),
         ssl_keyfile=None if settings.tls_key is None else str(settings.tls_key),
     )
