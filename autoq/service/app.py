@@ -11,8 +11,8 @@ from fastapi.routing import APIRoute
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import Lifespan
 
-from autoq import __version__
 from autoq.service._cached_tables import Bounded
+from autoq.service._version import VERSION
 from autoq.service.access_log import AccessLogMiddleware
 from autoq.service.context import Context
 from autoq.service.events import EventHub
@@ -44,7 +44,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     context = _context(settings)
     app = FastAPI(
         title="autoq",
-        version=__version__,
+        version=VERSION,
         summary="Decides, layer by layer, in which number format a language model is stored.",
         docs_url=None,
         redoc_url=None,

@@ -9,8 +9,8 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from autoq import __version__
 from autoq.errors import StoreError
+from autoq.service._version import VERSION
 from autoq.service.access import Caller, CanRead
 from autoq.service.catalogue import format_entries, target_entries
 from autoq.service.context import InContext
@@ -33,7 +33,7 @@ class Health(BaseModel):
 @public.get("/health", response_model=Health, responses=problem_responses(403, 429, 500))
 async def health() -> Response:
     """That the process answers; asks nothing of the store."""
-    return reply(Health(status="ok", version=__version__))
+    return reply(Health(status="ok", version=VERSION))
 
 
 @public.get(

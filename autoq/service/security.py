@@ -16,7 +16,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from autoq import __version__
+from autoq.service._version import VERSION
 from autoq.service.hosts import HostRule, client_key
 from autoq.service.limits import (
     Slots,
@@ -73,7 +73,7 @@ _LONGEST_TOKEN = 200
 
 _CALLER = "autoq.caller"
 
-LOCAL = Identity(name="local", scope=TokenScope.ADMIN, authentication=False, version=__version__)
+LOCAL = Identity(name="local", scope=TokenScope.ADMIN, authentication=False, version=VERSION)
 """Everybody on this machine, where the service was started without tokens."""
 
 
@@ -155,7 +155,7 @@ class Guard:
         entry = None if token is None else self._tokens.find(token)
         if entry is not None:
             identity = Identity(
-                name=entry.name, scope=entry.scope, authentication=True, version=__version__
+                name=entry.name, scope=entry.scope, authentication=True, version=VERSION
             )
             return Caller(identity, f"token {entry.name}")
         if not open_to_all:
