@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+from importlib.resources import files
+from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -30,6 +33,7 @@ def url(tmp_path_factory):
     with StudyStore.open(store) as opened:
         add_synthetic_study(opened, groups=24, formats=4, name=NAME)
         add_synthetic_study(opened, groups=16, formats=3, name=HOSTILE, seed=1)
+        add_synthetic_study(opened, groups=8, formats=2, name="doomed", seed=2)
     with served(ServiceSettings(store=store)) as address:
         yield address
 
@@ -291,3 +295,51 @@ def test_names_are_text_whatever_they_say(page, url, watch):
     assert page.title() == f"{HOSTILE} - autoq"
     assert page.locator("main img, main script").count() == 0
     assert (watch.errors, watch.foreign) == ([], [])
+
+
+def test_studies_are_found_by_their_text(page, url):
+    page.goto(url)
+    page.get_by_role("link", name="doomed").wait_for()
+    page.get_by_label("Search").fill("cal")
+    page.get_by_text("1 study", exact=True).wait_for()
+    assert page.locator("tbody a").all_text_contents() == [NAME]
+    assert page.url.endswith("?q=cal")
+    page.get_by_label("Status").select_option("failed")
+    page.get_by_text("No study fits").wait_for()
+
+
+def test_a_plan_is_kept_once(page, url):
+    open_study(page, url, "?bits=5.75")
+    page.get_by_role("button", name="Keep this plan").click()
+    page.get_by_text(re.compile(r"^Kept as plan \d+\.$")).wait_for()
+    page.get_by_role("button", name="Keep this plan").click()
+    page.get_by_text(re.compile(r"^Kept already as plan \d+\.$")).wait_for()
+    plans = httpx.get(f"{url}/v1/studies/{NAME}").json()["plans"]
+    assert [plan["budgets"] for plan in plans].count({"effective_bits": 5.75}) == 1
+
+
+def test_a_study_is_deleted_by_whoever_types_its_name(page, url):
+    page.goto(f"{url}/studies/doomed")
+    page.get_by_role("button", name="Delete …").click()
+    sure = page.get_by_role("button", name="Delete", exact=True)
+    page.get_by_label("Type its name").fill("doome")
+    assert sure.is_disabled()
+    page.get_by_label("Type its name").fill("doomed")
+    sure.click()
+    page.get_by_role("heading", name="Studies").wait_for()
+    assert httpx.get(f"{url}/v1/studies/doomed").status_code == 404
+
+
+def test_the_plan_is_downloaded_as_it_is_shown(page, url):
+    open_study(page, url, "?bits=5.25")
+    with page.expect_download() as coming:
+        page.get_by_role("button", name="Download plan").click()
+    plan = json.loads(Path(coming.value.path()).read_text(encoding="utf-8"))
+    assert plan["assignment"] == plan_for(url, effective_bits=5.25)["assignment"]
+
+
+def test_every_module_is_asked_for_at_once():
+    """The page names all of its modules, so that they do not come one after the other."""
+    folder = Path(str(files("autoq.service").joinpath("page")))
+    named = re.findall(r'"/assets/js/(\w+\.js)"', (folder / "index.html").read_text())
+    assert sorted(named) == sorted(path.name for path in (folder / "assets" / "js").glob("*.js"))

@@ -17,7 +17,7 @@ export async function showJob(place, { name, signal }) {
     fill(outcome, outcomeOf(now));
   };
   const view = new JobView({ signal, onChange: changed });
-  fill(place, title, el("p.quiet", {}, `Asked for ${timeText(job.created)} UTC`, job.worker ? `, by ${job.worker}` : ""), view.element, asked);
+  fill(place, title, el("p.quiet", {}, `Asked for ${timeText(job.created)} UTC`), view.element, asked);
   view.start(job);
   view.head.after(outcome);
   changed(job);
@@ -25,7 +25,8 @@ export async function showJob(place, { name, signal }) {
 
 function request(job) {
   const given = Object.entries(job.request).filter(([, value]) => value !== null && !(Array.isArray(value) && value.length === 0));
-  return definitions(given.map(([name, value]) => [name.replaceAll("_", " "), typeof value === "string" ? value : JSON.stringify(value)]));
+  const rows = given.map(([name, value]) => [name.replaceAll("_", " "), typeof value === "string" ? value : JSON.stringify(value)]);
+  return definitions(job.worker ? [...rows, ["worker", job.worker]] : rows);
 }
 
 function outcomeOf(job) {
