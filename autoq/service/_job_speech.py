@@ -77,15 +77,15 @@ class EventProgress:
         try:
             yield advance
         finally:
-            self._tell(task, at_last=True)
+            self._tell(task)
 
     def note(self, text: str) -> None:
         """See `autoq.progress.Progress.note`."""
         self._speech.event(EventKind.NOTE, text=text)
 
-    def _tell(self, task: _Task, *, at_last: bool = False) -> None:
+    def _tell(self, task: _Task) -> None:
         self._looked = time.monotonic()
-        if at_last or task.has_news(self._looked):
+        if task.has_news(self._looked):
             self._speech.event(EventKind.PROGRESS, **task.told(self._looked))
         for listen in self.listeners:
             listen(task.description)
