@@ -24,7 +24,7 @@ from autoq.api._study_batches import FINAL, stored_array
 from autoq.api.study import Study
 from autoq.api.study_tables import CALIBRATION, SENSITIVITY
 from autoq.api.task import LoadedModel, ScoringTask
-from autoq.errors import StoreError
+from autoq.errors import StoreError, UnknownNameError
 from autoq.formats import NONE, CalibrationRecipe
 from autoq.progress import Progress
 from autoq.search._projections import projection_dtype
@@ -120,7 +120,9 @@ def take_over_calibration(study: Study, fingerprint: str, progress: Progress) ->
         if not had or stage.study_id == study.id:
             continue
         own = [record for record in stage.payload["records"] if record["format"] in had]
-        name = study.store.study(stage.study_id).name
+        name = _name_of(study, stage)
+        if name is None:
+            continue
         try:
             study.store.copy_arrays(stage.study_id, study.id, CALIBRATION, _is_of(own, had))
         except StoreError as error:
@@ -177,7 +179,9 @@ def take_over_scores(
         return None
     for stage in study.store.results(SENSITIVITY, fingerprint):
         if set(columns) <= set(stage.payload["formats"]) and stage.study_id != study.id:
-            name = study.store.study(stage.study_id).name
+            name = _name_of(study, stage)
+            if name is None:
+                continue
             try:
                 payload = _copied_scores(study, stage, columns)
             except StoreError as error:
@@ -188,6 +192,14 @@ def take_over_scores(
                 _say("scores", sources, progress)
                 return {**payload, REUSED: sources}
     return None
+
+
+def _name_of(study: Study, stage: StageRecord) -> str | None:
+    """Of the study that has the stage; None where it was removed meanwhile, or is damaged."""
+    try:
+        return study.store.study(stage.study_id).name
+    except (UnknownNameError, StoreError):
+        return None
 
 
 def _copied_scores(
@@ -203,6 +215,9 @@ def _copied_scores(
     places = [source.payload["formats"].index(name) for name in columns]
     batches = store.score_batches(source_id)
     terms = stored_array(store, source_id, SENSITIVITY, INTERACTIONS)
+    # Studies go as a whole: of one that is still there, nothing was missing a moment ago.
+    if _name_of(study, source) is None:
+        raise StoreError("it was removed in the meantime")
     if terms is not None:
         own = np.ascontiguousarray(terms[:, places][:, :, :, places])
         store.put_array(study.id, SENSITIVITY, INTERACTIONS, own)

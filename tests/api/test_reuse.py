@@ -14,6 +14,7 @@ from autoq.api import reuse, stages
 from autoq.api.study_tables import CALIBRATION, SENSITIVITY
 from autoq.api.task import LoadedModel
 from autoq.search.estimators import TokenProjection
+from autoq.studies import StudyStore
 
 FEW = ("fp8", "nvfp4")
 MANY = ("fp8", "w4a8_awq", "nvfp4", "nvfp4_wo")
@@ -237,3 +238,38 @@ def test_damaged_results_are_computed_anew_and_mended(run, tmp_path):
     assert f"study {first.name} is not reused: its array" in said and "damaged" in said
     assert_same_study(second, run(MANY, "alone"))
     assert calibration_of(first, FEW) == before
+
+
+@pytest.mark.parametrize(
+    ("method", "had", "asked"),
+    [("study", FEW, MANY), ("copy_arrays", FEW, MANY), ("score_batches", MANY, FEW)],
+)
+def test_a_study_that_is_removed_while_it_is_taken_over_is_not(
+    method, had, asked, run, monkeypatch
+):
+    first = run(had)
+    own = getattr(StudyStore, method)
+    left = [first.id]
+
+    def removed_first(store, asked_for, *arguments, **options):
+        if asked_for in left:
+            store.delete_study(left.pop())
+        return own(store, asked_for, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StudyStore, method, removed_first)
+        second = run(asked)
+    assert not left  # it was asked for
+    assert_same_study(second, run(asked, "alone"))
+
+
+def test_a_damaged_row_of_another_study_stops_no_search(run, tmp_path):
+    first = run(FEW)
+    first.store.close()
+    connection = sqlite3.connect(tmp_path / "studies.db")
+    with connection:
+        connection.execute("UPDATE stage SET seconds = seconds + 1")
+    connection.close()
+    second = run(MANY)
+    assert reused_by(second, CALIBRATION) in (None, {})
+    assert_same_study(second, run(MANY, "alone"))
