@@ -72,18 +72,18 @@ def page():
 
 def test_search_look_choose_export(page, url, folder, pictures):
     start_the_search(page, url)
-    page.get_by_role("progressbar", name="scoring").wait_for()
-    page.locator(".stages li", has_text="calibration").wait_for()
+    page.locator(".progress-words", has_text=re.compile(r"scoring.*left")).wait_for()
     page.screenshot(path=pictures / "job.png", full_page=True)
     page.locator(".job-head .badge", has_text="done").wait_for()
 
     page.get_by_role("link", name="Study demo").click()
     page.locator(".js-plotly-plot .legend").first.wait_for()
     budget, plan = choose_a_budget(page, url)
-    page.screenshot(path=pictures / "study.png", full_page=True)
+    upper = {"x": 0, "y": 0, "width": 1200, "height": 2060}  # down to the heat map
+    page.screenshot(path=pictures / "study.png", full_page=True, clip=upper)
     page.emulate_media(color_scheme="dark")
     page.wait_for_load_state("networkidle")
-    page.screenshot(path=pictures / "study-dark.png", full_page=True)
+    page.screenshot(path=pictures / "study-dark.png", full_page=True, clip=upper)
     page.emulate_media(color_scheme="light")
 
     export_the_plan(page)
@@ -99,9 +99,16 @@ def test_search_look_choose_export(page, url, folder, pictures):
     assert stored["assignment"] == plan["assignment"]
     assert stored["budgets"] == {"effective_bits": budget}
 
+    start_the_search(page, url, name="another", seed=1)
+    job = page.url
     page.goto(url)
-    page.get_by_role("link", name="demo").wait_for()
+    page.get_by_role("progressbar").wait_for()
+    page.set_viewport_size({"width": 1200, "height": 460})
     page.screenshot(path=pictures / "home.png")
+    page.goto(job)
+    page.get_by_role("button", name="Cancel").click()
+    page.locator(".job-head .badge", has_text="cancelled").wait_for()
+    assert page.get_by_role("button", name="Resume").is_visible()
     assert {one.name for one in pictures.glob("*.png")} >= {
         "job.png",
         "study.png",
@@ -110,11 +117,13 @@ def test_search_look_choose_export(page, url, folder, pictures):
     }
 
 
-def start_the_search(page, url):
+def start_the_search(page, url, name="demo", seed=0):
     page.goto(f"{url}/?new=1")
     page.get_by_label("Model", exact=True).select_option("bundled")
     page.get_by_label("Effective bits per weight").fill("5")
-    page.get_by_label("Name of the study").fill("demo")
+    page.get_by_label("Name of the study").fill(name)
+    page.locator("summary", has_text="Calibration data").click()
+    page.get_by_label("Seed", exact=True).fill(str(seed))
     page.get_by_text("Afterwards: measure").click()
     page.get_by_label("Measure one format throughout").check()
     page.get_by_role("button", name="Start the search").click()

@@ -222,3 +222,48 @@ def test_a_failed_job_says_why_and_is_resumed(page, url):
     page.get_by_role("button", name="Resume").click()
     page.locator(".job-head .badge", has_text="done").wait_for()  # its stream was opened again
     assert asked == ["POST"]
+
+
+def study(**changes):
+    return {
+        "name": "young",
+        "model": "bundled",
+        "architecture": "LlamaForCausalLM",
+        "model_fingerprint": "ab",
+        "status": "running",
+        "created": "2026-01-01T00:00:00Z",
+        "updated": "2026-01-01T00:00:00Z",
+        "configuration": {},
+        "versions": {},
+        "stages": [],
+        "groups": None,
+        "formats": [],
+        "excluded": [],
+        "rules": [],
+        "target": None,
+        "unit": None,
+        "plan": None,
+        "plans": [],
+        "measurements": [],
+        "exports": [],
+        "job": "j",
+        **changes,
+    }
+
+
+def test_a_study_without_a_plan_shows_the_job_that_makes_it(page, url):
+    Line(page, [event(1, "progress", task="scoring", done=1, total=4, seconds_left=None)])
+    not_yet = {"type": "urn:autoq:problem:not-finished", "title": "Not yet", "status": 409}
+    page.route(
+        "**/v1/studies/young*/**",
+        lambda route: route.fulfill(
+            status=409, json={**not_yet, "detail": "its layers are not scored"}
+        ),
+    )
+    page.route("**/v1/studies/young", lambda route: route.fulfill(json=study()))
+    page.goto(f"{url}/studies/young")
+    page.get_by_text("There is no plan yet.").wait_for()
+    page.get_by_role("link", name="Search of a study").wait_for()
+    assert page.get_by_role("alert").count() == 0
+    page.get_by_role("tab", name="About").click()
+    page.get_by_text("LlamaForCausalLM").first.wait_for()
