@@ -161,12 +161,13 @@ def _text(path: Path) -> str:
             f"the token file {path} cannot be read: {error.strerror}; "
             "`autoq token create --token-file` makes one"
         ) from error
-    with open(descriptor, "rb") as stream:
+    try:
         _check_state(path, os.fstat(descriptor))
-        try:
-            return stream.read(_MAXIMUM_FILE_BYTES).decode()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"the token file {path} must be UTF-8 text; mend it") from error
+        return os.read(descriptor, _MAXIMUM_FILE_BYTES).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the token file {path} must be UTF-8 text; mend it") from error
+    finally:
+        os.close(descriptor)
 
 
 def _check_state(path: Path, state: os.stat_result) -> None:
