@@ -117,7 +117,8 @@ def test_streams_end_with_the_server_and_go_on_with_the_next(tmp_path: Path) -> 
             with httpx.stream("GET", f"{url}/v1/jobs/{job}/events", timeout=60) as stream:
                 for line in stream.iter_lines():
                     heard.append(line)
-                    opened.set()
+                    if line.startswith("id: "):
+                        opened.set()
 
         listener = threading.Thread(target=listen)
         listener.start()
