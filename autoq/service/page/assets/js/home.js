@@ -27,7 +27,7 @@ export async function showHome(place, context) {
     jobs,
     list.element,
   );
-  await Promise.all([list.load(), watchJobs(jobs, context.signal)]);
+  await Promise.all([list.load(), watchJobs(jobs, context.signal, () => list.load())]);
 }
 
 class StudyList {
@@ -134,14 +134,19 @@ class StudyList {
 
 /** Jobs that run or wait. Asked for again and again: a stream each would use up the browser's few
  * connections to one host. */
-async function watchJobs(place, signal) {
+async function watchJobs(place, signal, onChange) {
   let shown = "";
+  let known = null;
   while (!signal.aborted) {
     try {
       const active = await activeJobs(signal);
       const now = JSON.stringify(active);
       if (now !== shown) fill(place, active.length ? [el("h2", {}, "Running now"), jobTable(active)] : "");
       shown = now;
+      // A job began, has its study now, or has ended: the list of studies is another.
+      const jobs = active.map((job) => `${job.id} ${job.status} ${job.study}`).join();
+      if (known !== null && known !== jobs) onChange();
+      known = jobs;
     } catch (error) {
       if (signal.aborted || error.status === 401) return;
       fill(place, problemNote(error));
