@@ -49,6 +49,8 @@ def test_a_transaction_that_is_cut_leaves_nothing_and_is_made_again(
         where = (AT_STATEMENT, AT_COMMIT)[number // step % 2]
         command = small_search(model, place)
         ended = commands.run(*command, **cut(number, where, tmp_path / "count"))
+        if int((tmp_path / "count").read_text()) < number:
+            continue  # the one that was counted took longer, and renewed its lease in between
         said = ended.err.strip().splitlines()[-1]
         if ended.code == 0:  # all was done: the lease ends with the process
             assert said.startswith("the lease was not given back: study store"), (number, said)
