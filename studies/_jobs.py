@@ -46,7 +46,9 @@ class JobRepository(Repository):
         Raises:
             IdempotencyError: the key stands for another request.
         """
-        asked = {"kind": kind, "study": study, "request": request}
+        asked: dict[str, Any] = {"kind": kind, "request": request}
+        if study is not None:  # the same request on another study is another one
+            asked["study"] = study
         sha256 = sha256_hex(canonical_json(asked).encode())
         fresh = JobRow(
             public_id=uuid.uuid4().hex,

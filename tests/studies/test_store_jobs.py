@@ -90,6 +90,10 @@ def test_a_key_stands_for_one_request(store):
         store.add_job(kind="search", request=other, created_by="a", idempotency_key="k")
     with pytest.raises(IdempotencyError):
         store.add_job(kind="refine", request=REQUEST, created_by="a", idempotency_key="k")
+    with pytest.raises(IdempotencyError):
+        store.add_job(
+            kind="search", request=REQUEST, created_by="a", idempotency_key="k", study="other"
+        )
     _, is_new = store.add_job(kind="search", request=other, created_by="b", idempotency_key="k")
     assert is_new
     assert len(store.jobs()) == 2
