@@ -80,15 +80,21 @@ def handle_problems(app: FastAPI) -> None:
     app.add_exception_handler(AutoqError, _on_known)
 
 
+def _address(request: Request) -> str:
+    """The path that was asked for, quoted as it came: decoded, it may have been changed on the way."""
+    raw: bytes = request.scope.get("raw_path") or b""
+    return raw.partition(b"?")[0].decode("ascii", "replace") or request.url.path
+
+
 async def _on_known(request: Request, error: Exception) -> Response:
-    return problem_reply(error, request.url.path)
+    return problem_reply(error, _address(request))
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
     refused = cast(HTTPException, error)
     kind = _OF_STATUS.get(refused.status_code, "input")
     detail = _HTTP_DETAILS.get(refused.status_code, str(refused.detail))
-    return problem_reply(Refusal(kind, detail, headers=refused.headers), request.url.path)
+    return problem_reply(Refusal(kind, detail, headers=refused.headers), _address(request))
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:
@@ -96,7 +102,7 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     said = "; ".join(f"{fault['where']}: {fault['what']}" for fault in faults[:3])
     more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
     refusal = Refusal("input", f"the request breaks its schema: {said}{more}", errors=faults)
-    return problem_reply(refusal, request.url.path)
+    return problem_reply(refusal, _address(request))
 
 
 _HTTP_DETAILS = {

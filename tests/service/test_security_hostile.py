@@ -467,6 +467,15 @@ class TestLimits:
             ]
         assert statuses == [200] * 20 + [429] * 10
 
+    def test_methods_without_number_make_no_figures_without_number(
+        self, client: TestClient
+    ) -> None:
+        for number in range(50):
+            assert client.request(f"BREW{number}", "/v1/me").status_code == 405
+        figures = client.get("/metrics").text
+        assert "BREW" not in figures
+        assert 'method="other"' in figures
+
     def test_a_client_has_a_whole_network_of_ipv6(self) -> None:
         assert client_key("2001:db8::1") == client_key("2001:db8::ffff") == "2001:db8::/64"
         assert client_key("2001:db8:0:1::1") != client_key("2001:db8::1")
