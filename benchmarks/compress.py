@@ -144,7 +144,7 @@ def _take_memory_back(model: Path, out: Path) -> None:
     scratch = out.with_name(f"{out.name}.scratch")
     zeros = bytes(16 << 20)
     with scratch.open("wb", buffering=0) as stream:
-        for _ in range(size * 5 // 4 // len(zeros)):
+        for _ in range(size // len(zeros)):
             stream.write(zeros)
     scratch.unlink()
 
