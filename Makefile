@@ -18,7 +18,7 @@ export OMP_NUM_THREADS ?= 1
 # What kernels compile to; kept, so that the tests compile everything only once.
 export TRITON_CACHE_DIR ?= $(CURDIR)/$(VENV)/triton-cache
 
-.PHONY: venv demo serve test test-slow lint format types layers support-table clean
+.PHONY: venv demo serve test test-slow audit lint format types layers support-table clean
 .DEFAULT_GOAL := test
 
 venv: $(INSTALLED) $(OTHER_TRITONS)
@@ -55,6 +55,10 @@ test: venv
 
 test-slow: venv
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+# Known vulnerabilities of what is installed; asks the package index's own service.
+audit: $(INSTALLED)
+	.ci/audit
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
