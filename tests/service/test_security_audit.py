@@ -75,6 +75,31 @@ def test_offline_it_says_so_and_passes_only_where_that_was_allowed(
     assert "could not be looked up" in done.stderr
 
 
+@pytest.mark.parametrize(("rule", "status"), [("optional", 0), ("required", 2)])
+def test_an_index_that_knows_no_package_is_as_good_as_none(
+    tmp_path: Path, rule: str, status: int
+) -> None:
+    unknown = [
+        {"name": f"package-{number}", "skip_reason": "not found on PyPI"} for number in range(170)
+    ]
+    done = audit(tmp_path, packages=unknown, status=0, said="", rule=rule)
+    assert (done.returncode, done.stdout) == (status, "")
+    said = done.stderr.splitlines()
+    assert said[0] == (
+        "not looked up: 170 (package-0, package-1, package-2, package-3, package-4, ...)"
+    )
+    assert len(said) == 2
+    assert "could not be looked up" in said[1]
+    assert ("NOT DONE" in said[1]) is (rule == "optional")
+
+
+def test_packages_that_are_not_looked_up_are_told_beside_those_that_are(tmp_path: Path) -> None:
+    own = {"name": "own", "skip_reason": "not found on PyPI"}
+    done = audit(tmp_path, packages=[SOUND, own], status=0, said="", rule="required")
+    assert (done.returncode, done.stdout) == (0, "audit: 1 packages looked up\n")
+    assert done.stderr == "not looked up: 1 (own)\n"
+
+
 def test_other_failures_are_failures(tmp_path: Path) -> None:
     done = audit(tmp_path, packages=None, status=1, said="KeyError: 'x'", rule="optional")
     assert done.returncode == 2
