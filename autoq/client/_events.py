@@ -59,20 +59,22 @@ def follow(
         UnreachableError: the server was away for longer.
         AutoqError: what its problem stands for.
     """
-    last, failures, heard = after, 0, time.monotonic()
+    last, failures = after, 0
+    lost: float | None = None  # since when nothing answers; a stream may be silent for much longer
     while True:
         headers = {} if last is None else {"Last-Event-ID": str(last)}
         try:
             with transport.stream(path, headers, silence_seconds) as response:
-                heard = time.monotonic()
+                lost = None
                 for event in events_in(response.iter_lines()):
-                    failures, heard = 0, time.monotonic()
+                    failures = 0
                     if last is None or event.id > last:
                         last = event.id
                         yield event
                 return
         except (httpx.TransportError, BusyError, UnreachableError) as error:
-            if time.monotonic() - heard > give_up_seconds:
+            lost = time.monotonic() if lost is None else lost
+            if time.monotonic() - lost >= give_up_seconds:
                 raise _given_up(transport, error) from None
             asked = error.pause_seconds if isinstance(error, BusyError) else 0.0
         time.sleep(max(asked, pause_seconds(failures)))

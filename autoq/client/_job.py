@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any, Self
 
 from autoq.client._events import follow
-from autoq.client._failures import JobCancelledError, error_of
+from autoq.client._failures import JobCancelledError, UnreachableError, error_of
 from autoq.client._transport import pause_seconds
-from autoq.errors import AutoqError
+from autoq.errors import AutoqError, StoreError
 from autoq.progress import Advance, Progress, SilentProgress
 from autoq.wire import Event, EventKind, Job, JobStatus
 
@@ -74,8 +74,10 @@ class JobHandle:
             for event in follow(self._client.transport, f"v1/jobs/{self.id}/events", after):
                 after = event.id
                 yield event
-            if self.refresh().status in ENDED:
-                return
+            # A server that ends lets its streams end, too: `follow` waits for it to come back.
+            with suppress(UnreachableError, StoreError):
+                if self.refresh().status in ENDED:
+                    return
             if after == seen:  # a server that ends every stream at once is not asked without pause
                 time.sleep(pause_seconds(attempt))
 

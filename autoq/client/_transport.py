@@ -149,7 +149,7 @@ class Transport:
 
 def pause_seconds(attempt: int) -> float:
     """How long to wait after the attempt of this number, counted from 0."""
-    return min(_FIRST_PAUSE_SECONDS * 2.0**attempt, _LONGEST_PAUSE_SECONDS)
+    return min(_FIRST_PAUSE_SECONDS * 2.0 ** min(attempt, 16), _LONGEST_PAUSE_SECONDS)
 
 
 def asked_pause(response: httpx.Response) -> float:

@@ -9,6 +9,7 @@ import pytest
 import autoq
 from autoq.client import JobCancelledError, UnreachableError
 from autoq.client._events import events_in, follow
+from autoq.client._transport import pause_seconds
 from autoq.errors import BudgetInfeasibleError
 from autoq.service.problems import problem_of
 from autoq.testing.scripted_server import Answer, job, stream
@@ -74,6 +75,38 @@ def test_a_server_that_stays_away_is_said_to_be_away(server):
         pytest.raises(UnreachableError, match="does not answer"),
     ):
         list(follow(client.transport, "v1/jobs/j1/events", give_up_seconds=0.0))
+
+
+def test_a_stream_that_was_silent_for_long_is_taken_up_again(server, monkeypatch):
+    clock = [0.0]
+
+    def read_for_long(lines):
+        clock[0] += 3600
+        yield from events_in(lines)
+
+    monkeypatch.setattr("autoq.client._events.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("autoq.client._events.events_in", read_for_long)
+    server.answers = [
+        Answer(200, b": open\n\n: nothing new\n\n", hangs_up=True),
+        Answer(200, stream((1, NOTE, {"text": "a"}))),
+    ]
+    with autoq.Client(server.url) as client:
+        assert [event.id for event in follow(client.transport, "v1/jobs/j1/events")] == [1]
+
+
+def test_a_server_that_is_started_anew_ends_no_waiting(server):
+    """It lets its streams end, and then is away for longer than a request is tried again."""
+    away = [Answer(hangs_up=True)] * 3
+    streams = [Answer(200, stream((1, NOTE, {"text": "a"}))), *away]
+    streams.append(Answer(200, stream((2, STATUS, {"status": "done"}))))
+    asked_for = [Answer(200, job(JobStatus.RUNNING)), *away, Answer(200, job(JobStatus.DONE))]
+    server.route = lambda asked: (streams if "events" in asked.path else asked_for).pop(0)
+    with autoq.Client(server.url, retries=2) as client:
+        assert client.job("j1").wait().status is JobStatus.DONE
+
+
+def test_pauses_grow_to_a_bound_however_often_something_was_tried():
+    assert [pause_seconds(attempt) for attempt in (0, 1, 2, 100, 5000)] == [0.25, 0.5, 1, 8, 8]
 
 
 def test_lines_of_the_format_that_are_not_ours_are_passed_over():
