@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from codecs import getincrementaldecoder
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,12 +35,17 @@ class EventLines:
 
     def __init__(self) -> None:
         self._partial = b""
+        self._is_too_long = False  # the line at hand, whose beginning was dropped
 
     def add(self, chunk: bytes) -> list[Message]:
-        """The messages that are whole now."""
+        """The messages that are whole now; one that is too long is left out."""
         *lines, self._partial = (self._partial + chunk).split(b"\n")
+        if lines and self._is_too_long:
+            del lines[0]
+            self._is_too_long = False
         if len(self._partial) > LONGEST_EVENT_BYTES:
             self._partial = b""
+            self._is_too_long = True
         return [_message(line) for line in lines if line]
 
     def rest(self) -> list[Message]:
@@ -52,11 +58,14 @@ class LogLines:
 
     def __init__(self, stream: str) -> None:
         self._stream = stream
+        self._decoder = getincrementaldecoder("utf-8")(
+            "replace"
+        )  # reads may end inside a character
         self._partial = ""
 
     def add(self, chunk: bytes) -> list[Message]:
         """The lines that are whole now."""
-        text = self._partial + chunk.decode("utf-8", "replace").replace("\r\n", "\n")
+        text = self._partial + self._decoder.decode(chunk).replace("\r\n", "\n")
         *lines, self._partial = text.replace("\r", "\n").split("\n")
         # A line without an end is not kept longer than what is shown of it.
         self._partial = self._partial[: LONGEST_LINE + 1]
@@ -64,7 +73,7 @@ class LogLines:
 
     def rest(self) -> list[Message]:
         """A last line without an end."""
-        last, self._partial = self._partial, ""
+        last, self._partial = self._partial + self._decoder.decode(b"", final=True), ""
         return [self._line(last)] if last.strip() else []
 
     def _line(self, line: str) -> Message:

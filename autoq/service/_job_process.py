@@ -122,15 +122,21 @@ class JobProcess:
             return 0
         return sum(_resident_bytes(member) for member in family)
 
-    def stop(self) -> None:
-        """End the process and all of its group: asked first, then killed."""
+    def stop(self) -> list[Message]:
+        """End the process and all of its group: asked first, then killed.
+
+        Returns:
+            What it said meanwhile: it may just have been done.
+        """
+        said: list[Message] = []
         self._signal(signal.SIGTERM)
         deadline = time.monotonic() + GRACE_SECONDS
         while self._process.poll() is None and time.monotonic() < deadline:
-            self.messages()  # a full pipe would keep it from ending
+            said += self.messages()  # a full pipe would keep it from ending
             time.sleep(0.01)
         self._signal(signal.SIGKILL)
         self._process.wait()
+        return said + self.messages()
 
     def close(self) -> None:
         """Kill what is left of the group, and give pipes and temporary files back."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from typing import Any
 
@@ -68,13 +68,12 @@ class JobWatch:
         while True:
             self._process.wait(_LOOK_SECONDS)
             has_ended = self._process.ended() is not None
-            self._listen()
+            self._hear(self._process.messages())
             if has_ended:
                 return Verdict.ENDED
             verdict = self._reason_to_end(must_stop)
             if verdict is not None:
-                self._process.stop()
-                self._listen()
+                self._hear(self._process.stop())
                 return verdict
 
     def conclude(self, verdict: Verdict) -> None:
@@ -113,8 +112,8 @@ class JobWatch:
         text = f"the job's process ended with exit code {status} and without a result{said}"
         self._store.fail_job(self._claim, problem_of(Refusal("internal", text)).model_dump())
 
-    def _listen(self) -> None:
-        for message in self._process.messages():
+    def _hear(self, messages: Sequence[Message]) -> None:
+        for message in messages:
             self._take(message)
 
     def _take(self, message: Message) -> None:

@@ -62,6 +62,7 @@ class Runner:
         self._owner = uuid.uuid4().hex
         self._stopping = False
         self._noted = -_NOTE_SECONDS
+        self._pause = _FIRST_PAUSE_SECONDS  # after a process that cannot be started
 
     def run(self) -> None:
         """Until `stop`. A store that does not answer is asked again, less and less often.
@@ -118,8 +119,10 @@ class Runner:
         except OSError as error:
             logger.error("job %s cannot be started: %s", job.id, error)
             _said_at_last(lambda: store.give_back_job(claim))
-            self._sleep(_FIRST_PAUSE_SECONDS)
+            self._sleep(self._pause)  # each attempt is told, so there are fewer and fewer
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
             return
+        self._pause = _FIRST_PAUSE_SECONDS
         try:
             watch = JobWatch(store, claim, process, limit_bytes=self._settings.max_job_memory)
             verdict = watch.until_it_ends(self._is_told_to_stop(store))

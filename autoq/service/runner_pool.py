@@ -110,7 +110,8 @@ class RunnerPool:
             logger.error("a runner cannot be started: %s", error)
 
     def _start(self, place: _Place) -> None:
-        place.process = subprocess.Popen(self._command, stdin=subprocess.PIPE)
+        # Of a group of its own: Ctrl-C is for the server, which ends its runners when it is done.
+        place.process = subprocess.Popen(self._command, stdin=subprocess.PIPE, process_group=0)
         place.started = time.monotonic()
         assert place.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it ended already, and is started again

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from autoq.service._job_lines import LONGEST_LINE
+from autoq.service._job_lines import LONGEST_LINE, EventLines, LogLines
 from autoq.service.runner import Runner, RunnerSettings
 from autoq.service.runner_pool import RunnerPool
 from autoq.studies import MOST_DEATHS, JobStatus, StudyStore
@@ -353,6 +353,26 @@ signal.signal(signal.SIGTERM, end)
     assert (tmp_path / "tidy").exists()
 
 
+def test_what_a_job_says_while_it_is_ended_counts(store, add, running):
+    """It was just done: the work is not lost, nor what was said of it."""
+    job = add()
+    done = f"""
+def end(*_):
+    note("the last word")
+    say(result={{"study": "s"}})
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+{HANGS.strip()}
+"""
+    with running(done):
+        pid_of(store, job)
+        store.request_cancel(job.id)
+        until(lambda: store.job(job.id).status.is_ended, "the job has ended")
+    assert store.job(job.id).status is JobStatus.DONE
+    assert store.job(job.id).result == {"study": "s"}
+    assert notes(store, job)[-1] == "the last word"
+
+
 def test_the_next_job_is_done_after_a_cancelled_one(store, add, running):
     first, second = add(hang=True), add(hang=False)
     with running("note(f'pid {os.getpid()}')\nif request['hang']: time.sleep(600)\nsay(result={})"):
@@ -441,7 +461,56 @@ def test_a_runner_holds_no_torch():
     subprocess.run([sys.executable, "-c", probe], check=True)
 
 
+def test_a_job_that_cannot_be_started_is_tried_less_and_less_often(
+    store, add, settings, monkeypatch
+):
+    """Each attempt is told, and a disk may stay full for days."""
+    job = add()
+    runner = Runner(settings(), ["/nowhere/at/all"])
+    slept = []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        if len(slept) == 8:
+            runner.stop()
+
+    monkeypatch.setattr(runner, "_sleep", sleep)
+    runner.run()
+    assert slept == [0.5, 1, 2, 4, 8, 16, 30, 30]
+    assert store.job(job.id).status is JobStatus.QUEUED
+
+
+# Lines
+
+
+def test_characters_that_come_in_two_parts_are_whole():
+    lines = LogLines("stdout")
+    euro = "\N{EURO SIGN}".encode()
+    assert lines.add(b"5 " + euro[:1]) == []
+    (message,) = lines.add(euro[1:] + b"\n")
+    assert message.event.data["text"] == "5 \N{EURO SIGN}"
+    assert lines.add(b"cut " + euro[:2]) == []
+    (last,) = lines.rest()
+    assert last.event.data["text"] == "cut \N{REPLACEMENT CHARACTER}"
+
+
+def test_a_line_that_is_too_long_is_left_out_whole(monkeypatch):
+    monkeypatch.setattr("autoq.service._job_lines.LONGEST_EVENT_BYTES", 30)
+    lines = EventLines()
+    assert lines.add(b'{"result": {"a": "' + b"x" * 30) == []
+    assert lines.add(b"x" * 40) == []
+    (message,) = lines.add(b'"}}\n{"study": "next"}\n')
+    assert message.study == "next"
+
+
 # Pools
+
+
+def test_ctrl_c_is_the_servers_alone(settings):
+    """It goes to the whole group of a terminal; runners that end first would be started again."""
+    with RunnerPool(settings(), 1) as pool:
+        (runner,) = pool.pids
+        assert os.getpgid(runner) == runner != os.getpgid(0)
 
 
 def test_a_pool_starts_a_runner_again_that_died_and_ends_all(store, settings):
