@@ -11,6 +11,7 @@ from autoq.studies._blobs import drop_unused
 from autoq.studies._clock import now
 from autoq.studies._leases import is_alive
 from autoq.studies._schema import ArrayRow, JobRow, LeaseRow, StudyRow
+from autoq.studies._trial_deletion import delete_trials
 from autoq.studies.job_records import JobStateError, JobStatus
 
 _UNFINISHED = tuple(status for status in JobStatus if not status.is_ended)
@@ -20,10 +21,9 @@ class DeletionRepository(Repository):
     """What makes a study go."""
 
     def delete_study(self, study_id: int) -> None:
-        """Delete a study with its stages, arrays, plans, measurements and records of exports.
+        """Delete a study with its stages, arrays, plans, measurements, records of exports and trials.
 
-        Its checkpoints stay where they are, and so do its jobs, which name no study any more, and
-        the trials of its refinements, which are Optuna's.
+        Its checkpoints stay where they are, and so do its jobs, which name no study any more.
 
         Raises:
             UnknownNameError: there is no such study.
@@ -43,6 +43,7 @@ class DeletionRepository(Repository):
             hashes = session.scalars(
                 select(ArrayRow.sha256).where(ArrayRow.study_id == study_id)
             ).all()
+            delete_trials(session, row.name)
             session.execute(delete(StudyRow).where(StudyRow.id == study_id))
             drop_unused(session, hashes)
 

@@ -19,8 +19,8 @@ from sqlalchemy.orm import Session
 from autoq.studies._base import Repository
 from autoq.studies._encoding import iso_time
 
-_STUDY, _MADE_BY = "autoq_study", "autoq_made_by"  # user attributes of the Optuna study
-_TABLES = {"studies", "study_user_attributes", "trials", "trial_values", "trial_user_attributes"}
+OWNER, _MADE_BY = "autoq_study", "autoq_made_by"  # user attributes of the Optuna study
+TABLES = {"studies", "study_user_attributes", "trials", "trial_values", "trial_user_attributes"}
 
 # Whose trials: of the refinements of one study, and not of the plans that are shown as trials.
 _OF_STUDY = """
@@ -78,9 +78,9 @@ class TrialPageRepository(Repository):
             limit: trials of the page.
             after: id of the last trial of the page before.
         """
-        owner = {"owner_key": _STUDY, "owner": json.dumps(study_name), "made_by": _MADE_BY}
+        owner = {"owner_key": OWNER, "owner": json.dumps(study_name), "made_by": _MADE_BY}
         with self._database.read() as session:
-            if not set(inspect(session.connection()).get_table_names()) >= _TABLES:
+            if not set(inspect(session.connection()).get_table_names()) >= TABLES:
                 return [], 0  # nothing was ever refined in this store
             total = session.execute(_COUNT, owner).scalar_one()
             rows = session.execute(_PAGE, {**owner, "after": after, "limit": limit}).all()
