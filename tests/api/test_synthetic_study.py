@@ -67,3 +67,12 @@ def test_the_seed_decides_the_scores(store: StudyStore, study: Study) -> None:
 def test_more_formats_than_there_are_are_refused(store: StudyStore) -> None:
     with pytest.raises(ValueError, match="formats at most"):
         add_synthetic_study(store, groups=4, formats=100)
+
+
+def test_the_optimum_is_proved_without_a_search_of_the_solvers_that_takes_long(
+    store: StudyStore,
+) -> None:
+    # Among a thousand budgets the one whose first good plan is worst.
+    name = add_synthetic_study(store, groups=1000, formats=12, seed=2).name
+    planner = open_study(name, store).planner()
+    assert planner.solve(7.899325877926421, time_limit_seconds=0.0).gap == 0.0

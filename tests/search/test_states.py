@@ -89,8 +89,7 @@ def test_lists_that_grow_too_long_prove_nothing_and_lose_nothing(
     known = relaxation.excess_of(relaxation.choice)
     whole = _states.better_choice(relaxation, known)
     few = _states._Bounds(states=2, looked_at=math.inf, steps=math.inf)
-    monkeypatch.setattr(_states, "_FIRST_LOOK", few)
-    monkeypatch.setattr(_states, "_WHOLE_LOOK", few)
+    monkeypatch.setattr(_states, "_LOOKS", (few, few))
     cut = _states.better_choice(relaxation, known)
     assert (whole.proved, cut.proved) == (True, False)
     assert cut.choice is not None
