@@ -57,7 +57,9 @@ def fewest_bits(
             choice, known = answer.choice, (line.options.bits_of(answer.choice) - floor) // step
             too_small = too_small if is_proved else -1
             is_proved = True
-        elif answer.unproved:
+        elif (
+            _loss(problem, line, answer.choice) - answer.unproved * problem.loss_unit <= loss_limit
+        ):
             return None
         else:
             too_small, is_proved = tried, True
@@ -71,7 +73,8 @@ def _bracket(problem: Problem, line: Line, loss_limit: float) -> tuple[Choice, i
     first = _loss(problem, line, np.zeros(groups, dtype=np.int64)) / problem.loss_unit
     saved = np.concatenate([[0.0], np.cumsum(steps.savings * np.diff(steps.bits))])
     most = loss_limit / problem.loss_unit
-    vertex = int(np.searchsorted(saved, first - most))
+    # Summed up, what is saved may fall short of itself by rounding.
+    vertex = min(int(np.searchsorted(saved, first - most)), len(steps.savings))
     while vertex <= len(steps.savings):
         choice = steps.choice_after(vertex, groups)
         if _loss(problem, line, choice) <= loss_limit:

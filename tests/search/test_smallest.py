@@ -234,3 +234,15 @@ def test_what_could_not_be_proved_in_time_is_left_to_the_program(monkeypatch):
     monkeypatch.setattr("autoq.search._smallest.fewest_bits", watched)
     assert smallest(sensitivity, costs, limit).effective_bits == expected.effective_bits
     assert calls == [None]
+
+
+def test_groups_that_lose_next_to_nothing_beside_others_are_weighed_too():
+    sensitivity, costs = several_tables(25, 5)
+    scales = np.array([1e-24, 1e-11, 1e2, 1e-5, 1e-5])
+    sensitivity = replace(sensitivity, contributions=sensitivity.contributions * scales[:, None])
+    losses, taken = every_choice(sensitivity, costs)
+    limit = float(sensitivity.scores()[0].min())
+    plan = smallest(sensitivity, costs, limit)
+    assert plan.effective_bits == pytest.approx(taken[BITS_RESOURCE][losses <= limit].min())
+    assert plan.effective_bits < costs.effective_bits[:, -1].sum() / costs.weights.sum()
+    assert plan.least.gap == 0.0
