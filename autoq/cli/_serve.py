@@ -19,6 +19,7 @@ from autoq.cli._worker import (
     Models,
     RayCluster,
     job_memory,
+    make_exports,
     shared_store,
 )
 from autoq.errors import InputError, without_password
@@ -118,6 +119,7 @@ def _run(settings: ServiceSettings) -> None:
     has_certificate = settings.tls_certificate is not None
     warnings = check_exposure(settings.host, settings.token_file, has_certificate)
     with listening_socket(settings.host, settings.port) as listening:
+        make_exports(settings.exports)
         app = create_app(settings)
         runner = RunnerSettings(
             store=settings.store,

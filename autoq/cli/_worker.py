@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +31,9 @@ Data = Annotated[
 Exports = Annotated[
     Path | None,
     typer.Option(
-        "--exports", metavar="ROOT", help="Folder below which checkpoints may be written."
+        "--exports",
+        metavar="ROOT",
+        help="Folder below which checkpoints may be written; made if there is none.",
     ),
 ]
 MaxJobMemory = Annotated[
@@ -72,6 +75,7 @@ def worker(
     from autoq.service.roots import Roots
     from autoq.service.runner import RunnerSettings, run
 
+    make_exports(exports)
     settings = RunnerSettings(
         store=shared_store(store),
         roots=Roots(models=models or (), data=data or (), exports=exports).to_json(),
@@ -99,6 +103,23 @@ def shared_store(store: str) -> str:
             "database, for example --store sqlite:///autoq.db"
         )
     return store
+
+
+def make_exports(folder: Path | None) -> None:
+    """Make the folder that checkpoints go to; the other roots hold what is read, so they are there.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    if folder is None or os.path.lexists(folder.expanduser()):
+        return  # whether it is a folder is for `Roots` to say
+    try:
+        folder.expanduser().mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"--exports takes a folder, and {str(folder)!r} cannot be made ({reason}); name another"
+        ) from None
 
 
 def job_memory(size: str | None) -> int | None:

@@ -13,7 +13,7 @@ from autoq.wire import Identity, Scope
 _RANKS = {scope: rank for rank, scope in enumerate(Scope)}
 
 
-def caller_of(request: Request) -> Identity:
+async def caller_of(request: Request) -> Identity:
     """Who asks, as the guard found out before any route was chosen.
 
     Raises:
@@ -38,15 +38,15 @@ def require(caller: Identity, scope: Scope) -> None:
         )
 
 
-def _can_read(caller: Caller) -> None:
+async def _can_read(caller: Caller) -> None:
     require(caller, Scope.READ)
 
 
-def _can_run(caller: Caller) -> None:
+async def _can_run(caller: Caller) -> None:
     require(caller, Scope.RUN)
 
 
-def _can_administer(caller: Caller) -> None:
+async def _can_administer(caller: Caller) -> None:
     require(caller, Scope.ADMIN)
 
 

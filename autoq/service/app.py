@@ -27,7 +27,7 @@ from autoq.service.settings import ServiceSettings
 from autoq.service.study_names import WholeNamesMiddleware
 from autoq.studies import StudyStore
 
-_THREADS = 16
+THREADS = 16
 """That read at once: more would wait for each other's turn in the interpreter."""
 
 _TABLES = 16
@@ -90,7 +90,7 @@ def _context(settings: ServiceSettings) -> Context:
 def _lifespan(context: Context) -> Lifespan[FastAPI]:
     @asynccontextmanager
     async def living(app: FastAPI) -> AsyncIterator[None]:
-        to_thread.current_default_thread_limiter().total_tokens = _THREADS
+        to_thread.current_default_thread_limiter().total_tokens = THREADS
         try:
             yield
         finally:

@@ -44,7 +44,7 @@ class Context:
         return self.guard.stream_slot(request.scope)
 
 
-def _context(request: Request) -> Context:
+async def _context(request: Request) -> Context:  # one that is not async takes a thread
     found: Context = request.app.state.context
     return found
 

@@ -8,6 +8,7 @@ again, so a slow client costs neither memory nor the others' time.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
@@ -18,6 +19,8 @@ from anyio import to_thread
 
 from autoq.errors import AutoqError
 from autoq.wire import Event
+
+logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
 _PAGE = 200
@@ -177,6 +180,15 @@ class _Watch:
             self._task.cancel()
 
     async def _watched(self) -> None:
+        try:
+            await self._watch_until_over()
+        except Exception:
+            # Nobody may wait for one that asks no more; clients come back.
+            logger.exception("events are not told any more")
+        self.is_over = True
+        await self._tell(())
+
+    async def _watch_until_over(self) -> None:
         failures = 0
         while failures < _FAILURES_BORNE:
             try:
@@ -192,8 +204,6 @@ class _Watch:
                 break
             await self._tell(news)
             await asyncio.sleep(0 if len(news) == _PAGE else self._poll_seconds)
-        self.is_over = True
-        await self._tell(())
 
     async def _read(self) -> Sequence[Event]:
         return await _in_thread(self._source.events_after, self._topic, self.newest, _PAGE)

@@ -84,7 +84,8 @@ def show_study(context: InContext, study: NameOfStudy) -> Response:
 )
 def delete_study(context: InContext, study: InStudy) -> Response:
     """Remove a study that nobody works on; its checkpoints stay."""
-    context.store.delete_study(study.id)
+    with not_found():  # somebody else may have been faster
+        context.store.delete_study(study.id)
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
 

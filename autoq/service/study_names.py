@@ -25,10 +25,18 @@ def _named(context: InContext, study: StudyName) -> StudyRecord:
         Refusal: no study is called so.
     """
     with not_found():
-        return context.store.study_named(_checked(study))
+        return context.store.study_named(_name(study))
 
 
-def _checked(study: StudyName) -> str:
+async def _checked(study: StudyName) -> str:
+    return _name(study)
+
+
+def _name(study: str) -> str:
+    """
+    Raises:
+        Refusal: it cannot be a name.
+    """
     name = study.replace(_SLASH, "/")
     if not name.isprintable():  # nor can names be, and some databases refuse to look for them
         raise Refusal("not-found", f"no study is named {name[:80]!r}")

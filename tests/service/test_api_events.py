@@ -22,12 +22,12 @@ class Source:
         self.events = [event(number) for number in ids]
         self.ended = False
         self.asked = 0
-        self.failing = False
+        self.failing: bool | Exception = False
 
     def events_after(self, topic: Topic, after: int, limit: int) -> Sequence[Event]:
         self.asked += 1
         if self.failing:
-            raise StoreError("away")
+            raise self.failing if isinstance(self.failing, Exception) else StoreError("away")
         found = [one for one in self.events if one.id > after and one.job == topic.job]
         return found[:limit]
 
@@ -189,6 +189,24 @@ def test_a_store_that_stays_away_ends_the_streams() -> None:
         await until(lambda: source.asked > 1)
         source.failing = True
         assert await listener == []
+
+    run(scenario)
+
+
+def test_an_event_that_nobody_understands_ends_the_streams(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A newer version may have written it; a stream that is silent for ever would say nothing."""
+
+    async def scenario() -> None:
+        source = Source(1)
+        hub = EventHub(source, 0.001)
+        listener = asyncio.create_task(heard(hub, after=1))
+        await until(lambda: source.asked > 1)
+        source.failing = ValueError("'news' is not a valid EventKind")
+        async with asyncio.timeout(10):
+            assert await listener == []
+        assert "not a valid EventKind" in caplog.text
 
     run(scenario)
 

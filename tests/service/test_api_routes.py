@@ -245,6 +245,20 @@ class TestStudies:
         refused(client.get("/v1/studies/to%20go"), 404, "not-found")
         refused(client.delete("/v1/studies/to%20go"), 404, "not-found")
 
+    def test_a_study_that_goes_meanwhile_is_not_there(
+        self, client: TestClient, store: StudyStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        study = begin_study(store, "going")
+        delete = StudyStore.delete_study
+
+        def too_late(self: StudyStore, study_id: int) -> None:
+            delete(self, study_id)
+            delete(self, study_id)
+
+        monkeypatch.setattr(StudyStore, "delete_study", too_late)
+        problem = refused(client.delete("/v1/studies/going"), 404, "not-found")
+        assert f"no study has id {study.id}" in problem.detail
+
     def test_a_study_with_a_job_stays(self, client: TestClient, store: StudyStore) -> None:
         begin_study(store, "busy")
         job, _ = store.add_job(kind="measure", request={}, created_by="a", study="busy")

@@ -22,6 +22,11 @@ def worker(*arguments):
         (["--store", ":memory:"], "a store in memory is seen by one process"),
         (["--store", "sqlite://"], "a store in memory is seen by one process"),
         (["--max-job-memory", "much"], "a size must be a number and MB"),
+        (["--exports", "/dev/null"], "--exports takes folders, and '/dev/null' is none"),
+        (
+            ["--exports", "/dev/null/x"],
+            "--exports takes a folder, and '/dev/null/x' cannot be made",
+        ),
         (["--models", "no-such-folder"], "--models takes folders, and 'no-such-folder' is none"),
     ],
 )
@@ -36,11 +41,13 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path, arguments, refusal):
 
 def test_once_does_what_waits_and_ends(tmp_path):
     path = tmp_path / "autoq.db"
+    exports = tmp_path / "not" / "yet"
     with StudyStore.open(str(path)) as store:
         request = {"checkpoint": "elsewhere/x"}
         job, _ = store.add_job(kind="verify", request=request, created_by="ada")
-        ended = worker("--once", "--store", path)
+        ended = worker("--once", "--store", path, "--exports", exports)
         assert ended.returncode == 0, ended.stderr
+        assert exports.is_dir()  # made
         failed = store.job(job.id)
         assert failed.status is JobStatus.FAILED
         assert failed.problem["type"] == "urn:autoq:problem:model"
