@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import cache
 from pathlib import Path
 
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from sqlalchemy.orm import Session
 
 from autoq.studies._encoding import utc_now
@@ -36,9 +36,10 @@ class Instant:
         return self.wall >= moment
 
 
-def now(session: Session) -> Instant:
+def now(session: Session | Connection) -> Instant:
     """The time by the database's clock, or by the machine's where the database has none."""
-    if session.get_bind().dialect.name == "postgresql":
+    bind = session if isinstance(session, Connection) else session.get_bind()
+    if bind.dialect.name == "postgresql":
         # Not now(), which is when the transaction began: it may have waited for a lock.
         wall = session.execute(text("SELECT clock_timestamp()")).scalar_one()
         return Instant(wall=wall, uptime=time.monotonic(), boot_id="")

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, inspect, null, select, text
 
 from autoq.errors import StoreError
-from autoq.studies._schema import SCHEMA_REVISION, VERSION_TABLE
+from autoq.studies._clock import now
+from autoq.studies._leases import is_alive
+from autoq.studies._schema import (
+    SCHEMA_REVISION,
+    VERSION_TABLE,
+    Base,
+    JobLeaseRow,
+    LeaseRow,
+    RunnerRow,
+)
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -25,12 +35,36 @@ def upgrade_schema(connection: Connection, described: str) -> None:
     """Run what migrations are missing, inside the caller's transaction.
 
     Raises:
-        StoreError: the schema is newer than this version of autoq.
+        StoreError: the schema is newer than this version of autoq, or a process works on the store.
     """
     if missing_revisions(connection, described):
         from alembic import command
 
+        _refuse_while_at_work(connection, described)
         command.upgrade(_configuration(connection), "head")
+
+
+def _refuse_while_at_work(connection: Connection, described: str) -> None:
+    """What an older version goes on to write would have no seals, and count as damaged."""
+    moment = now(connection)
+    for table in (LeaseRow, JobLeaseRow, RunnerRow):
+        for row in _rows_of_any_revision(connection, table):
+            if is_alive(row, moment):
+                raise StoreError(
+                    f"{described} must be upgraded while no process works on it, and process "
+                    f"{row.pid} on host {row.host} does; wait until it ends or stop it"
+                )
+
+
+def _rows_of_any_revision(connection: Connection, table: type[Base]) -> Sequence[Any]:
+    """The table's rows; None in columns that it does not have yet."""
+    schema, name = inspect(connection), table.__tablename__
+    if not schema.has_table(name):
+        return []
+    there = {column["name"] for column in schema.get_columns(name)}
+    columns = table.__table__.columns
+    shown = [one if one.name in there else null().label(one.name) for one in columns]
+    return connection.execute(select(*shown)).all()
 
 
 def missing_revisions(connection: Connection, described: str) -> list[tuple[str, str]]:

@@ -124,8 +124,8 @@ def _tables_of(session: Session, study_id: int) -> dict[str, list[dict[str, Any]
         found[part] = rows
     ids = select(ExportRow.id).where(ExportRow.study_id == study_id).order_by(ExportRow.id)
     for export, export_id in zip(found["exports"], session.scalars(ids).all(), strict=True):
-        files = select(ExportFileRow).where(ExportFileRow.export_id == export_id)
-        rows = [_plain(row) for row in session.scalars(files.order_by(ExportFileRow.path))]
+        files = session.scalars(select(ExportFileRow).where(ExportFileRow.export_id == export_id))
+        rows = [_plain(row) for row in sorted(files, key=lambda file: file.path)]
         export["files"] = [{k: v for k, v in row.items() if k != "export_id"} for row in rows]
     for plan in found["plans"]:
         del plan["content_sha256"]  # it follows from the rest, plans' numbers included

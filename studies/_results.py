@@ -235,15 +235,16 @@ class ResultRepository(Repository):
             return [_export_record(row) for row in session.scalars(query)]
 
     def _export_in_progress(self, session: Session, export_id: int) -> ExportRow:
-        row = session.get(ExportRow, export_id)
-        if row is None:
+        study_id = session.scalar(select(ExportRow.study_id).where(ExportRow.id == export_id))
+        if study_id is None:
             raise UnknownNameError(f"no export has id {export_id}; begin the export first")
+        self._touched(session, study_id)  # locks the study first, or two would seal half a row each
+        row = session.get_one(ExportRow, export_id)
         if row.status != ExportStatus.WRITING:
             raise StoreError(
                 f"only an export that is being written ends, and export {export_id} to "
                 f"{row.path} is {row.status}; begin a new one"
             )
-        self._touched(session, row.study_id)
         return row
 
 
@@ -400,6 +401,6 @@ def _export_record(row: ExportRow) -> ExportRecord:
         finished=None if row.finished is None else iso_time(row.finished),
         files=tuple(
             ExportFile(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256)
-            for file in row.files
+            for file in sorted(row.files, key=lambda file: file.path)
         ),
     )

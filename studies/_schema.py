@@ -289,7 +289,7 @@ class ExportRow(Sealed, Base):
     verification: Mapped[dict[str, Any]]
     started: Mapped[datetime]
     finished: Mapped[datetime | None]
-    files: Mapped[list[ExportFileRow]] = relationship(order_by="ExportFileRow.path")
+    files: Mapped[list[ExportFileRow]] = relationship()  # in no order: databases sort by language
 
 
 class ExportFileRow(Sealed, Base):

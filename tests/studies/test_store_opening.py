@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from sqlalchemy.schema import CreateTable
 from autoq.errors import StoreError
 from autoq.studies import StudyStore
 from autoq.studies._schema import SCHEMA_REVISION, VERSION_TABLE, Base
+from tests.studies.frozen_stores import thaw_sqlite
 
 
 def table_names(path):
@@ -130,6 +132,40 @@ def test_newer_schema_is_refused_and_left_alone(store, store_path, make_study):
     set_revision(store_path, SCHEMA_REVISION)
     with StudyStore.open(str(store_path)) as again:
         assert again.find("demo").name == "demo"
+
+
+@pytest.mark.parametrize("revision", ["0001", "0003", "0004"])
+def test_a_store_is_not_upgraded_under_a_process_at_work(revision, store_path):
+    """What the older version wrote after that would have no hashes, and count as damaged."""
+    thaw_sqlite(revision, store_path)
+    now = datetime.now(UTC)
+    held = {
+        "study_id": 1,
+        "owner": "x",
+        "host": "elsewhere",
+        "pid_namespace": "",
+        "pid": 77,
+        "process_started": 1.0,
+        "acquired": now.strftime("%Y-%m-%d %H:%M:%S.%f"),
+        "heartbeat": now.strftime("%Y-%m-%d %H:%M:%S.%f"),
+        "expires": (now + timedelta(hours=1)).strftime("%Y-%m-%d %H:%M:%S.%f"),
+    }
+    with sqlite3.connect(store_path) as connection:
+        connection.execute("DELETE FROM lease")
+        places = ", ".join("?" * len(held))
+        columns = ", ".join(held)
+        connection.execute(f"INSERT INTO lease ({columns}) VALUES ({places})", [*held.values()])
+    for _ in range(2):
+        with pytest.raises(
+            StoreError, match="while no process works on it, and process 77 on host"
+        ):
+            StudyStore.open(str(store_path))
+    with sqlite3.connect(store_path) as connection:
+        (found,) = connection.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchone()
+        assert found == revision
+        connection.execute("DELETE FROM lease")
+    connection.close()
+    StudyStore.open(str(store_path)).close()
 
 
 def test_file_of_another_kind_is_refused_and_left_alone(store_path):

@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy
 
 from autoq.errors import StoreError, StudyLockedError
+from autoq.search import Plan
 from autoq.studies import StudyStore, _clock, maintenance, trial_storage
 from autoq.studies._blobs import put_blob
 from autoq.studies._encoding import encode_array
@@ -29,6 +30,19 @@ from tests.studies.frozen_stores import (
 )
 
 pytestmark = pytest.mark.slow
+
+PLAN = Plan(
+    assignment={"layers.0.qkv": "nvfp4"},
+    budget_bits=4.8,
+    effective_bits=4.75,
+    peer_effective_bits=4.25,
+    stored_bits_per_weight=4.8125,
+    stored_bytes=123,
+    predicted_loss=0.0123,
+    predicted_loss_interval=(0.01, 0.015),
+    bound=0.0122,
+    gap=0.008,
+)
 
 
 @pytest.fixture(scope="module")
@@ -203,3 +217,24 @@ def test_threads_that_open_their_trials_at_the_same_instant_share_them(url):
 
     with StudyStore.open(url), ThreadPoolExecutor(6) as pool:
         assert list(pool.map(opened, range(6))) == [0] * 6
+
+
+def test_an_export_that_two_processes_end_at_once_ends_once(url, store, study_id):
+    """Its row's seal is of all columns: each would write the one of its own half."""
+    plan_id = store.add_plan(study_id, PLAN, label="4.8")
+    export_id = store.begin_export(study_id, plan_id=plan_id, container="x", path="out")
+    waiting = sqlalchemy.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    with ThreadPoolExecutor(1) as pool, StudyStore.open(url) as other:
+        with store._database.write() as session:
+            row = store._export_in_progress(session, export_id)
+            late = pool.submit(other.fail_export, export_id, "late")
+            with store._database.read() as watching:
+                while not watching.scalar(waiting):
+                    assert not late.done()
+                    time.sleep(0.01)
+            row.status, row.bytes_written = "complete", 7
+        with pytest.raises(StoreError, match=f"export {export_id} to out is complete"):
+            late.result()
+    (export,) = store.exports(study_id)
+    assert (export.status, export.bytes_written) == ("complete", 7)
+    assert maintenance.check(url) == []

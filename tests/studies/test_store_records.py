@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
+import zipfile
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -17,6 +18,7 @@ from autoq.search import Budget, Least, Plan, Resource
 from autoq.studies import (
     SCORING_STAGE,
     SensitivityCell,
+    StudyStore,
     WorkStatus,
     _stages,
     study_key,
@@ -351,6 +353,47 @@ def test_export_round_trip(study_id, store):
     assert first.verification == {"reason": "interrupted before it was complete"}
     with pytest.raises(StoreError, match=f"export {export_id} to out is complete"):
         store.fail_export(export_id, "late")
+
+
+def test_files_come_in_one_order_whatever_the_language_of_the_database(tmp_path):
+    """Databases that sort by language put B behind a, and so does one that ignores case."""
+    path = tmp_path / "autoq.db"
+    StudyStore.open(str(path)).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute(
+            "UPDATE sqlite_master SET sql = replace(sql, 'path VARCHAR', 'path VARCHAR COLLATE "
+            "NOCASE') WHERE name = 'export_file'"
+        )
+    connection.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("VACUUM")
+        changed = (
+            "SELECT count(*) FROM sqlite_master WHERE sql LIKE '%path VARCHAR COLLATE NOCASE%'"
+        )
+        assert connection.execute(changed).fetchone() == (1,)
+    connection.close()
+    with StudyStore.open(str(path)) as store:
+        study = store.create_or_get(
+            name="demo",
+            key="a" * 64,
+            model_path="m",
+            fingerprint="f",
+            architecture="A",
+            configuration={},
+            versions={},
+            seed=0,
+        )
+        plan_id = store.add_plan(study.id, PLAN, label="4.8")
+        export_id = store.begin_export(study.id, plan_id=plan_id, container="x", path="out")
+        files = [("a.json", 1, "1" * 64), ("B.json", 2, "2" * 64)]
+        store.finish_export(export_id, files=files, verification={})
+        (export,) = store.exports(study.id)
+        store.export(study.id, tmp_path / "study")
+    assert [file.path for file in export.files] == ["B.json", "a.json"]
+    with zipfile.ZipFile(tmp_path / "study") as archive:
+        (written,) = json.loads(archive.read("study.json"))["exports"]
+    assert [file["path"] for file in written["files"]] == ["B.json", "a.json"]
 
 
 def test_list_summarises_each_study(make_study, store):

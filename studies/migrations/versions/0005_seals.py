@@ -95,17 +95,18 @@ def downgrade() -> None:
 
 def _seal(table: sa.TableClause) -> None:
     connection = op.get_bind()
-    ids = connection.scalars(sa.select(table.c.id).order_by(table.c.id)).all()
+    next_ids = sa.select(table.c.id).order_by(table.c.id).limit(ROWS_AT_A_TIME)
     change = (
         table.update()
         .where(table.c.id == sa.bindparam("of_row"))
         .values(row_sha256=sa.bindparam("seal"))
     )
-    for start in range(0, len(ids), ROWS_AT_A_TIME):
-        found = _read(connection, table, ids[start : start + ROWS_AT_A_TIME])
-        seals = [{"of_row": row_id, "seal": seal} for row_id, seal in found]
+    ids = connection.scalars(next_ids).all()
+    while ids:
+        seals = [{"of_row": row_id, "seal": seal} for row_id, seal in _read(connection, table, ids)]
         if seals:
             connection.execute(change, seals)
+        ids = connection.scalars(next_ids.where(table.c.id > ids[-1])).all()
 
 
 def _read(connection: sa.Connection, table: sa.TableClause, ids: Any) -> Iterator[tuple[int, str]]:
@@ -115,7 +116,7 @@ def _read(connection: sa.Connection, table: sa.TableClause, ids: Any) -> Iterato
     try:
         rows = connection.execute(query.where(table.c.id.in_(ids))).mappings().all()
         sealed = [(row["id"], row_hash(table.name, _plain(table, row))) for row in rows]
-    except (ValueError, TypeError, sa.exc.OperationalError):
+    except (ValueError, TypeError, OverflowError, RecursionError, sa.exc.OperationalError):
         if len(ids) > 1:
             for row_id in ids:
                 yield from _read(connection, table, [row_id])
