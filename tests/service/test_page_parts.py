@@ -224,6 +224,95 @@ def test_a_failed_job_says_why_and_is_resumed(page, url):
     assert asked == ["POST"]
 
 
+def test_a_resumed_job_tells_nothing_twice(page, url):
+    told = event(1, "note", text="one") + event(2, "status", status="cancelled")
+    line = Line(page, [told, event(3, "note", text="two")])
+    line.job = job("cancelled", finished="2026-01-01T00:00:03Z")
+
+    def resume(route):
+        line.job = job("running")
+        route.fulfill(json=line.job, status=202)
+
+    page.route("**/v1/jobs/j/resume", resume)
+    page.goto(f"{url}/jobs/j")
+    page.locator(".notes li", has_text="one").wait_for()
+    page.get_by_role("button", name="Resume").click()
+    page.locator(".job-head .badge", has_text="done").wait_for()
+    assert page.locator(".notes li").all_text_contents() == ["one", "two"]
+    assert line.asked_after[1] == "2"
+
+
+def test_a_stream_that_ends_is_no_lost_connection(page, url):
+    page.add_init_script(
+        """window.said = new Set();
+        new MutationObserver(() => {
+          const place = document.querySelector(".job p[aria-live]");
+          if (place) window.said.add(place.textContent);
+        }).observe(document, { subtree: true, childList: true, characterData: true });"""
+    )
+    Line(page, [event(1, "note", text="one"), event(2, "note", text="two")])
+    page.goto(f"{url}/jobs/j")
+    page.locator(".job-head .badge", has_text="done").wait_for()
+    assert page.evaluate("() => [...window.said].sort()") == ["", "Starting …"]
+
+
+def test_an_end_that_could_not_be_asked_about_is_learned_later(page, url):
+    line = Line(page, [])
+    failed = []
+
+    def fail_once(route):
+        if line.job["status"] == "done" and not failed:
+            failed.append(True)
+            route.abort()
+        else:
+            route.fulfill(json=line.job)
+
+    page.route("**/v1/jobs/j", fail_once)
+    page.goto(f"{url}/jobs/j")
+    page.locator(".job-head .badge", has_text="done").wait_for()
+    assert failed and page.get_by_role("alert").count() == 0
+
+
+def test_a_table_that_is_drawn_again_keeps_whoever_stands_in_it(page):
+    found = page.evaluate(
+        """async () => {
+          const { el, fill, refill } = await import("/assets/js/dom.js");
+          const place = el("div");
+          document.body.append(place);
+          const links = (...names) => names.map((name) => el("a", { href: `/${name}` }, name));
+          fill(place, links("a", "b"));
+          place.lastElementChild.focus();
+          refill(place, links("new", "a", "b"));
+          const kept = document.activeElement.textContent;
+          refill(place, links("new"));
+          place.remove();
+          return [kept, document.activeElement === document.body];
+        }"""
+    )
+    assert found == ["b", True]
+
+
+def test_a_form_s_key_is_one_for_each_job(page, url):
+    """The same again, until the service has taken it; then, and for another body, a new one."""
+    keys = []
+
+    def answer(route):
+        keys.append(route.request.headers["idempotency-key"])
+        route.fulfill(status=503 if len(keys) == 1 else 202, json={})
+
+    page.route("**/made/jobs", answer)
+    page.evaluate(
+        """async () => {
+          const { JobKey } = await import("/assets/js/api.js");
+          const key = new JobKey();
+          for (const trials of [1, 1, 1, 2]) await key.post("/made/jobs", { trials }).catch(() => {});
+          await key.post("/made/jobs", { trials: 2 });
+        }"""
+    )
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 4
+
+
 def study(**changes):
     return {
         "name": "young",

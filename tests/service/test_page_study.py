@@ -308,6 +308,66 @@ def test_studies_are_found_by_their_text(page, url):
     page.get_by_text("No study fits").wait_for()
 
 
+def test_the_page_that_one_goes_to_is_read_from_its_heading(page, url):
+    open_study(page, url)
+    page.get_by_role("link", name="Studies", exact=True).first.click()
+    page.wait_for_function("() => document.activeElement === document.querySelector('h1')")
+    assert page.locator("h1").text_content() == "Studies"
+
+
+@pytest.mark.parametrize(
+    ("path", "heading"), [("/studies/100%", "Nothing here"), ("/jobs/abc", "There is no such")]
+)
+def test_addresses_of_nothing_say_so(page, url, path, heading):
+    page.goto(url + path)
+    page.get_by_role("heading", name=heading).wait_for()
+    assert page.title().startswith(heading)
+
+
+def test_what_is_typed_stays_when_something_else_is_done(page, url):
+    open_study(page, url, "?bits=6.5&tab=exports")
+    page.get_by_label("Output").fill("exports/typed")
+    page.get_by_role("button", name="Keep this plan").click()
+    page.get_by_text(re.compile(r"^Kept as plan \d+\.$")).wait_for()
+    assert page.get_by_label("Output").input_value() == "exports/typed"
+
+
+def test_no_budget_is_not_taken(page, url):
+    open_study(page, url, "?bits=5.5")
+    number = page.get_by_label("Budget as a number")
+    number.fill("-3")
+    page.keyboard.press("Enter")
+    assert number.input_value() == "5.5"
+
+
+def test_the_head_and_the_plan_follow_the_job(page, url):
+    """While it runs the study is running; when it has ended the plan's measurement is shown."""
+    detail = httpx.get(f"{url}/v1/studies/{NAME}").json()
+    identifier = detail["plan"]["id"]
+    ended = {"id": "j", "kind": "measure", "status": "done", "study": NAME, "request": {}}
+    job = {**ended, "started": None, "finished": None, "attempts": 1, "progress": None}
+    replies = [{**detail, "status": "running", "job": "j"}, detail]
+    page.route(f"**/v1/studies/{NAME}", lambda route: route.fulfill(json=replies.pop(0)))
+    states = [{**job, "status": "running"}, job]
+    page.route("**/v1/jobs/j", lambda route: route.fulfill(json=states.pop(0)))
+    told = {"id": 1, "job": "j", "time": "t", "kind": "status", "data": {"status": "done"}}
+    body = f"id: 1\nevent: status\ndata: {json.dumps(told)}\n\n"
+    held = []
+    page.route("**/v1/jobs/j/events", lambda route: held.append(route))
+    measured = {**detail["plan"], "measured": {"kl_divergence": 0.125}}
+    page.route(f"**/plans/{identifier}", lambda route: route.fulfill(json=measured))
+    page.route("**/plans", lambda route: route.fulfill(json=detail["plan"]))
+
+    open_study(page, url, "?bits=5")
+    status = page.locator(".facts .badge").first
+    assert status.inner_text().endswith("running")
+    while not held:
+        page.wait_for_timeout(20)
+    held[0].fulfill(body=body, content_type="text/event-stream")
+    page.locator(".tile", has_text="measured KL divergence").get_by_text("0.1250").wait_for()
+    assert status.inner_text().endswith("done")
+
+
 def test_a_plan_is_kept_once(page, url):
     open_study(page, url, "?bits=5.75")
     page.get_by_role("button", name="Keep this plan").click()

@@ -110,8 +110,25 @@ export function queryOf(parameters) {
   return text ? `?${text}` : "";
 }
 
-/** A key that makes one job of however many clicks. */
-export function freshKey() {
+/** Keys for the jobs of one form: the same body is one job until the service has taken it. */
+export class JobKey {
+  constructor() {
+    this.value = freshKey();
+    this.body = null;
+  }
+
+  /** POST a body, answered by its job. */
+  async post(path, body) {
+    const text = JSON.stringify(body);
+    if (this.body !== null && this.body !== text) this.value = freshKey();
+    this.body = text;
+    const job = await post(path, body, { idempotencyKey: this.value });
+    this.value = freshKey();
+    return job;
+  }
+}
+
+function freshKey() {
   const bytes = crypto.getRandomValues(new Uint8Array(16));
   return [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }

@@ -90,7 +90,10 @@ export class BudgetControl {
   }
 
   take(value, isSettled) {
-    if (!(value > 0)) return;
+    if (!(value > 0)) {
+      this.number.value = trimmed(this.values[this.unit], 7); // nothing, or no budget
+      return;
+    }
     this.isAsked = true;
     this.values[this.unit] = value;
     this.reflect();

@@ -39,6 +39,16 @@ export function fill(parent, ...children) {
   return parent;
 }
 
+/** As `fill`, of what is drawn again and again: whoever stands on a link or control stays there. */
+export function refill(parent, ...children) {
+  const keyOf = (control) => control.getAttribute("href") ?? control.getAttribute("aria-label") ?? control.textContent;
+  const key = parent.contains(document.activeElement) ? keyOf(document.activeElement) : null;
+  fill(parent, ...children);
+  if (key === null) return;
+  const same = [...parent.querySelectorAll("a, button, input")].find((control) => keyOf(control) === key);
+  same?.focus({ preventScroll: true });
+}
+
 /** A part of the page under its heading. */
 export function section(title, ...children) {
   const id = `part-${title.toLowerCase().replace(/[^a-z0-9]+/g, "-")}`;

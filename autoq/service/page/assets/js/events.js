@@ -20,6 +20,7 @@ export async function follow(path, { after = 0, onEvent, isOver, onConnection = 
   let last = after;
   let wait = FIRST_WAIT;
   while (!signal.aborted) {
+    let isLost = false;
     try {
       for await (const event of connection(path, last, signal, onConnection)) {
         wait = FIRST_WAIT;
@@ -27,13 +28,14 @@ export async function follow(path, { after = 0, onEvent, isOver, onConnection = 
         last = event.id;
         onEvent(event);
       }
-      if (isOver()) return;
     } catch (error) {
       if (signal.aborted) return;
       if (error instanceof Problem && error.status >= 400 && error.status < 500 && error.status !== 429) throw error;
+      isLost = true;
     }
-    onConnection(false);
-    await pause(wait, signal);
+    if (isLost) onConnection(false);
+    await pause(wait, signal); // the last event may need a moment until it is known what it means
+    if (isOver()) return;
     wait = Math.min(wait * 2, LONGEST_WAIT);
   }
 }

@@ -2,7 +2,7 @@
 
 import { navigate, parameters, setParameters } from "./address.js";
 import { get, queryOf } from "./api.js";
-import { el, fill, link, table } from "./dom.js";
+import { el, fill, link, refill, table } from "./dom.js";
 import { jobTable } from "./job_view.js";
 import { emptyNote, problemNote, statusBadge } from "./notes.js";
 import { plural, timeText, trimmed } from "./numbers.js";
@@ -27,7 +27,8 @@ export async function showHome(place, context) {
     jobs,
     list.element,
   );
-  await Promise.all([list.load(), watchJobs(jobs, context.signal, () => list.load())]);
+  watchJobs(jobs, context.signal, () => list.load()); // for as long as the page is shown
+  await list.load();
 }
 
 class StudyList {
@@ -86,7 +87,7 @@ class StudyList {
 
   draw(page, signal) {
     this.count.textContent = plural(page.total, "study", "studies");
-    fill(this.results, this.entries.length ? this.tableOfEntries() : this.nothing());
+    refill(this.results, this.entries.length ? this.tableOfEntries() : this.nothing());
     const more = el("button", { type: "button", onclick: () => this.loadPage(page.next_cursor, signal) }, `Show more (${this.entries.length} of ${page.total})`);
     fill(this.more, page.next_cursor ? more : "");
   }
@@ -141,7 +142,7 @@ async function watchJobs(place, signal, onChange) {
     try {
       const active = await activeJobs(signal);
       const now = JSON.stringify(active);
-      if (now !== shown) fill(place, active.length ? [el("h2", {}, "Running now"), jobTable(active)] : "");
+      if (now !== shown) refill(place, active.length ? [el("h2", {}, "Running now"), jobTable(active)] : "");
       shown = now;
       // A job began, has its study now, or has ended: the list of studies is another.
       const jobs = active.map((job) => `${job.id} ${job.status} ${job.study}`).join();

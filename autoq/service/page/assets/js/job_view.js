@@ -52,7 +52,7 @@ export class JobView {
     this.onChange = onChange;
     this.bars = new Map();
     this.stages = new Map();
-    this.trials = 0;
+    this.lastEvent = 0;
     this.head = el("div.job-head");
     this.trouble = el("div");
     this.connection = el("p.quiet.small", { "aria-live": "polite" });
@@ -98,19 +98,28 @@ export class JobView {
   }
 
   listen() {
+    if (this.isListening) return;
+    this.isListening = true;
+    let isFirst = true;
     follow(`/v1/jobs/${encodeURIComponent(this.job.id)}/events`, {
       signal: this.signal,
+      after: this.lastEvent, // of a job that is resumed nothing is told twice
       onEvent: (event) => this.take(event),
       isOver: () => hasEnded(this.job),
       onConnection: (isThere) => {
-        if (isThere) this.sayWaiting();
-        else this.connection.textContent = "The connection is lost; trying again. The job itself goes on.";
+        if (!isThere) this.connection.textContent = "The connection is lost; trying again. The job itself goes on.";
+        else if (isFirst) this.sayWaiting();
+        else this.refresh(); // an event before the connection was lost may have found no answer
+        isFirst = false;
       },
-    }).catch((problem) => fill(this.trouble, problemNote(problem)));
+    })
+      .catch((problem) => fill(this.trouble, problemNote(problem)))
+      .finally(() => (this.isListening = false));
   }
 
   /** What an event says. */
-  take({ kind, data }) {
+  take({ id, kind, data }) {
+    this.lastEvent = id;
     const takers = {
       status: () => this.refresh(),
       progress: () => this.takeProgress(data),

@@ -2,8 +2,7 @@
 
 import { setUpRoutes } from "./address.js";
 import { Problem, get, onUnauthorized, token } from "./api.js";
-import { el, fill } from "./dom.js";
-import { problemNote } from "./notes.js";
+import { el, fill, link } from "./dom.js";
 import { showCompare } from "./compare.js";
 import { showHome } from "./home.js";
 import { showJob } from "./job.js";
@@ -26,25 +25,36 @@ async function show() {
   shown.abort();
   shown = new AbortController();
   const { signal } = shown;
-  const [view, name] = viewOf(location.pathname);
   markCurrent();
   main.replaceChildren();
   try {
+    const [view, name] = viewOf(location.pathname);
     await view(main, { name, signal, identity: () => identity });
     if (!signal.aborted) focusHeading();
   } catch (error) {
     if (signal.aborted || error.name === "AbortError" || error.status === 401) return;
     if (!(error instanceof Problem)) console.error(error);
-    fill(main, el("h1", {}, error.title || "This cannot be shown"), problemNote(error));
+    const title = error.title || "This cannot be shown";
+    document.title = `${title} - autoq`;
+    fill(main, el("p.way", {}, link("/", "Studies")), el("h1", {}, title), el("div.note.bad-note", { role: "alert" }, el("p", {}, error.message)));
+    focusHeading();
   }
 }
 
 function viewOf(path) {
   for (const [pattern, view] of ROUTES) {
     const match = pattern.exec(path);
-    if (match) return [view, match[1] === undefined ? null : decodeURIComponent(match[1])];
+    if (match && isEncoded(match[1])) return [view, match[1] === undefined ? null : decodeURIComponent(match[1])];
   }
   return [showNothing, null];
+}
+
+function isEncoded(text = "") {
+  try {
+    return decodeURIComponent(text) !== null;
+  } catch {
+    return false; // "100%": an address that somebody typed
+  }
 }
 
 async function showNothing(place) {
@@ -62,9 +72,11 @@ function markCurrent() {
 
 let isFirst = true;
 
-/** Screen readers go on reading at the new page's heading; nothing is moved on the first load. */
+/** Screen readers go on reading at the new page's heading; nothing is moved on the first load, nor
+ * away from what somebody uses by now. */
 function focusHeading() {
-  if (!isFirst) {
+  const isUsed = document.activeElement !== main && main.contains(document.activeElement);
+  if (!isFirst && !isUsed) {
     const heading = main.querySelector("h1");
     heading?.setAttribute("tabindex", "-1");
     heading?.focus({ preventScroll: true });
@@ -102,7 +114,10 @@ document.getElementById("sign-out").addEventListener("click", async () => {
 });
 
 setUpTheme();
-setUpRoutes(() => show().then(() => scrollTo(0, 0)));
+setUpRoutes(() => {
+  show();
+  scrollTo(0, 0);
+});
 // Both at once: who may do what is needed only when somebody does something.
 learnIdentity();
 show();

@@ -64,7 +64,7 @@ export class MoveList {
 
   draw() {
     const { moved } = this;
-    fill(this.sentence, el("b", {}, movesSentence(moved)), ` Beside ${this.referenceLabel}.`);
+    fill(this.sentence, el("b", {}, movesSentence(moved)), ` Compared with ${this.referenceLabel}.`);
     const shown = this.isOpen ? moved : moved.slice(0, FIRST_MOVES);
     const rows = shown.map(({ name, from, to, change }) => [name, from, change >= 0 ? "▲ more bits" : "▼ fewer bits", to]);
     fill(this.list, moved.length ? table(["layer", "from", "", "to"], rows, { caption: "Layers that move" }) : "");

@@ -1,7 +1,7 @@
 // The form that starts a search.
 
 import { navigate } from "./address.js";
-import { freshKey, get, post } from "./api.js";
+import { JobKey, get } from "./api.js";
 import { formatColours } from "./colours.js";
 import { el, fill, link, swatch } from "./dom.js";
 import { Field, showFaults, valuesOf } from "./fields.js";
@@ -63,7 +63,7 @@ class SearchForm {
   constructor(models, formats, targets) {
     this.formats = formats;
     this.targets = targets;
-    this.key = { value: freshKey(), body: null };
+    this.key = new JobKey();
     this.model = new Field({ name: "model", label: "Model", kind: "choice", options: models.map(modelOption), note: models.length ? "" : "The service was given no folder of models: autoq serve --models ROOT.", required: true });
     this.target = new Field({ name: "target", label: "Where it will run", kind: "choice", options: targetOptions(targets), note: "Formats that do not run there are not offered." });
     this.studyName = new Field({ name: "name", label: "Name of the study", note: "letters, digits, . _ -; made from the model if empty" });
@@ -133,15 +133,10 @@ class SearchForm {
 
   async submit(event) {
     event.preventDefault();
-    const body = this.body();
-    const text = JSON.stringify(body);
-    // The same body with the same key is the same job, however often it is sent.
-    if (this.key.body !== null && this.key.body !== text) this.key.value = freshKey();
-    this.key.body = text;
     this.send.disabled = true;
     fill(this.trouble);
     try {
-      const job = await post("/v1/studies", body, { idempotencyKey: this.key.value });
+      const job = await this.key.post("/v1/studies", this.body());
       navigate(`/jobs/${encodeURIComponent(job.id)}`);
     } catch (problem) {
       if (!showFaults(problem, this.fields)) fill(this.trouble, problemNote(problem));

@@ -14,7 +14,7 @@ import { MoveList, bytesOf, moves, movesSentence, planTiles } from "./plan_view.
 import { FurtherLimits } from "./further_limits.js";
 import { PlanStrip } from "./strip.js";
 import { Reference } from "./reference.js";
-import { studyHeader } from "./study_header.js";
+import { fillFacts, studyHeader } from "./study_header.js";
 import { StudyTabs } from "./study_tabs.js";
 import { onThemeChange } from "./theme.js";
 
@@ -34,6 +34,7 @@ class StudyPage {
     Object.assign(this, { place, name, signal, identity });
     this.jobPlace = el("div");
     this.trouble = el("div");
+    this.forms = {}; // of tabs: what is typed there stays when a tab is drawn again
   }
 
   async load() {
@@ -308,9 +309,21 @@ class StudyPage {
       await this.load();
       return;
     }
+    fillFacts(this);
+    await this.renewPlan();
     this.tabs.renew();
     this.reference.renew();
     if (this.frontier) this.chart.draw();
+  }
+
+  /** The study's plan, where no other was asked for; what is known by now of one that is stored. */
+  async renewPlan() {
+    const before = this.plan;
+    const isOwn = !this.budget.isAsked && this.detail.plan;
+    if (!isOwn && before.id === null) return this.showMoves();
+    const plan = isOwn ? this.detail.plan : await get(studyPath(this.name, `/plans/${before.id}`), { signal: this.signal });
+    if (this.plan === before) this.takePlan(plan);
+    return null;
   }
 
   /** A stored plan takes the place of the one for the budget. */

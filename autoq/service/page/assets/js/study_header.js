@@ -8,7 +8,7 @@ import { plural, timeText } from "./numbers.js";
 
 /** The head of a study's page. `page` has its name, detail and scopes. */
 export function studyHeader(page) {
-  const { detail, name } = page;
+  const { name } = page;
   const trouble = el("div");
   const report = el("button", { type: "button" }, "Download report");
   report.addEventListener("click", async () => {
@@ -22,13 +22,8 @@ export function studyHeader(page) {
       report.disabled = false;
     }
   });
-  const facts = [
-    detail.model,
-    detail.architecture,
-    detail.groups === null ? null : plural(detail.groups, "group"),
-    detail.target ? `for ${detail.target}` : null,
-    `updated ${timeText(detail.updated)} UTC`,
-  ];
+  page.facts = el("p.facts");
+  fillFacts(page);
   return [
     el("p.way", {}, link("/", "Studies")),
     el(
@@ -37,9 +32,21 @@ export function studyHeader(page) {
       el("h1", {}, name),
       el("div.actions", {}, el("a.button", { href: `/compare?study=${encodeURIComponent(name)}`, "data-route": true }, "Compare …"), report, deletion(page, trouble)),
     ),
-    el("p.facts", {}, statusBadge(detail.status), facts.filter(Boolean).map((fact) => el("span", {}, fact))),
+    page.facts,
     trouble,
   ];
+}
+
+/** What the study is and how far it is, as its detail has it now. */
+export function fillFacts({ facts, detail }) {
+  const words = [
+    detail.model,
+    detail.architecture,
+    detail.groups === null ? null : plural(detail.groups, "group"),
+    detail.target ? `for ${detail.target}` : null,
+    `updated ${timeText(detail.updated)} UTC`,
+  ];
+  fill(facts, statusBadge(detail.status), words.filter(Boolean).map((word) => el("span", {}, word)));
 }
 
 /** Deleting asks for the name: it cannot be undone. */

@@ -65,6 +65,8 @@ export class StudyTabs {
     }
     this.panel.setAttribute("aria-labelledby", `tab-${this.chosen}`);
     const [, , make] = TABS.find(([name]) => name === this.chosen);
+    const held = this.panel.contains(document.activeElement) ? document.activeElement : null;
     fill(this.panel, make(this.page));
+    if (held?.isConnected) held.focus({ preventScroll: true }); // in a form, which is not made anew
   }
 }

@@ -1,6 +1,6 @@
 // Checkpoints: what was written, whether it was read back right, and the form for another.
 
-import { freshKey, get, post, studyPath } from "./api.js";
+import { JobKey, get, studyPath } from "./api.js";
 import { el, fill, table } from "./dom.js";
 import { Field, showFaults, valuesOf } from "./fields.js";
 import { emptyNote, problemNote, statusBadge } from "./notes.js";
@@ -9,7 +9,10 @@ import { bytesText, plural, timeText, trimmed } from "./numbers.js";
 export function exportsTab(page) {
   const { exports } = page.detail;
   const list = exports.length ? exports.map(exportEntry) : emptyNote("Nothing was exported yet.");
-  return [list, page.budget ? exportForm(page) : null];
+  if (!page.budget) return [list];
+  page.forms.exports ??= exportForm(page);
+  offerContainers(page.forms.container, page);
+  return [list, page.forms.exports];
 }
 
 function exportEntry(entry) {
@@ -46,18 +49,18 @@ function exportForm(page) {
     new Field({ name: "pp_size", label: "Pipeline ranks", kind: "number", placeholder: "1", step: 1, min: 1 }),
     new Field({ name: "overwrite", label: "Overwrite what is there", kind: "check" }),
   ];
-  offerContainers(fields[1], page);
+  page.forms.container = fields[1];
   const trouble = el("div");
   const send = el("button.strong", { type: "submit" }, "Export this plan");
   page.needs("run", send);
-  const key = freshKey();
+  const key = new JobKey();
   const submit = async (event) => {
     event.preventDefault();
     send.disabled = true;
     fill(trouble);
     try {
       const plan = await page.stored();
-      const job = await post(studyPath(page.name, "/exports"), { ...valuesOf(fields), plan: plan.id }, { idempotencyKey: key });
+      const job = await key.post(studyPath(page.name, "/exports"), { ...valuesOf(fields), plan: plan.id });
       await page.followJob(job);
       scrollTo({ top: 0 });
     } catch (problem) {
@@ -77,7 +80,9 @@ async function offerContainers(field, page) {
     const needed = formats.filter((format) => taken.has(format.name) && format.name !== "none");
     const all = [...new Set(formats.flatMap((format) => format.containers))];
     const fitting = all.filter((container) => needed.every((format) => format.containers.includes(container)));
-    field.control.append(...fitting.map((container) => el("option", { value: container }, container)));
+    const chosen = field.control.value;
+    fill(field.control, field.control.options[0], fitting.map((container) => el("option", { value: container }, container)));
+    field.control.value = fitting.includes(chosen) ? chosen : "";
   } catch {
     // Without the list the service chooses; it says what does not fit.
   }

@@ -1,6 +1,6 @@
 // Trials of refinements: measured plans near the best one.
 
-import { freshKey, get, post, queryOf, studyPath } from "./api.js";
+import { JobKey, get, queryOf, studyPath } from "./api.js";
 import { Chart, trialsFigure } from "./charts.js";
 import { el, fill, table } from "./dom.js";
 import { Field, showFaults, valuesOf } from "./fields.js";
@@ -12,7 +12,7 @@ const PAGE = 100;
 export function trialsTab(page) {
   const place = el("div", {}, el("p.quiet", {}, "Reading trials …"));
   loadTrials(place, page, [], null);
-  return [place, refineForm(page)];
+  return [place, (page.forms.trials ??= refineForm(page))];
 }
 
 async function loadTrials(place, page, known, cursor) {
@@ -56,12 +56,12 @@ function refineForm(page) {
   const trouble = el("div");
   const send = el("button.strong", { type: "submit" }, "Refine");
   page.needs("run", send);
-  const key = freshKey();
+  const key = new JobKey();
   const submit = async (event) => {
     event.preventDefault();
     send.disabled = true;
     try {
-      const job = await post(studyPath(page.name, "/refinements"), { ...valuesOf(fields), ...(page.budget?.body() ?? {}) }, { idempotencyKey: key });
+      const job = await key.post(studyPath(page.name, "/refinements"), { ...valuesOf(fields), ...(page.budget?.body() ?? {}), ...page.limits.body() });
       fill(trouble);
       await page.followJob(job);
       scrollTo({ top: 0 });
