@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -77,12 +77,13 @@ class Problem:
     def line(self, resource: Resource) -> Line:
         """What is left of the cells beside one whole resource, groups in the order of names."""
         if resource not in self._lines:
-            order = self.rows
+            cells = np.ix_(self.rows, self.columns)
             options = _relaxation.undominated(
-                self.scores[order] / self.loss_unit,
-                _resources.cells(self.costs, resource)[order].astype(np.int64, copy=False),
-                self.usable[order],
+                self.scores[cells] / self.loss_unit,
+                _resources.cells(self.costs, resource)[cells].astype(np.int64, copy=False),
+                self.usable[cells],
             )
+            options = replace(options, columns=self.columns[options.columns])
             steps = _relaxation.hull_steps(options)
             self._lines[resource] = Line(options=options, steps=steps)
         return self._lines[resource]
@@ -192,6 +193,12 @@ class Problem:
         """Rows of the cost table by name, so that a plan does not depend on the table's order."""
         names = self.costs.groups
         return np.array(sorted(range(len(names)), key=lambda row: names[row]), dtype=np.int64)
+
+    @cached_property
+    def columns(self) -> NDArray[np.int64]:
+        """Columns of the cost table by format name: which of equal formats is taken, they decide."""
+        names = self.costs.formats
+        return np.array(sorted(range(len(names)), key=lambda column: names[column]), dtype=np.int64)
 
     @cached_property
     def loss_unit(self) -> float:

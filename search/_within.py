@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,10 +137,21 @@ def ask(
     start: Choice | None = None,
 ) -> Answer | _multiple.Unsolved:
     """The best choice for any objective [groups, formats], groups in the order of names."""
-    cells = Cells.of(objective, problem.usable[problem.rows], tuple(limits))
+    by_name = problem.columns
+    cells = Cells.of(
+        objective[:, by_name],
+        problem.usable[np.ix_(problem.rows, by_name)],
+        tuple(replace(limit, amounts=limit.amounts[:, by_name]) for limit in limits),
+    )
     if cells is None:
         return _multiple.Unsolved(infeasible=True)
-    return _multiple.solve(cells, time_limit_seconds=seconds, tolerance=tolerance, start=start)
+    answer = _multiple.solve(
+        cells,
+        time_limit_seconds=seconds,
+        tolerance=tolerance,
+        start=None if start is None else np.argsort(by_name)[start],
+    )
+    return replace(answer, choice=by_name[answer.choice]) if isinstance(answer, Answer) else answer
 
 
 def _refusal(problem: Problem, budgets: Sequence[Budget], seconds: float) -> Exception:

@@ -6,6 +6,7 @@ import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoq.errors import BudgetInfeasibleError, InputError
-from autoq.search import CostTable, SensitivityTable, _highs, _knapsack, _relaxation, _states
+from autoq.search import (
+    Budget,
+    CostTable,
+    Resource,
+    SensitivityTable,
+    _highs,
+    _knapsack,
+    _relaxation,
+    _states,
+)
 from autoq.search.solver import (
     check_budget,
     plan_from_assignment,
@@ -239,6 +249,27 @@ def test_order_does_not_matter_and_the_bound_holds(instance, share, random):
     assert plan.bound <= plan.predicted_loss
     assert 0 <= plan.gap <= 1
     assert plan.effective_bits <= budget
+
+
+@pytest.mark.parametrize("resource", [Resource.EFFECTIVE_BITS, Resource.ACTIVE_BITS])
+def test_of_formats_that_are_equal_in_all_the_order_of_columns_decides_nothing(resource):
+    sensitivity, costs = make_tables([[0.2, 0.4, 0.4], [0.1, 0.3, 0.3]], [400, 400])
+
+    def with_columns(order, names):
+        bits = costs.effective_bits[:, order]
+        return replace(
+            costs,
+            formats=names,
+            effective_bits=bits,
+            stored_bits=costs.stored_bits[:, order],
+            peer_bits=costs.peer_bits[:, order],
+            additional={Resource.ACTIVE_BITS: bits / 800},
+        )
+
+    budget = Budget(resource=resource, limit=6.25)
+    plan = solve(sensitivity, with_columns([0, 1, 1, 3], FORMATS), budget)
+    assert sorted(plan.assignment.values()) == ["fp8", "nvfp4"]
+    assert plan == solve(sensitivity, with_columns([3, 1, 1, 0], FORMATS[::-1]), budget)
 
 
 @settings(max_examples=60, deadline=None)
