@@ -7,13 +7,15 @@ import json
 import math
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 from starlette.types import Message, Receive
 
 from autoq.service.problems import Refusal
 
+HEADER_BYTES = 16 << 10  # of the address, too
 BODY_BYTES = 1 << 20
 BODY_SECONDS = 30.0
 """How long a body may take to come in; whoever sends slower holds a connection and memory."""
@@ -87,6 +89,38 @@ class Slots:
                 self._taken[key] -= 1
 
         return leave
+
+
+class Turns:
+    """Requests of one client that are answered at once: some, and the others wait, so that a client
+    with many slow ones leaves threads to everybody else."""
+
+    def __init__(self, each: int) -> None:
+        self._each = each
+        self._of_client: dict[str, asyncio.Semaphore] = {}
+        self._interested: Counter[str] = Counter()  # requests that have a turn or wait for one
+
+    @asynccontextmanager
+    async def turn(self, key: str) -> AsyncIterator[Callable[[], None]]:
+        """Wait for a turn; call what comes to end it before the block does, any number of times."""
+        turns = self._of_client.setdefault(key, asyncio.Semaphore(self._each))
+        self._interested[key] += 1
+        has_turn = False
+
+        def end() -> None:
+            nonlocal has_turn
+            if has_turn:
+                has_turn = False
+                turns.release()
+
+        try:
+            has_turn = await turns.acquire()
+            yield end
+        finally:
+            end()
+            self._interested[key] -= 1
+            if not self._interested[key]:
+                del self._interested[key], self._of_client[key]
 
 
 def too_fast(wait: float) -> Refusal:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +20,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from autoq.service._version import VERSION
 from autoq.service.hosts import HostRule, client_key
 from autoq.service.limits import (
+    HEADER_BYTES,
     Slots,
     TokenBuckets,
+    Turns,
     bounded_body,
     check_json,
     replayed,
@@ -70,6 +73,8 @@ _CHANGE_COST = 10.0  # of a request that may begin work, in requests that read
 _BURST_SECONDS = 2.0
 _FAILURES_PER_SECOND, _FAILURES_AT_ONCE = 1.0, 20.0
 _LONGEST_TOKEN = 200
+_STREAMS = "/events"  # what the addresses of those end with
+_TURNS = 8  # requests of one client that are answered at once: half of the threads that read
 
 _CALLER = "autoq.caller"
 
@@ -99,6 +104,7 @@ class Guard:
         self._requests = None if rate is None else TokenBuckets(rate, _burst(rate))
         self._failures = TokenBuckets(_FAILURES_PER_SECOND, _FAILURES_AT_ONCE)
         self._streams = Slots(settings.streams_each, settings.streams_together)
+        self._turns = Turns(_TURNS)
 
     def stream_slot(self, scope: Mapping[str, Any]) -> Callable[[], None]:
         """A place among the connections that listen; call what comes back to leave it.
@@ -108,6 +114,12 @@ class Guard:
         """
         return self._streams.take(_caller(scope).key)
 
+    def turn(self, scope: Mapping[str, Any]) -> AbstractAsyncContextManager[Callable[[], None]]:
+        """See `Turns.turn`; what listens has a slot instead."""
+        if scope["path"].endswith(_STREAMS):
+            return nullcontext(_nothing)
+        return self._turns.turn(_caller(scope).key)
+
     def admit(self, scope: Scope, headers: Headers) -> Caller:
         """Who asks, if the request may come in.
 
@@ -115,6 +127,7 @@ class Guard:
             Refusal: it may not.
         """
         open_to_all = is_public(scope["path"]) and scope["method"] in _SAFE
+        _check_size(scope)
         self._check_host(headers)
         if not open_to_all:
             self._check_origin(scope["method"], headers)
@@ -134,11 +147,11 @@ class Guard:
             )
 
     def _check_origin(self, method: str, headers: Headers) -> None:
-        site = headers.get("sec-fetch-site")
+        sites = headers.getlist("sec-fetch-site")
         origins = headers.getlist("origin")
         is_ours = all(self._hosts.is_same_origin(found, headers["host"]) for found in origins)
         # Behind a proxy that renames the host a browser still knows what is the same origin.
-        if not is_ours or site not in (None, "same-origin", "none"):
+        if not (is_ours and {"same-origin", "none"}.issuperset(sites)):
             raise Refusal(
                 "forbidden",
                 f"pages of other sites may not send {method} here; open the service's own page",
@@ -199,7 +212,9 @@ class SecurityMiddleware:
         try:
             headers = Headers(scope=scope)
             scope[_CALLER] = self._guard.admit(scope, headers)
-            await self._app(scope, await _checked_body(scope, headers, receive), send)
+            body = await _checked_body(scope, headers, receive)
+            async with self._guard.turn(scope) as send.on_start:
+                await self._app(scope, body, send)
         except Exception as error:
             if not isinstance(error, Refusal):
                 _log.exception("%s %s failed", scope["method"], scope["path"])
@@ -216,16 +231,33 @@ class _Sender:
         is_page = is_public(path) and not path.startswith("/v1/")
         self._policy = PAGE_POLICY if is_page else DATA_POLICY
         self.has_started = False
+        self.on_start: Callable[[], None] = _nothing  # a client may take its reply slowly
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.has_started = True
+            self.on_start()
             headers = MutableHeaders(scope=message)
             for name, value in _HEADERS.items():
                 headers[name] = value
             headers["content-security-policy"] = self._policy
             headers.setdefault("cache-control", "no-store")
         await self._send(message)
+
+
+def _check_size(scope: Scope) -> None:
+    lines = [scope["path"].encode("utf-8", "replace"), scope["query_string"]]
+    lines += [part for header in scope["headers"] for part in header]
+    if sum(map(len, lines)) > HEADER_BYTES:
+        raise Refusal(
+            "too-large",
+            f"an address and its headers have at most {HEADER_BYTES} bytes; send fewer",
+            headers={"connection": "close"},
+        )
+
+
+def _nothing() -> None:
+    """There is no turn to end."""
 
 
 def _burst(rate: float) -> float:
@@ -298,6 +330,13 @@ async def _checked_body(scope: Scope, headers: Headers, receive: Receive) -> Rec
 def _announced(headers: Headers) -> int | None:
     """Content-Length; 0 of a request without a body, None of one whose length is not told."""
     length = headers.get("content-length")
+    if length is not None and "transfer-encoding" in headers:  # a proxy could believe the other
+        raise Refusal(
+            "input",
+            "a body's length is told by Content-Length or by Transfer-Encoding, got both; leave "
+            "one out",
+            headers={"connection": "close"},
+        )
     if length is None:
         return None if "transfer-encoding" in headers else 0
     if not (length.isascii() and length.isdecimal() and len(length) < 20):

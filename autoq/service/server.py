@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from autoq.errors import InputError
+from autoq.service.limits import HEADER_BYTES
 from autoq.service.redaction import log_configuration
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def _configuration(app: FastAPI, settings: ServiceSettings) -> uvicorn.Config:
         ws="none",
         loop="asyncio",
         http="h11",
+        h11_max_incomplete_event_size=HEADER_BYTES,  # while they come in; later the guard counts
         server_header=False,
         proxy_headers=False,  # whoever connects would say whose address to count
         timeout_graceful_shutdown=_ENDING_SECONDS,

@@ -20,7 +20,7 @@ from starlette.websockets import WebSocketDisconnect
 from autoq.service import limits
 from autoq.service.app import create_app
 from autoq.service.hosts import HostRule, client_key
-from autoq.service.limits import BODY_BYTES, Slots, TokenBuckets
+from autoq.service.limits import BODY_BYTES, HEADER_BYTES, Slots, TokenBuckets, Turns
 from autoq.service.problems import Refusal
 from autoq.service.security import DATA_POLICY, PAGE_POLICY
 from autoq.service.settings import ServiceSettings
@@ -170,6 +170,19 @@ class TestBodies:
         replies = asyncio.run(_raw(app, [(b"content-length", length.encode())]))
         assert replies[0]["status"] == 422
 
+    @pytest.mark.parametrize("many", [1, 1000], ids=["one", "thousand"])
+    def test_headers_are_bounded(self, client: TestClient, many: int) -> None:
+        headers = {f"X-{number}": "a" * (HEADER_BYTES // many) for number in range(many)}
+        refused(client.get("/v1/health", headers=headers), 413, "too-large")
+        refused(client.get("/" + "a" * HEADER_BYTES), 413, "too-large")
+
+    def test_a_length_told_in_two_ways_is_refused(self, app: FastAPI) -> None:
+        headers = [(b"content-length", b"2"), (b"transfer-encoding", b"chunked")]
+        sent = asyncio.run(_raw(app, headers, [b"{}"]))
+        assert sent[0]["status"] == 422
+        assert b"got both" in sent[1]["body"]
+        assert (b"connection", b"close") in sent[0]["headers"]
+
     def test_a_body_that_does_not_come_is_given_up(
         self, app: FastAPI, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -279,6 +292,7 @@ class TestHostsAndOrigins:
             {"Sec-Fetch-Site": "same-site"},
             {"Sec-Fetch-Site": "same-origin", "Origin": "http://evil.example"},
             {"Sec-Fetch-Site": "nonsense"},
+            [("Sec-Fetch-Site", "same-origin"), ("Sec-Fetch-Site", "cross-site")],
         ],
     )
     @pytest.mark.parametrize(
@@ -400,6 +414,44 @@ class TestReplies:
             pass
 
 
+async def _slow_requests(folder: Path, path: str, *, begins: bool, at_once: int) -> None:
+    """Twenty requests of one client that do not end, and one of another that has to be answered.
+
+    Args:
+        begins: whether the slow ones begin their reply at once.
+        at_once: how many of them get as far as the route.
+    """
+    app = create_app(ServiceSettings(store=f"sqlite:///{folder / 's.db'}", rate_limit=None))
+    entered, may_end = 0, asyncio.Event()
+
+    @app.get(path)
+    async def slow() -> StreamingResponse:
+        nonlocal entered
+        entered += 1
+
+        async def parts() -> AsyncIterator[bytes]:
+            yield b"the "
+            await may_end.wait()
+            yield b"end"
+
+        if not begins:
+            await may_end.wait()
+        return StreamingResponse(parts())
+
+    def client(address: str) -> httpx.AsyncClient:
+        transport = httpx.ASGITransport(app=app, client=(address, 1))
+        return httpx.AsyncClient(transport=transport, base_url=HERE)
+
+    async with client("10.0.0.1") as greedy, client("10.0.0.2") as other:
+        waiting = [asyncio.create_task(greedy.get(path)) for _ in range(20)]
+        while entered < at_once:
+            await asyncio.sleep(0.01)
+        assert (await other.get("/v1/health")).status_code == 200
+        assert entered == at_once
+        may_end.set()
+        assert [(await reply).text for reply in waiting] == ["the end"] * 20
+
+
 class Clock:
     now = 0.0
 
@@ -438,6 +490,38 @@ class TestLimits:
         second()
         other()
         slots.take("c")
+
+    @pytest.mark.parametrize(
+        ("path", "begins", "at_once"),
+        [("/v1/slow", False, 8), ("/v1/slow", True, 20), ("/v1/slow/events", False, 20)],
+        ids=["slow", "begun", "listening"],
+    )
+    def test_one_client_s_slow_requests_leave_room_for_others(
+        self, tmp_path: Path, path: str, begins: bool, at_once: int
+    ) -> None:
+        asyncio.run(_slow_requests(tmp_path, path, begins=begins, at_once=at_once))
+
+    def test_turns_that_nobody_waits_for_are_forgotten(self) -> None:
+        async def ask(turns: Turns) -> None:
+            first = turns.turn("a")
+            end = await first.__aenter__()
+            waiting = asyncio.create_task(turns.turn("a").__aenter__())
+            await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+            end()
+            end()  # once more is no second turn
+            async with turns.turn("a"):
+                third = asyncio.create_task(turns.turn("a").__aenter__())
+                await asyncio.sleep(0.01)
+                assert not third.done()
+                third.cancel()
+                await asyncio.gather(third, return_exceptions=True)
+            await first.__aexit__(None, None, None)
+
+        turns = Turns(each=1)
+        asyncio.run(ask(turns))
+        assert not turns._of_client
 
     def test_a_slider_is_never_slowed_and_a_flood_is(self, tmp_path: Path) -> None:
         app = create_app(ServiceSettings(store=f"sqlite:///{tmp_path / 's.db'}", rate_limit=100.0))
