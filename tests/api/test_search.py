@@ -425,7 +425,7 @@ def test_a_store_cannot_grant_trust(
         seen.append(config.trust_remote_code)
         raise Killed
 
-    monkeypatch.setattr("autoq.api.study_data.load", loading)
+    monkeypatch.setattr("autoq.api.task.load", loading)
     for asked in (False, True):
         reopened = autoq.open_study(study.name, quick["store"], trust_remote_code=asked)
         with pytest.raises(Killed):

@@ -150,12 +150,26 @@ def test_a_search_is_called_with_what_was_asked_and_no_remote_code(
 
     monkeypatch.setattr(_job_tasks, "search", record)
     asked = {**SMALL, "formats": ["fp8"], "max_memory": "4GB", "export": "checkpoints/x/y"}
-    do(place, heard, "search", asked, ray="auto")
+    do(place, heard, "search", asked)
     assert called["model"] == model_path()
     assert (called["formats"], called["max_memory"]) == (("fp8",), "4GB")
     assert called["export"] == place.folder / "checkpoints" / "x" / "y"
-    assert called["ray"] == "auto"
     assert "trust_remote_code" not in called
+
+
+@pytest.mark.parametrize(("bound", "cluster"), [(None, "auto"), ("4GB", None)])
+def test_a_search_goes_to_the_cluster_unless_its_memory_is_bounded(
+    place, heard, monkeypatch, searched, bound, cluster
+):
+    called = {}
+
+    def record(_, **arguments):
+        called.update(arguments)
+        return open_study("demo", place.url)
+
+    monkeypatch.setattr(_job_tasks, "search", record)
+    do(place, heard, "search", {**SMALL, "max_memory": bound}, ray="auto")
+    assert called["ray"] == cluster
 
 
 def test_what_fails_says_what_autoq_says(place, heard, tmp_path):

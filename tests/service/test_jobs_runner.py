@@ -334,7 +334,7 @@ time.sleep(600)
         store.request_cancel(job.id)
         until(lambda: store.job(job.id).status.is_ended, "the job has ended")
         assert store.job(job.id).status is JobStatus.CANCELLED
-        assert not any(map(is_running, pids))
+        until(lambda: not any(map(is_running, pids)), "both processes are gone")
 
 
 def test_a_job_that_is_asked_to_end_may_tidy_up(store, add, running, tmp_path):

@@ -1,6 +1,11 @@
 // What the address says, and how it changes without a page load.
 
 let draw = () => {};
+let shown = whatIsNamed();
+
+function whatIsNamed() {
+  return location.pathname + location.search;
+}
 
 /** The parameters of the address. */
 export const parameters = () => new URLSearchParams(location.search);
@@ -16,6 +21,7 @@ export function setParameters(changes) {
   }
   const text = query.toString();
   history.replaceState(null, "", text ? `${location.pathname}?${text}` : location.pathname);
+  shown = whatIsNamed();
 }
 
 /** Go to another page of this application. */
@@ -26,8 +32,13 @@ export function navigate(address) {
 
 /** Links with `data-route`, and the browser's own buttons, go through `show`. */
 export function setUpRoutes(show) {
-  draw = show;
-  addEventListener("popstate", show);
+  draw = () => {
+    shown = whatIsNamed();
+    show();
+  };
+  addEventListener("popstate", () => {
+    if (whatIsNamed() !== shown) draw(); // a link within the page names the same
+  });
   document.addEventListener("click", (event) => {
     const anchor = event.target.closest?.("a[data-route]");
     const modified = event.button !== 0 || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey;
