@@ -27,7 +27,7 @@ import numpy as np
 import psutil
 
 from autoq import open_study
-from autoq.service.reading import StudyReader
+from autoq.service.reading.reader import StudyReader
 from autoq.studies import StudyStore
 from autoq.testing.synthetic_study import add_synthetic_study
 from autoq.wire import PlanReply, PlanRequest

@@ -109,11 +109,11 @@ def serve(
 
 
 def _run(settings: ServiceSettings) -> None:
-    from autoq.service.app import create_app
-    from autoq.service.hosts import check_exposure
-    from autoq.service.runner import RunnerSettings
-    from autoq.service.runner_pool import RunnerPool
-    from autoq.service.server import check_tls, listening_socket, serve
+    from autoq.service.guard.hosts import check_exposure
+    from autoq.service.jobs.runner import RunnerSettings
+    from autoq.service.jobs.runner_pool import RunnerPool
+    from autoq.service.web.app import create_app
+    from autoq.service.web.server import check_tls, listening_socket, serve
 
     check_tls(settings)
     has_certificate = settings.tls_certificate is not None
@@ -150,7 +150,7 @@ def _check_installed() -> None:
 
 
 def _greet(settings: ServiceSettings, port: int, warnings: Sequence[str]) -> None:
-    from autoq.service.server import location
+    from autoq.service.web.server import location
 
     scheme = "http" if settings.tls_certificate is None else "https"
     typer.echo(f"autoq serves {scheme}://{location(settings.host, port)}")

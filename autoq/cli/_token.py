@@ -48,7 +48,7 @@ def create(
 
     A server that runs with the file takes it at once.
     """
-    from autoq.service.tokens import create_token
+    from autoq.service.guard.tokens import create_token
     from autoq.wire import Scope
 
     token = create_token(token_file, name, Scope(scope.value))
@@ -66,7 +66,7 @@ def create(
 @reports_failures
 def list_tokens(token_file: TokenFile, as_json: Json = False) -> None:
     """List the tokens of a file: name, scope, when they were made."""
-    from autoq.service.tokens import read_tokens
+    from autoq.service.guard.tokens import read_tokens
 
     entries = read_tokens(token_file)
     if as_json:
@@ -90,7 +90,7 @@ def revoke(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The token's name.")],
 ) -> None:
     """Take a token out of the file; a server that runs with it refuses the token at once."""
-    from autoq.service.tokens import revoke_token
+    from autoq.service.guard.tokens import revoke_token
 
     revoke_token(token_file, name)
     typer.echo(f"revoked {name}")

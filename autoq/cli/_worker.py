@@ -72,8 +72,8 @@ def worker(
     goes back into the queue, and the next worker goes on with it.
     """
     quiet_libraries()
-    from autoq.service.roots import Roots
-    from autoq.service.runner import RunnerSettings, run
+    from autoq.service.guard.roots import Roots
+    from autoq.service.jobs.runner import RunnerSettings, run
 
     make_exports(exports)
     settings = RunnerSettings(

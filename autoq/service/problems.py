@@ -170,6 +170,17 @@ def without_folders(text: str) -> str:
     return _ABSOLUTE.sub("", _FILE_URL.sub("", without_password(text)))
 
 
+def shown(value: Any) -> Any:
+    """Plain data whose texts have lost passwords and the folders of absolute paths."""
+    if isinstance(value, str):
+        return without_folders(value)
+    if isinstance(value, dict):
+        return {key: shown(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [shown(entry) for entry in value]
+    return value
+
+
 def _detail(error: BaseException) -> str:
     if isinstance(error, AutoqError) or _is_of_the_system(error):
         return shown_text(str(error))

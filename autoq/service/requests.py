@@ -20,7 +20,7 @@ from autoq.formats import FORMATS, FormatName, parse_target, portable_formats
 from autoq.formats.kv_cache import KV_CACHE_FORMATS
 from autoq.search.estimator_names import DEFAULT_ESTIMATOR, ESTIMATOR_NAMES
 from autoq.search.rules import parse_rule
-from autoq.service.roots import Roots
+from autoq.service.guard.roots import Roots
 from autoq.wire import ExportRequest, PlanRequest, RefineRequest, SearchRequest, VerifyRequest
 
 _NOT_SEARCHED = frozenset({"onnx", "tensorrt-llm", "transformers-fp8"})

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from autoq.service.app import create_app
 from autoq.service.settings import ServiceSettings
+from autoq.service.web.app import create_app
 
 _START_SECONDS = 30.0
 

@@ -215,7 +215,7 @@ def test_a_study_is_deleted(store, client):
 
 def test_a_token_is_asked_for_and_its_scope_holds(store, tmp_path, monkeypatch):
     from autoq.errors import InputError
-    from autoq.service.tokens import create_token
+    from autoq.service.guard.tokens import create_token
     from autoq.wire import Scope
 
     tokens = tmp_path / "tokens"

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from httpx import ASGITransport, AsyncClient
 
-from autoq.service.app import THREADS, create_app
 from autoq.service.settings import ServiceSettings
+from autoq.service.web.app import THREADS, create_app
 
 
 def test_health_and_identity_take_no_thread(

@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable, Sequence
 import pytest
 
 from autoq.errors import StoreError
-from autoq.service.event_stream import EventStream
-from autoq.service.events import EventHub, Topic
+from autoq.service.web.event_stream import EventStream
+from autoq.service.web.events import EventHub, Topic
 from autoq.wire import Event, EventKind
 
 JOB = Topic(job="a")
@@ -227,7 +227,7 @@ def test_closing_ends_everybody() -> None:
 def test_a_client_that_goes_or_takes_nothing_leaves_its_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("autoq.service.event_stream.STALLED_SECONDS", 0.02)
+    monkeypatch.setattr("autoq.service.web.event_stream.STALLED_SECONDS", 0.02)
 
     async def scenario() -> None:
         hub = EventHub(Source(1), 0.001)

@@ -8,8 +8,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from autoq import wire
-from autoq.service.app import create_app
 from autoq.service.settings import ServiceSettings
+from autoq.service.web.app import create_app
 from autoq.testing.postgresql import NoServerError, postgresql_url
 from autoq.testing.synthetic_study import add_synthetic_study
 

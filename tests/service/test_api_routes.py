@@ -19,8 +19,8 @@ from autoq.api.config import ScoringConfig
 from autoq.bundled import model_path
 from autoq.errors import StoreError
 from autoq.formats import FORMATS
-from autoq.service.app import create_app
 from autoq.service.settings import ServiceSettings
+from autoq.service.web.app import create_app
 from autoq.studies import JobEvent, StudyRecord, StudyStore
 from autoq.testing.synthetic_study import add_synthetic_study
 

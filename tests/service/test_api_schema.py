@@ -19,8 +19,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from autoq.service.app import create_app
 from autoq.service.settings import ServiceSettings
+from autoq.service.web.app import create_app
 from autoq.studies import StudyStore
 from autoq.testing.synthetic_study import add_synthetic_study
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from autoq.service.runner import Runner, RunnerSettings
+from autoq.service.jobs.runner import Runner, RunnerSettings
 from autoq.studies import JobStatus, StudyStore
 from autoq.testing.postgresql import NoServerError, postgresql_server
 

@@ -17,8 +17,8 @@ import pytest
 
 from autoq.api import search
 from autoq.bundled import model_path
-from autoq.service.runner import RunnerSettings
-from autoq.service.runner_pool import RunnerPool
+from autoq.service.jobs.runner import RunnerSettings
+from autoq.service.jobs.runner_pool import RunnerPool
 from autoq.studies import SCORING_STAGE, JobStatus, StudyStore, WorkStatus
 
 pytestmark = pytest.mark.slow
@@ -39,8 +39,8 @@ REQUEST = {
 
 SERVER = """
 import json, sys, time
-from autoq.service.runner import RunnerSettings
-from autoq.service.runner_pool import RunnerPool
+from autoq.service.jobs.runner import RunnerSettings
+from autoq.service.jobs.runner_pool import RunnerPool
 with RunnerPool(RunnerSettings(**json.loads(sys.argv[1])), 1) as pool:
     time.sleep(600)
 """
@@ -106,7 +106,9 @@ def while_it_scores(store, job, attempt=1):
 def process_of(job):
     runner = psutil.Process(int(job.worker.rpartition(":")[2]))
     (process,) = [
-        child for child in runner.children() if "autoq.service.job" in " ".join(child.cmdline())
+        child
+        for child in runner.children()
+        if "autoq.service.jobs.job" in " ".join(child.cmdline())
     ]
     return process
 

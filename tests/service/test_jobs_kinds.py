@@ -23,10 +23,11 @@ from autoq.errors import (
     UnknownNameError,
 )
 from autoq.export.checkup import check_checkpoint
-from autoq.service import _job_speech, _job_tasks
-from autoq.service._job_speech import EventProgress, Speech
+from autoq.service.guard.roots import Roots
+from autoq.service.jobs import _speech as _job_speech
+from autoq.service.jobs import _tasks as _job_tasks
+from autoq.service.jobs._speech import EventProgress, Speech
 from autoq.service.problems import problem_of
-from autoq.service.roots import Roots
 from autoq.studies import StudyStore
 from autoq.wire import SearchRequest
 

@@ -1,6 +1,6 @@
 """Runners and the processes that do jobs: events, ends, deaths, limits. The jobs are stand-ins.
 
-The stand-ins are real processes that speak as `autoq.service.job` does, without loading torch.
+The stand-ins are real processes that speak as `autoq.service.jobs.job` does, without loading torch.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from autoq.service._job_lines import LONGEST_LINE, EventLines, LogLines
-from autoq.service.runner import Runner, RunnerSettings
-from autoq.service.runner_pool import RunnerPool
+from autoq.service.jobs._lines import LONGEST_LINE, EventLines, LogLines
+from autoq.service.jobs.runner import Runner, RunnerSettings
+from autoq.service.jobs.runner_pool import RunnerPool
 from autoq.studies import MOST_DEATHS, JobStatus, StudyStore
 
 PATIENCE_SECONDS = 60.0
 
 SPEAKS = """
 import json, os, signal, subprocess, sys, time
-from autoq.service._parents import end_with
+from autoq.service.jobs._parents import end_with
 order = json.loads(sys.stdin.buffer.read())
 end_with(order["parent"])
 request = order["job"]["request"]
@@ -45,7 +45,7 @@ time.sleep(600)
 
 RUNNER = """
 import json, signal, sys
-from autoq.service.runner import Runner, RunnerSettings
+from autoq.service.jobs.runner import Runner, RunnerSettings
 runner = Runner(RunnerSettings(**json.loads(sys.argv[1])), json.loads(sys.argv[2]))
 signal.signal(signal.SIGTERM, runner.stop)
 runner.run()
@@ -457,7 +457,7 @@ def test_two_runners_share_one_job(store, add, runner_process):
 
 
 def test_a_runner_holds_no_torch():
-    probe = "import sys, autoq.service.runner; sys.exit('torch' in sys.modules)"
+    probe = "import sys, autoq.service.jobs.runner; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", probe], check=True)
 
 
@@ -495,7 +495,7 @@ def test_characters_that_come_in_two_parts_are_whole():
 
 
 def test_a_line_that_is_too_long_is_left_out_whole(monkeypatch):
-    monkeypatch.setattr("autoq.service._job_lines.LONGEST_EVENT_BYTES", 30)
+    monkeypatch.setattr("autoq.service.jobs._lines.LONGEST_EVENT_BYTES", 30)
     lines = EventLines()
     assert lines.add(b'{"result": {"a": "' + b"x" * 30) == []
     assert lines.add(b"x" * 40) == []
@@ -528,8 +528,8 @@ def test_a_pool_starts_a_runner_again_that_died_and_ends_all(store, settings):
 def test_runners_of_a_pool_end_when_the_server_is_killed(store, settings):
     script = (
         "import json, sys, time\n"
-        "from autoq.service.runner import RunnerSettings\n"
-        "from autoq.service.runner_pool import RunnerPool\n"
+        "from autoq.service.jobs.runner import RunnerSettings\n"
+        "from autoq.service.jobs.runner_pool import RunnerPool\n"
         "with RunnerPool(RunnerSettings(**json.loads(sys.argv[1])), 1) as pool:\n"
         "    print(*pool.pids, flush=True)\n"
         "    time.sleep(600)\n"

@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from autoq.service.guard.tokens import create_token
 from autoq.service.settings import ServiceSettings
-from autoq.service.tokens import create_token
 from autoq.studies import StudyStore
 from autoq.testing.browser import CHROMIUM_VARIABLE, Watch, chromium, chromium_path
 from autoq.testing.served import served

@@ -400,6 +400,6 @@ def test_the_plan_is_downloaded_as_it_is_shown(page, url):
 
 def test_every_module_is_asked_for_at_once():
     """The page names all of its modules, so that they do not come one after the other."""
-    folder = Path(str(files("autoq.service").joinpath("page")))
+    folder = Path(str(files("autoq.service.web").joinpath("page")))
     named = re.findall(r'"/assets/js/(\w+\.js)"', (folder / "index.html").read_text())
     assert sorted(named) == sorted(path.name for path in (folder / "assets" / "js").glob("*.js"))

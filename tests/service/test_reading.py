@@ -13,7 +13,7 @@ from autoq import open_study
 from autoq.api.budgets import Budgets
 from autoq.errors import BudgetInfeasibleError, InputError, UnknownNameError
 from autoq.service.problems import Refusal
-from autoq.service.reading import StudyReader
+from autoq.service.reading.reader import StudyReader
 from autoq.studies import StudyStore, WorkStatus
 from autoq.testing.synthetic_study import add_synthetic_study
 from autoq.wire import PlanRequest, StudyStatus

@@ -29,7 +29,7 @@ assert list_studies(url)[0]["name"] == "light"
 """
 
 _READER = """
-from autoq.service.reading import StudyReader
+from autoq.service.reading.reader import StudyReader
 from autoq.studies import StudyStore
 from autoq.wire import PlanRequest
 

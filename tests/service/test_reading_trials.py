@@ -9,7 +9,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from autoq.service.reading import StudyReader
+from autoq.service.reading.reader import StudyReader
 from autoq.studies import StudyStore, trial_storage
 from autoq.testing.synthetic_study import add_synthetic_study
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from autoq.bundled import model_path
 from autoq.errors import DataError, ExportError, InputError, ModelError
-from autoq.service.roots import Roots
+from autoq.service.guard.roots import Roots
 
 WEIGHTS = b"12345678"
 

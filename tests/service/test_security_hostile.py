@@ -17,13 +17,13 @@ from starlette.responses import StreamingResponse
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from autoq.service import limits
-from autoq.service.app import create_app
-from autoq.service.hosts import HostRule, client_key
-from autoq.service.limits import BODY_BYTES, HEADER_BYTES, Slots, TokenBuckets, Turns
+from autoq.service.guard import limits
+from autoq.service.guard.hosts import HostRule, client_key
+from autoq.service.guard.limits import BODY_BYTES, HEADER_BYTES, Slots, TokenBuckets, Turns
+from autoq.service.guard.security import DATA_POLICY, PAGE_POLICY
 from autoq.service.problems import Refusal
-from autoq.service.security import DATA_POLICY, PAGE_POLICY
 from autoq.service.settings import ServiceSettings
+from autoq.service.web.app import create_app
 from autoq.testing.synthetic_study import add_synthetic_study
 
 HERE = "http://127.0.0.1:8731"

@@ -15,14 +15,14 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from autoq.service.app import create_app
-from autoq.service.redaction import (
+from autoq.service.guard.redaction import (
     RedactingFilter,
     log_configuration,
     redacted,
     secrets_of,
 )
 from autoq.service.settings import ServiceSettings
+from autoq.service.web.app import create_app
 from autoq.studies import JobEvent, StudyStore, study_key
 from autoq.testing.synthetic_study import add_synthetic_study
 

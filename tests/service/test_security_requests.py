@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 import autoq.wire
 from autoq.errors import InputError
-from autoq.service._job_tasks import _AS_GIVEN, PATHS
+from autoq.service.jobs._tasks import _AS_GIVEN, PATHS
 from autoq.service.requests import check_objective
 from autoq.wire import SearchRequest
 

@@ -10,10 +10,10 @@ import pytest
 from fastapi import FastAPI, routing
 from starlette.testclient import TestClient
 
-from autoq.service.app import create_app
-from autoq.service.security import is_public
+from autoq.service.guard.security import is_public
+from autoq.service.guard.tokens import TOKEN_PREFIX, create_token, revoke_token
 from autoq.service.settings import ServiceSettings
-from autoq.service.tokens import TOKEN_PREFIX, create_token, revoke_token
+from autoq.service.web.app import create_app
 from autoq.testing.synthetic_study import add_synthetic_study
 from autoq.wire import Scope
 

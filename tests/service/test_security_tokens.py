@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 from autoq.cli import app
 from autoq.errors import InputError, UnknownNameError
-from autoq.service.hosts import check_exposure
-from autoq.service.tokens import TokenFile, create_token, read_tokens, revoke_token
+from autoq.service.guard.hosts import check_exposure
+from autoq.service.guard.tokens import TokenFile, create_token, read_tokens, revoke_token
 from autoq.wire import Scope
 
 

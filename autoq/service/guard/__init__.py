@@ -1,0 +1,1 @@
+"""Who may do what: callers, rates, bodies, and the folders that paths cannot leave."""

@@ -1,0 +1,1 @@
+"""What the store has, as replies; loads no torch."""

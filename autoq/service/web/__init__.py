@@ -1,0 +1,1 @@
+"""The web process: the application, its routes, its events, and the page."""
