@@ -21,6 +21,7 @@ from autoq.wire import PROBLEM_MEDIA_TYPE
 JSON = "application/json"
 _OF_STATUS = {404: "not-found", 405: "method", 413: "too-large", 415: "media-type"}
 _NO_STORE = {"cache-control": "no-store"}
+_LISTED_FAULTS = 20
 _REVALIDATED = {"cache-control": "private, no-cache"}
 
 
@@ -94,15 +95,27 @@ async def _on_http(request: Request, error: Exception) -> Response:
     refused = cast(HTTPException, error)
     kind = _OF_STATUS.get(refused.status_code, "input")
     detail = _HTTP_DETAILS.get(refused.status_code, str(refused.detail))
-    return problem_reply(Refusal(kind, detail, headers=refused.headers), _address(request))
+    headers = dict(refused.headers or {})
+    if "Allow" in headers:
+        headers["Allow"] = _methods(request, headers["Allow"])
+    return problem_reply(Refusal(kind, detail, headers=headers), _address(request))
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:
-    faults = [_fault(entry) for entry in cast(RequestValidationError, error).errors()]
+    found = cast(RequestValidationError, error).errors()
+    faults = [_fault(entry) for entry in found[:_LISTED_FAULTS]]
     said = "; ".join(f"{fault['where']}: {fault['what']}" for fault in faults[:3])
-    more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+    more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
     refusal = Refusal("input", f"the request breaks its schema: {said}{more}", errors=faults)
     return problem_reply(refusal, _address(request))
+
+
+def _methods(request: Request, first: str) -> str:
+    """All that an address takes: the router knows those of the first of its routes only."""
+    template = getattr(request.scope.get("route"), "path", "")
+    declared = request.app.openapi()["paths"].get(template, {})
+    methods = {*first.split(", "), *map(str.upper, declared)}
+    return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
 
 
 _HTTP_DETAILS = {

@@ -135,7 +135,26 @@ class TestService:
 
     def test_addresses_and_methods_that_are_none_are_problems(self, client: TestClient) -> None:
         refused(client.get("/v1/nothing"), 404, "not-found")
-        refused(client.put("/v1/studies", json={}), 405, "method")
+        put = client.put("/v1/studies", json={})
+        refused(put, 405, "method")
+        assert put.headers["allow"] == "GET, HEAD, POST"
+        assert client.patch(AT).headers["allow"] == "DELETE, GET, HEAD"
+        assert client.get(f"{AT}/cancel").headers["allow"] == "POST"
+        assert client.put("/compare").headers["allow"] == "GET, HEAD"
+
+    @pytest.mark.parametrize(
+        "path", ["/v1/health", "/v1/studies", AT, f"{AT}/sensitivity", "/", "/v1/nothing"]
+    )
+    def test_head_is_get_without_its_content(self, client: TestClient, path: str) -> None:
+        whole, head = client.get(path), client.head(path)
+        assert (head.status_code, head.content) == (whole.status_code, b"")
+        assert head.headers == whole.headers
+        assert int(head.headers["content-length"]) > 0
+
+    def test_head_is_counted_as_such(self, client: TestClient) -> None:
+        client.head("/v1/formats")
+        counted = 'autoq_requests_total{method="HEAD",route="/v1/formats",status="200"} 1.0'
+        assert counted in client.get("/metrics").text
 
     def test_metrics_have_templates_and_never_names(self, client: TestClient) -> None:
         client.get(f"{AT}/plans/1")
@@ -460,6 +479,8 @@ class TestJobs:
             refused(client.get(f"/v1/jobs/0123{path}"), 404, "not-found")
         for path in ("/cancel", "/resume"):
             refused(client.post(f"/v1/jobs/0123{path}"), 404, "not-found")
+        mistyped = refused(client.get("/v1/jobs/No%20such"), 404, "not-found")
+        assert mistyped.detail.startswith("no job has id 'No such'")
 
     def test_cancelled_and_queued_again(self, client: TestClient, store: StudyStore) -> None:
         job, _ = store.add_job(kind="verify", request={"checkpoint": "a"}, created_by="x")

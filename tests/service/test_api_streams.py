@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -35,6 +36,16 @@ def read(stream: httpx.Response, count: int) -> list[wire.Event]:
         if len(events) == count:
             break
     return events
+
+
+def test_head_of_a_stream_ends_at_once(url_and_store: tuple[str, StudyStore]) -> None:
+    url, _ = url_and_store
+    with httpx.Client(timeout=60) as client:
+        for _ in range(2):  # over one connection
+            head = client.head(f"{url}/v1/studies/{STUDY}/events")
+            assert head.status_code == 200
+            assert head.headers["content-type"].startswith("text/event-stream")
+        assert client.get(f"{url}/v1/health").status_code == 200
 
 
 def test_a_studys_stream_tells_of_all_its_jobs_and_goes_on_after_one_ended(
@@ -92,4 +103,5 @@ def test_a_client_may_not_listen_on_any_number_of_connections(
             answer = client.get(at)
             if answer.status_code == 200:
                 break
+            time.sleep(0.05)
         assert "cancelled" in answer.text

@@ -21,6 +21,7 @@ from autoq.service.settings import ServiceSettings
 from autoq.service.web.access_log import AccessLogMiddleware
 from autoq.service.web.context import Context
 from autoq.service.web.events import EventHub
+from autoq.service.web.heads import HeadMiddleware
 from autoq.service.web.job_views import StoreEvents
 from autoq.service.web.metrics import Metrics, MetricsMiddleware
 from autoq.service.web.routes import include_routes
@@ -57,6 +58,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     handle_problems(app)
     include_routes(app)
     app.add_middleware(GZipMiddleware, minimum_size=1_000, compresslevel=4)
+    app.add_middleware(HeadMiddleware)
     app.add_middleware(WholeNamesMiddleware)
     app.add_middleware(SecurityMiddleware, guard=context.guard)
     app.add_middleware(MetricsMiddleware, metrics=context.metrics)

@@ -65,7 +65,7 @@ def show_asset(request: Request, name: str) -> Response:
 
 def _sent(request: Request, path: Path) -> Response:
     file = _file(path, path.stat().st_mtime_ns)
-    headers = {"etag": file.tag, "cache-control": "no-cache"}
+    headers = {"etag": file.tag, "cache-control": "no-cache", "vary": "accept-encoding"}
     if file.tag in request.headers.get("if-none-match", ""):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
     if file.packed is not None and _takes_gzip(request):
@@ -122,7 +122,7 @@ def _read(path: Path) -> _File:
     packed = gzip.compress(content, 6, mtime=0) if packs else None
     return _File(
         media_type=_TYPES[path.suffix],
-        tag=f'"{hashlib.sha256(content).hexdigest()[:32]}"',
+        tag=f'W/"{hashlib.sha256(content).hexdigest()[:32]}"',
         content=content if packed is None else None,
         packed=packed,
     )

@@ -19,7 +19,7 @@ from autoq.wire import Job, JobKind, JobPage, JobStatus
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problem_responses(404))
 
-JobId = Annotated[str, Path(min_length=1, max_length=64, pattern=r"^[0-9a-f]+$")]
+JobId = Annotated[str, Path(min_length=1, max_length=64, pattern=STORABLE)]
 
 _TEXT: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/plain": {"schema": {"type": "string"}}}}
