@@ -122,6 +122,19 @@ def test_a_slider_s_stops(page, floor, ceiling):
     assert 100 < len(found) < 1300  # fine enough to find a plan, coarse enough for arrow keys
 
 
+def test_intervals_of_measured_losses_lie_within_the_axes(page):
+    plan = {"label": "p", "predicted": 0.0011, "measured": 0.0012, "interval": [0.0005, 0.0018]}
+    ends = page.evaluate(
+        """async (plan) => {
+          const { validationFigure } = await import("/assets/js/charts.js");
+          return validationFigure([plan], [], "nats", {}).layout.yaxis.range;
+        }""",
+        plan,
+    )
+    assert 10 ** ends[0] < 0.0005
+    assert 10 ** ends[1] > 0.0018
+
+
 def event(number, kind, /, **data):
     body = {"id": number, "job": "j", "time": "2026-01-01T00:00:00Z", "kind": kind, "data": data}
     return f"id: {number}\nevent: {kind}\ndata: {json.dumps(body)}\n\n"
@@ -356,3 +369,14 @@ def test_a_study_without_a_plan_shows_the_job_that_makes_it(page, url):
     assert page.get_by_role("alert").count() == 0
     page.get_by_role("tab", name="About").click()
     page.get_by_text("LlamaForCausalLM").first.wait_for()
+
+
+def test_a_study_s_cancelled_job_can_be_resumed_from_its_page(page, url):
+    line = Line(page, [])
+    line.job = job("cancelled", finished="2026-01-01T00:00:09Z")
+    page.route("**/v1/studies/young*/**", lambda route: route.fulfill(status=404, json={}))
+    page.route("**/v1/studies/young", lambda route: route.fulfill(json=study()))
+    page.route("**/v1/jobs/j/resume", lambda route: route.fulfill(json=job("queued")))
+    page.goto(f"{url}/studies/young")
+    page.get_by_role("button", name="Resume").click()
+    page.get_by_text("Waits for a worker that is free.").wait_for()

@@ -34,6 +34,7 @@ def url(tmp_path_factory):
         add_synthetic_study(opened, groups=24, formats=4, name=NAME)
         add_synthetic_study(opened, groups=16, formats=3, name=HOSTILE, seed=1)
         add_synthetic_study(opened, groups=8, formats=2, name="doomed", seed=2)
+        add_synthetic_study(opened, groups=8, formats=2, name="low", seed=3)
     with served(ServiceSettings(store=store)) as address:
         yield address
 
@@ -129,6 +130,14 @@ def test_the_ends_of_the_slider_are_the_frontier_s(page, url, key, end):
     plan = plan_for(url, effective_bits=frontier[end])
     page.locator(".tile b", has_text=bits_text(plan["effective_bits"])).first.wait_for()
     assert not page.get_by_role("alert").count()
+
+
+def test_layers_that_become_unquantised_move_to_more_bits(page, url):
+    open_study(page, url)
+    page.get_by_label("Budget", exact=True).focus()
+    page.keyboard.press("End")
+    page.locator(".moves-sentence", has_text="24 layers move: 24 to more bits.").wait_for()
+    assert page.locator(".legend").text_content() == "none 24 groups, 100.0 % of the weights"
 
 
 def test_a_budget_in_gigabytes(page, url):
@@ -240,6 +249,25 @@ def test_the_heat_map_tells_each_cell_under_the_pointer_in_the_report_s_colour(p
         [x, y],
     )
     assert "#" + "".join(f"{part:02x}" for part in pixel) == loss_colour(score, low, high)
+
+
+@pytest.mark.parametrize("width", [1200, 380])
+def test_no_name_under_the_pointer_is_cut_off(page, url, width):
+    page.set_viewport_size({"width": width, "height": 700})
+    page.goto(f"{url}/studies/low")
+    page.get_by_text("Reading the frontier").wait_for(state="detached")
+    canvas = heat_map(page)
+    canvas.focus()
+    page.keyboard.press("End")
+    tip = page.locator(".grid-canvas", has=canvas).locator(".tip")
+    tip.wait_for()
+    share = tip.evaluate(
+        """(tip) => new Promise((resolve) => {
+          const told = (entries) => resolve(entries.at(-1).intersectionRatio);
+          new IntersectionObserver(told).observe(tip);
+        })"""
+    )
+    assert share > 0.96  # of its area: half pixels at its edges do not count
 
 
 def test_the_heat_map_as_a_table(page, url):

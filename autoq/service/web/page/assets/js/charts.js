@@ -155,7 +155,7 @@ export function comparisonFigure(frontiers, unit, colours) {
 
 /** Predicted against measured, both on logarithmic axes; the diagonal is where they agree. */
 export function validationFigure(plans, trials, unit, colours) {
-  const all = [...plans, ...trials].flatMap((one) => [one.predicted, one.measured]).filter((value) => value > 0);
+  const all = [...plans, ...trials].flatMap((one) => [one.predicted, one.measured, ...(one.interval ?? [])]).filter((value) => value > 0);
   const [low, high] = [Math.min(...all) / 1.5, Math.max(...all) * 1.5];
   const points = (name, list, marker, further = {}) => ({ name, x: list.map((one) => one.predicted), y: list.map((one) => one.measured), mode: "markers", marker, hovertext: list.map((one) => `${plainText(one.label)}<br>predicted ${lossText(one.predicted)}<br>measured ${lossText(one.measured)}`), hoverinfo: "text", ...further });
   const data = [

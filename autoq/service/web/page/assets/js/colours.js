@@ -19,8 +19,9 @@ const FORMATS = {
 };
 const FURTHER = ["#b58db6", "#6b7a55", "#c2b04a", "#4f7f86", "#d48fa0", "#3f3f7a"];
 
-/** The format that leaves weights as they are. */
+/** The format that leaves weights as they are, and what they are counted at. */
 export const NONE = "none";
+export const NONE_BITS = 16;
 
 // Light to dark, roughly even steps of lightness.
 const RAMP = [

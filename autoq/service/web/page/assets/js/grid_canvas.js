@@ -21,6 +21,7 @@ export class GridCanvas {
     this.describe = describe;
     this.paint = paint;
     this.cursor = null;
+    this.followScroll = () => {};
     this.canvas = el("canvas", { tabindex: 0, role: "application", "aria-roledescription": "grid of cells", "aria-label": `${label}. Arrow keys move from cell to cell.` });
     this.tip = el("div.tip", { "aria-hidden": "true" });
     this.tip.hidden = true;
@@ -139,13 +140,22 @@ export class GridCanvas {
 
   showTip(cell) {
     this.tip.hidden = cell === null;
+    removeEventListener("scroll", this.followScroll, true);
     if (cell === null) return;
     this.tip.textContent = this.describe(...cell);
+    this.followScroll = () => this.placeTip(cell);
+    addEventListener("scroll", this.followScroll, true);
+    this.placeTip(cell);
+  }
+
+  /** In the window's coordinates: what scrolls would cut off what stands out of it. */
+  placeTip(cell) {
     const { left, width, top, height } = this.box(...cell);
-    const isLow = top > 90;
-    this.tip.style.left = `${Math.max(0, Math.min(left + width / 2 - 20, this.at.width - 300))}px`;
-    this.tip.style.top = isLow ? "" : `${top + height + 8}px`;
-    this.tip.style.bottom = isLow ? `${this.at.height - top + 8}px` : "";
+    const frame = this.canvas.getBoundingClientRect();
+    const room = document.documentElement.clientWidth - this.tip.offsetWidth - 8;
+    const above = frame.top + top - this.tip.offsetHeight - 8;
+    this.tip.style.left = `${Math.max(8, Math.min(frame.left + left + width / 2 - 20, room))}px`;
+    this.tip.style.top = `${above >= 8 ? above : frame.top + top + height + 8}px`;
   }
 }
 

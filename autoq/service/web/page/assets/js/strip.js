@@ -1,6 +1,6 @@
 // The plan: layers in order, coloured by the format that each takes, and marked where it moved.
 
-import { formatColours, inkOn, themeColours } from "./colours.js";
+import { NONE, NONE_BITS, formatColours, inkOn, themeColours } from "./colours.js";
 import { el, fill, swatch } from "./dom.js";
 import { GridCanvas, write } from "./grid_canvas.js";
 import { cellKey, panels, parentOf, shortType } from "./layers.js";
@@ -16,7 +16,8 @@ export class PlanStrip {
   constructor(data) {
     this.data = data;
     this.column = new Map(data.formats.map((format, index) => [format, index]));
-    this.formatColours = formatColours(data.formats);
+    this.formats = [...data.formats.filter((format) => format !== NONE), NONE]; // not scored: it loses nothing
+    this.formatColours = formatColours(this.formats);
     this.assignment = {};
     this.reference = {};
     this.legend = el("p.legend");
@@ -45,14 +46,14 @@ export class PlanStrip {
       const [count, weights] = taken.get(format) ?? [0, 0];
       taken.set(format, [count + 1, weights + group.weights]);
     }
-    return this.data.formats.filter((format) => taken.has(format)).map((format) => {
+    return this.formats.filter((format) => taken.has(format)).map((format) => {
       const [count, weights] = taken.get(format);
       return el("span.legend-entry", {}, swatch(this.formatColours.get(format)), el("b", {}, format), ` ${plural(count, "group")}, ${((weights / total) * 100).toFixed(1)} % of the weights`);
     });
   }
 
   bits(index, format) {
-    return this.data.effective_bits[index][this.column.get(format)] ?? null;
+    return this.data.effective_bits[index][this.column.get(format)] ?? (format === NONE ? NONE_BITS : null);
   }
 
   /** Above zero where a group has more bits than in the reference, below where fewer. */
@@ -68,7 +69,7 @@ export class PlanStrip {
     const format = this.assignment[group.name];
     const bits = this.bits(index, format);
     const before = this.movement(index) ? `, was ${this.reference[group.name]}` : "";
-    const score = this.data.scores[index][this.column.get(format)];
+    const score = format === NONE ? 0 : this.data.scores[index][this.column.get(format)];
     return `${group.name}\n${format ?? "-"}${bits === null ? "" : ` (${trimmed(bits, 4)} bits)`}${before}\n${countText(group.weights)} weights, loss ${lossText(score)}`;
   }
 }

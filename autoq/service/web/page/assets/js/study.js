@@ -4,6 +4,7 @@ import { parameters } from "./address.js";
 import { Problem, download, get, post, queryOf, saveBlob, studyPath } from "./api.js";
 import { BudgetControl } from "./budget.js";
 import { Chart, MARKER, frontierFigure } from "./charts.js";
+import { NONE_BITS } from "./colours.js";
 import { announce, el, fill, section, table } from "./dom.js";
 import { HeatMap } from "./heat_map.js";
 import { Latest } from "./latest.js";
@@ -120,7 +121,7 @@ class StudyPage {
       el("section.budget-panel", { "aria-label": "The plan for the budget" }, this.budgetTrouble, this.tiles, this.actions(), this.limits.element),
       section("Chosen plan by layer", el("p.quiet", {}, "A column per block; numbers are bits per weight. A bar above a cell: more bits than in the plan compared with; below: fewer."), this.strip.element, this.reference.element, this.moveList.element),
       section("Loss against bits", this.chartPlace),
-      section("Sensitivity by layer and format", el("p.quiet", {}, "A row per block, a column per format. Marked: what the plan takes. Struck out: the layer cannot take the format. Point at a cell, or move with the arrow keys, for its numbers."), this.heatMap.element),
+      section("Sensitivity by layer and format", el("p.quiet", {}, "A row per block, a column per format. Marked: what the plan takes; without a mark a layer stays as it is, and loses nothing. Struck out: the layer cannot take the format. Point at a cell, or move with the arrow keys, for its numbers."), this.heatMap.element),
       this.tabs.element,
     );
   }
@@ -285,7 +286,7 @@ class StudyPage {
   async watchNewestJob() {
     if (!this.detail.job) return;
     const job = await this.orNothing(get(`/v1/jobs/${encodeURIComponent(this.detail.job)}`, { signal: this.signal }));
-    if (job && !hasEnded(job)) await this.followJob(job);
+    if (job && job.status !== "done") await this.followJob(job); // one that failed can be resumed here
   }
 
   /** Show a job of this study while it runs; what it leaves is read when it has ended. */
@@ -297,7 +298,7 @@ class StudyPage {
       compact: true,
       onChange: (now) => hasEnded(now) && this.renew(),
     });
-    fill(this.jobPlace, el("section.live", { "aria-label": "Running now" }, view.element));
+    fill(this.jobPlace, el("section.live", { "aria-label": "Newest job" }, view.element));
     view.start(job);
   }
 
@@ -340,7 +341,7 @@ class StudyPage {
 /** Least and most bits and bytes of the searched layers, each group for itself. */
 function reachOf({ groups, effective_bits: rows }) {
   const total = groups.reduce((sum, group) => sum + group.weights, 0);
-  const ends = [Math.min, Math.max].map((pick) => groups.reduce((sum, group, index) => sum + group.weights * pick(...rows[index].filter((value) => value !== null)), 0));
+  const ends = [Math.min, Math.max].map((pick) => groups.reduce((sum, group, index) => sum + group.weights * pick(NONE_BITS, ...rows[index].filter((value) => value !== null)), 0));
   return { bits: ends.map((bits) => bits / total), bytes: ends.map((bits) => bits / 8) };
 }
 
