@@ -48,10 +48,15 @@ class _Bounds:
 _LOOKS = (
     _Bounds(states=100, looked_at=math.inf, steps=100),
     _Bounds(states=2_000, looked_at=math.inf, steps=400),
-    _Bounds(states=20_000, looked_at=4_000_000, steps=400),
+    _Bounds(states=20_000, looked_at=4_000_000, steps=math.inf),
     _Bounds(states=100_000, looked_at=4_000_000, steps=math.inf),
 )
 """Each with what the one before found; the last two take about half a second each, and 50 MB."""
+
+
+_FEW_STATES, _TOGETHER = 32, 64
+"""So many groups are looked at together for so few states: one by one they would take longer than
+all that comes before, and mostly change nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,16 +65,20 @@ class _Changes:
 
     slack: int  # bits that the relaxation's choice leaves
     price: float
-    groups: list[int]  # [steps]
-    cheapest: list[float]  # [steps], least reduced loss of the group's changes
+    groups: NDArray[np.int64]  # [steps]
+    cheapest: NDArray[np.float64]  # [steps], least reduced loss of the group's changes
     usable: NDArray[np.bool_]  # [groups, options]
     more: NDArray[np.int64]  # [groups, options], bits over the relaxation's option
     losses: NDArray[np.float64]  # [groups, options], reduced
-    gaining: list[float]  # [steps + 1], least loss per bit by which groups from a step on take more
-    saving: list[float]  # [steps + 1], and by which they take less
+    gaining: NDArray[np.float64]  # [steps + 1], least loss per bit by which groups from a step on
+    # take more
+    saving: NDArray[np.float64]  # [steps + 1], and by which they take less
 
     def least(
-        self, step: int, more: NDArray[np.int64], losses: NDArray[np.float64]
+        self,
+        step: int | NDArray[np.int64],
+        more: NDArray[np.int64],
+        losses: NDArray[np.float64],
     ) -> NDArray[np.float64]:
         """The least excess that states can come to by changes from a step on, [states]."""
         left = self.slack - more
@@ -115,8 +124,9 @@ def _search(relaxation: Relaxation, excess: float, allowed: float, bounds: _Boun
     more, losses = np.zeros(1, dtype=np.int64), np.zeros(1)
     steps: list[_Step] = []
     best, place, looked_at, proved = excess, None, 0, True
-    for step, cheapest in enumerate(changes.cheapest):
-        if cheapest >= best - allowed:
+    step = -1
+    while (step := step + 1) < len(changes.groups):
+        if changes.cheapest[step] >= best - allowed:
             continue  # nothing that the group could do is worth it
         if len(steps) >= bounds.steps or looked_at > bounds.looked_at:
             proved = False
@@ -130,11 +140,14 @@ def _search(relaxation: Relaxation, excess: float, allowed: float, bounds: _Boun
         if len(kept) > bounds.states:
             proved = False
             kept = _most_promising(changes, step + 1, grown, kept, bounds.states)
-        steps.append(_Step(changes.groups[step], grown.parents, grown.options, kept))
+        steps.append(_Step(int(changes.groups[step]), grown.parents, grown.options, kept))
+        nothing_new = len(grown.more) == len(more)
         more, losses = grown.more[kept], grown.losses[kept]
         looked_at += len(grown.more)
         if not len(kept):
             break
+        if nothing_new and len(kept) <= _FEW_STATES:
+            step = _next_that_grows(changes, step + 1, more, losses, best - allowed) - 1
     return Found(choice=_choice(relaxation, steps, place), proved=proved)
 
 
@@ -153,14 +166,14 @@ def _changes(relaxation: Relaxation, excess: float) -> _Changes:
     return _Changes(
         slack=relaxation.capacity - options.bits_of(base),
         price=relaxation.price,
-        groups=groups.tolist(),
-        cheapest=cheapest.tolist(),
+        groups=groups,
+        cheapest=cheapest,
         usable=usable,
         more=more,
         losses=relaxation.reduced,
         # Bits that nobody takes cost the price.
-        gaining=np.minimum(gaining, relaxation.price).tolist(),
-        saving=np.minimum(saving, _NEVER).tolist(),
+        gaining=np.minimum(gaining, relaxation.price),
+        saving=np.minimum(saving, _NEVER),
     )
 
 
@@ -197,6 +210,31 @@ def _grown(
         parents=np.concatenate(parents),
         options=np.concatenate(options),
     )
+
+
+def _next_that_grows(
+    changes: _Changes,
+    start: int,
+    more: NDArray[np.int64],
+    losses: NDArray[np.float64],
+    below: float,
+) -> int:
+    """The first step from `start` on that makes of few states one that is not hopeless.
+
+    Where there is none, as many as there are steps.
+    """
+    count = len(changes.groups)
+    for first in range(start, count, _TOGETHER):
+        steps = np.arange(first, min(first + _TOGETHER, count))
+        groups = changes.groups[steps]
+        then_more = more[:, None, None] + changes.more[groups]
+        then_losses = losses[:, None, None] + changes.losses[groups]
+        hopeful = changes.least(steps[:, None] + 1, then_more, then_losses) < below
+        worth_it = changes.usable[groups] & (changes.losses[groups] < below)
+        growing = np.flatnonzero((hopeful & worth_it).any(axis=(0, 2)))
+        if len(growing):
+            return first + int(growing[0])
+    return count
 
 
 def _excesses(changes: _Changes, states: _States) -> NDArray[np.float64]:

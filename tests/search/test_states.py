@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,3 +102,60 @@ def test_lists_that_grow_too_long_prove_nothing_and_lose_nothing(
     options, steps = relaxation.options, hull_steps(relaxation.options)
     answer = _knapsack.solve(options, steps, relaxation.capacity, time_limit_seconds=0.0)
     assert relaxation.excess_of(answer.choice) - answer.unproved <= best * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("share", [0.15, 0.4, 0.8])
+@pytest.mark.parametrize("seed", range(4))
+def test_groups_that_do_nothing_to_a_few_states_are_passed_over(
+    seed: int, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relaxation = random_relaxation(seed, 150, share, formats=9)
+    known = relaxation.excess_of(relaxation.choice)
+    changes = _states._changes(relaxation, known)
+    random = np.random.default_rng(seed)
+    more = np.sort(random.integers(-200, changes.slack + 1, 3))
+    losses = np.sort(random.uniform(0.0, known, 3))[::-1]
+    monkeypatch.setattr(_states, "_TOGETHER", 7)
+    steps = range(len(changes.groups))
+    for below in (known, known / 2, known / 20):
+        growing = [
+            step
+            for step in steps
+            if len(_states._grown(changes, step, more, losses, below).more) > 3
+        ]
+        for start in (0, 5, len(steps) // 2):
+            expected = next((step for step in growing if step >= start), len(steps))
+            found = _states._next_that_grows(changes, start, more, losses, below)
+            assert found == expected
+
+
+def test_a_long_tail_of_groups_is_not_looked_at_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As real scores do, losses fall by four for every bit; a known choice that is far off leaves
+    # most groups some change that could be worth it.
+    random = np.random.default_rng(3)
+    per_weight = np.array([3.25, 4.25, 4.5, 6.25, 8.0, 8.5, 16.0])
+    bits = np.outer(random.choice([1024, 1536, 2816, 5632], 300), per_weight).astype(np.int64)
+    losses = (
+        4.0**-per_weight * random.lognormal(0, 1, (300, 1)) * random.lognormal(0, 0.25, (300, 7))
+    )
+    options = undominated(losses, bits, np.ones(bits.shape, dtype=bool))
+    relaxation = relax(options, hull_steps(options), 5_939_000)
+    known = relaxation.excess_of(relaxation.choice)
+    whole, looked_at = _states._grown, []
+
+    def counted(*args: Any) -> Any:
+        looked_at.append(args[1])
+        return whole(*args)
+
+    monkeypatch.setattr(_states, "_grown", counted)
+    together = _states.better_choice(relaxation, known)
+    few = len(looked_at)
+    looked_at.clear()
+    monkeypatch.setattr(_states, "_FEW_STATES", 0)
+    one_by_one = _states.better_choice(relaxation, known)
+    assert (together.proved, one_by_one.proved) == (True, True)
+    assert together.choice is not None
+    np.testing.assert_array_equal(together.choice, one_by_one.choice)
+    assert few < len(looked_at) / 2
