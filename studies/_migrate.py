@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 _SCRIPTS = Path(__file__).parent / "migrations"
+_UPGRADING = 0x73636865  # any number that nobody else locks: "sche"
 
 
 def is_current(connection: Connection) -> bool:
@@ -34,9 +35,14 @@ def is_current(connection: Connection) -> bool:
 def upgrade_schema(connection: Connection, described: str) -> None:
     """Run what migrations are missing, inside the caller's transaction.
 
+    Of processes that do so at once the others wait for the first. Of SQLite the caller has the
+    write lock.
+
     Raises:
         StoreError: the schema is newer than this version of autoq, or a process works on the store.
     """
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADING})
     if missing_revisions(connection, described):
         from alembic import command
 

@@ -16,6 +16,7 @@ from autoq.search import Plan
 from autoq.studies import StudyStore, _clock, maintenance, trial_storage
 from autoq.studies._blobs import put_blob
 from autoq.studies._encoding import encode_array
+from autoq.studies._migrate import upgrade_schema
 from autoq.studies._schema import SCHEMA_REVISION, VERSION_TABLE, ArrayRow, StudyRow
 from autoq.studies._seals import sealed
 from autoq.testing.postgresql import NoServerError, postgresql_url
@@ -92,6 +93,24 @@ def test_up_and_down_again_gives_the_frozen_rows(revision, server, url, schema):
     migrate(url, SCHEMA_REVISION)
     migrate(url, revision)
     assert contents(url) == before
+
+
+@pytest.mark.parametrize("revision", [None, "0004"], ids=["new", "0004"])
+def test_a_process_that_opens_while_another_upgrades_waits_for_it(revision, server, url, schema):
+    if revision is not None:
+        thaw_postgresql(revision, server, schema)
+    waiting = sqlalchemy.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    engine = sqlalchemy.create_engine(url)
+    with ThreadPoolExecutor(1) as pool:
+        with engine.begin() as first, engine.connect() as watching:
+            upgrade_schema(first, "the store")
+            second = pool.submit(lambda: StudyStore.open(url).close())
+            while not watching.scalar(waiting):
+                assert not second.done()
+                time.sleep(0.01)
+        second.result()
+    engine.dispose()
+    assert schema_differences(url) == []
 
 
 def test_newer_schema_is_refused_in_one_sentence(store, url):
