@@ -7,41 +7,29 @@ point and started again with the same arguments continues, and ends with the sam
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from autoq.api._adopted_export import is_unrecorded
-from autoq.api._refine_edge import check_before_search
 from autoq.api.budgets import Budgets, budgets_or_default, gpu_of
-from autoq.api.cache_plans import CacheWish, plan_of_weights, with_cache
+from autoq.api.cache_plans import plan_of_weights, with_cache
 from autoq.api.config import ScoringConfig, parse_calibration
-from autoq.api.costing import SIZES, check_reachable, constrained_costs, latency_note
-from autoq.api.distribution import Helpers, at_hand, crew_of
+from autoq.api.costing import SIZES
+from autoq.api.distribution import Crew, Helpers, at_hand, crew_of
 from autoq.api.exporting import export_plan
 from autoq.api.exporting_streamed import export_plan_streamed
-from autoq.api.kv_cache import cache_wish, check_cache, run_cache_scores
-from autoq.api.measuring import held_out_tokens
-from autoq.api.memory_bound import refuse_unstreamable
+from autoq.api.kv_cache import cache_wish, run_cache_scores
 from autoq.api.opening import DEFAULT_STORE
-from autoq.api.quality import check_measurable, smallest_that_keeps
+from autoq.api.quality import smallest_that_keeps
 from autoq.api.refining import RefineOptions, refine_study
 from autoq.api.remarks import (
-    installed_versions,
-    note_lost_groups,
     note_narrow_formats,
-    note_other_versions,
-    note_shorter_sequences,
-    refuse_unwritable_formats,
-    refuse_useless_formats,
 )
 from autoq.api.renewal import RenewingProgress
-from autoq.api.sizes import parse_bytes
+from autoq.api.search_setup import Asked, Ready, check_asked, prepare
 from autoq.api.stages import (
-    discovery_payload,
     is_done,
     run_calibration,
     run_discovery,
@@ -51,26 +39,16 @@ from autoq.api.stages import (
     run_solve,
 )
 from autoq.api.streaming import (
-    check_stored_finite,
     compiling_nothing,
-    load_streamed,
-    prepare_streamed,
 )
 from autoq.api.study import Study
 from autoq.api.study_tables import CALIBRATION, DISCOVERY, SENSITIVITY
-from autoq.api.targeting import best_offer, note_target, offers
-from autoq.api.task import LoadedModel, ScoringTask, load, load_data, scoring_task
-from autoq.data import TokenData
-from autoq.export import check_destination
-from autoq.formats import FORMATS, parse_target
-from autoq.models.discovery import discover
-from autoq.models.weights import check_finite
+from autoq.api.targeting import offers
+from autoq.formats import parse_target
 from autoq.progress import Progress, SilentProgress
 from autoq.search import CostTable, Plan, SensitivityTable, solve
-from autoq.search._projections import projection_dtype
 from autoq.search.estimators import DEFAULT_ESTIMATOR
-from autoq.search.sensitivity import SCORES_VERSION
-from autoq.studies import PlanRecord, StudyStore, WorkStatus, study_key
+from autoq.studies import PlanRecord, StudyStore, WorkStatus
 
 
 def search(
@@ -234,116 +212,103 @@ def search(
         trust_remote_code=trust_remote_code,
     )
     is_stated = place is not None or container is not None or export is not None
-    wish = cache_wish(
-        kv_formats,
-        kv_bits,
-        kv_scope,
-        target=place,
-        container=config.container if is_stated else None,
-        max_kl=max_kl,
+    asked = Asked(
+        model=model,
+        config=config,
+        offered=offered,
+        place=place,
+        budgets=budgets,
+        rules=rules,
+        wish=cache_wish(
+            kv_formats,
+            kv_bits,
+            kv_scope,
+            target=place,
+            container=config.container if is_stated else None,
+            max_kl=max_kl,
+        ),
+        refining=refining,
+        max_memory=max_memory,
+        store=store,
+        name=name,
+        held_out_sequences=held_out_sequences if measure else None,
+        export=None if export is None else Path(export),
+        overwrite=overwrite,
+        compare_uniform=compare_uniform,
+        workers=workers,
+        ray=ray,
     )
     if place is None:
         note_narrow_formats(config, progress, named=container is not None)
-    if export is not None:
-        refuse_unwritable_formats(config)
-        source = None if isinstance(model, nn.Module) else model
-        is_ours = is_unrecorded(store, Path(export))  # or else it is refused when that is known
-        check_destination(Path(export), source, overwrite=overwrite or is_ours)
-    if refining is not None:
-        check_before_search(refining, model, _url_of(store), workers, config.trust_remote_code)
+    check_asked(asked)
     has_folder = not isinstance(model, nn.Module)
     crew = crew_of(devices, ray, ranks, device=device, has_folder=has_folder)
-    loaded = _loaded(
-        config,
-        model,
-        max_memory,
-        (kv_formats is not None, "--kv-formats"),
-        (refining is not None, "--refine"),
-        (crew is not None, "--devices, --ray and torchrun"),
-        (max_kl is not None and measure, "--max-kl with measuring"),
-    )
-    model_map = discover(loaded.model, include=config.include, exclude=config.exclude)
-    offer, unusable = best_offer(offered, place, loaded.model, model_map)
-    config = replace(config, formats=offer.formats, container=offer.container)
-    if loaded.stream is not None:
-        prepare_streamed(loaded, model_map, config)
-    if place is not None:
-        note_target(place, offer, progress)
-    refuse_useless_formats(model_map, config, unusable)
-    note_lost_groups(model_map, config, unusable, progress)
-    costs = constrained_costs(model_map, config.formats, rules, unusable)
-    check_reachable(loaded, model_map, config, costs, budgets)
-    if budgets.max_kl is not None and measure:
-        check_measurable(loaded)
-    note = latency_note(budgets, model_map)
-    if note is not None:
-        progress.note(note)
-    if loaded.stream is None:
-        check_finite(loaded.model, model_map.slots.values())
-    else:
-        check_stored_finite(loaded, model_map)
-    opened = StudyStore.open(store) if isinstance(store, str) else store
-    discovered = discovery_payload(loaded, model_map, unusable)
-    study, task, data = _open_study(opened, config, loaded, discovered, name)
-    if wish is not None:
-        check_cache(loaded, data, study, wish)
-    held_out = held_out_tokens(study, sequences=held_out_sequences) if measure else None
-    if name is not None and study.name != name:
-        progress.note(f"the same search is in the store as {study.name}; continuing that study")
-    note_other_versions(study, progress)
-    note_shorter_sequences(loaded, config, progress)
-    lease_of = opened.lease(study.id, wait_seconds=wait_seconds)
-    with lease_of as lease, at_hand(crew), compiling_nothing(loaded):
-        progress = RenewingProgress(progress, lease)
-        if not is_done(study, DISCOVERY):
-            run_discovery(study, discovered)
-        if crew is not None and not is_done(study, SENSITIVITY):
-            crew.prepare()
-        if not is_done(study, CALIBRATION):
-            run_calibration(study, loaded, task, progress)
-        if not is_done(study, SIZES):
-            run_sizes(study, loaded)
-        if not is_done(study, SENSITIVITY):
-            solver = partial(_plan_for, study.costs(rules, budgets), budgets)
-            run_sensitivity(
-                study,
-                loaded,
-                task,
-                progress,
-                None if budgets.max_kl is not None else solver,
-                None if crew is None else Helpers(crew, study, loaded, data),
-            )
-        if wish is not None:
-            run_cache_scores(study, loaded, data, progress)
-        choose = partial(_choose, study, budgets, rules, held_out, progress, wish)
-        plan = run_solve(study, choose, rules, target=place)
-        if held_out is not None:
-            run_measure(study, plan, held_out, compare_uniform, progress)
-        if refining is not None:
-            refine_study(
-                study,
-                plan_of_weights(study, plan),
-                refining,
-                workers=workers,
-                ray=ray,
-                holds_lease=True,
-                progress=progress,
-            )
-            if wish is not None and held_out is not None:
-                run_measure(study, study.refined(plan), held_out, False, progress)
-        if export is not None:
-            whole = partial(export_plan, check_logits=True)
-            write: Callable[..., Any] = export_plan_streamed if loaded.stream else whole
-            write(
-                study,
-                study.refined(plan),
-                Path(export),
-                config.container,
-                overwrite=overwrite,
-                progress=progress,
-            )
-        opened.set_status(study.id, WorkStatus.DONE)
-    return study
+    ready = prepare(asked, progress, has_crew=crew is not None)
+    lease_of = ready.store.lease(ready.study.id, wait_seconds=wait_seconds)
+    with lease_of as lease, at_hand(crew), compiling_nothing(ready.loaded):
+        renewing = RenewingProgress(progress, lease)
+        _learn(asked, ready, crew, renewing)
+        _decide(asked, ready, renewing)
+        ready.store.set_status(ready.study.id, WorkStatus.DONE)
+    return ready.study
+
+
+def _learn(asked: Asked, ready: Ready, crew: Crew | None, progress: Progress) -> None:
+    """The stages that every budget shares; what is in the store already is not done again."""
+    study, loaded = ready.study, ready.loaded
+    if not is_done(study, DISCOVERY):
+        run_discovery(study, ready.discovered)
+    if crew is not None and not is_done(study, SENSITIVITY):
+        crew.prepare()
+    if not is_done(study, CALIBRATION):
+        run_calibration(study, loaded, ready.task, progress)
+    if not is_done(study, SIZES):
+        run_sizes(study, loaded)
+    if not is_done(study, SENSITIVITY):
+        budgets = asked.budgets
+        solver = partial(_plan_for, study.costs(asked.rules, budgets), budgets)
+        run_sensitivity(
+            study,
+            loaded,
+            ready.task,
+            progress,
+            None if budgets.max_kl is not None else solver,
+            None if crew is None else Helpers(crew, study, loaded, ready.data),
+        )
+    if asked.wish is not None:
+        run_cache_scores(study, loaded, ready.data, progress)
+
+
+def _decide(asked: Asked, ready: Ready, progress: Progress) -> None:
+    """The plan for the budgets: chosen, measured, refined, exported."""
+    study, held_out = ready.study, ready.held_out
+    choose = partial(_choose, asked, ready, progress)
+    plan = run_solve(study, choose, asked.rules, target=asked.place)
+    if held_out is not None:
+        run_measure(study, plan, held_out, asked.compare_uniform, progress)
+    if asked.refining is not None:
+        refine_study(
+            study,
+            plan_of_weights(study, plan),
+            asked.refining,
+            workers=asked.workers,
+            ray=asked.ray,
+            holds_lease=True,
+            progress=progress,
+        )
+        if asked.wish is not None and held_out is not None:
+            run_measure(study, study.refined(plan), held_out, False, progress)
+    if asked.export is not None:
+        whole = partial(export_plan, check_logits=True)
+        write: Callable[..., Any] = export_plan_streamed if ready.loaded.stream else whole
+        write(
+            study,
+            study.refined(plan),
+            asked.export,
+            ready.config.container,
+            overwrite=asked.overwrite,
+            progress=progress,
+        )
 
 
 def _refining(
@@ -357,98 +322,21 @@ def _refining(
     )
 
 
-def _loaded(
-    config: ScoringConfig,
-    model: str | Path | nn.Module,
-    max_memory: str | int | None,
-    *others: tuple[bool, str],
-) -> LoadedModel:
-    """The model in memory, or on the meta device where memory is bounded.
-
-    Args:
-        others: whether something was asked for that needs the model in memory, and its option.
-    """
-    if max_memory is None:
-        return load(config, model)
-    bound = parse_bytes(max_memory)
-    refuse_unstreamable(config, is_module=isinstance(model, nn.Module), others=others)
-    assert not isinstance(model, nn.Module)  # refused
-    return load_streamed(config, model, bound)
-
-
-def _url_of(store: str | StudyStore) -> str:
-    return store if isinstance(store, str) else store.url
-
-
 def _plan_for(costs: CostTable, budgets: Budgets, sensitivity: SensitivityTable) -> Plan:
     """A plan within the budgets, proven to be nearer to the best than matters for confidence."""
     return solve(sensitivity, costs, budgets.limits, relative_gap=1e-3)
 
 
-def _choose(
-    study: Study,
-    budgets: Budgets,
-    rules: Sequence[str],
-    held_out: TokenData | None,
-    progress: Progress,
-    wish: CacheWish | None,
-) -> PlanRecord:
+def _choose(asked: Asked, ready: Ready, progress: Progress) -> PlanRecord:
     """The plan for the budgets; a limit on quality is on the measured one where it can be."""
-    if wish is not None:
-        return with_cache(study, study.solve_for(budgets, rules), wish)
+    study, budgets, rules, held_out = ready.study, asked.budgets, asked.rules, ready.held_out
+    if asked.wish is not None:
+        return with_cache(study, study.solve_for(budgets, rules), asked.wish)
     if budgets.max_kl is None or held_out is None:
         return study.solve_for(budgets, rules)
     return smallest_that_keeps(study, budgets, rules, held_out, progress)
 
 
-def _open_study(
-    store: StudyStore,
-    config: ScoringConfig,
-    loaded: LoadedModel,
-    discovered: Mapping[str, Any],
-    name: str | None,
-) -> tuple[Study, ScoringTask, TokenData]:
-    data = load_data(
-        loaded,
-        config.calibration_data,
-        sequences=config.calibration_sequences,
-        sequence_length=config.sequence_length,
-        split="calibration",
-        seed=config.seed,
-    )
-    # With what was discovered and the estimator in it, a version of autoq that groups or scores
-    # otherwise begins another study instead of mixing its scores with the old ones.
-    scored = {
-        **config.to_json(),
-        "calibration_sha256": data.sha256,
-        "discovered": discovered,
-        "projection_dtype": str(projection_dtype(loaded.model, loaded.device)),
-        "scores_version": SCORES_VERSION,
-    }
-    steps = [FORMATS[fmt].algorithm(config.calibration) for fmt in config.formats]
-    if any(step.weighs_outputs for step in steps):
-        scored["block_scales_by"] = "outputs"  # which they were not in earlier versions
-    key = study_key(scored, loaded.fingerprint)
-    record = store.create_or_get(
-        name=name or f"{_model_name(loaded)}-{key[:8]}",
-        key=key,
-        model_path=str(loaded.path.resolve()) if loaded.path else "",
-        fingerprint=loaded.fingerprint,
-        architecture=type(loaded.model).__name__,
-        configuration=config.to_json(),
-        versions=installed_versions(),
-        seed=config.seed,
-    )
-    study = Study(store, record, loaded, trust_remote_code=config.trust_remote_code)
-    return study, scoring_task(loaded, data, config), data
-
-
 def _absolute_if_file(source: str | None) -> str | None:
     """A study is measured later, from any folder: files are named in full."""
     return str(Path(source).resolve()) if source is not None and Path(source).exists() else source
-
-
-def _model_name(loaded: LoadedModel) -> str:
-    if loaded.path is None:
-        return type(loaded.model).__name__.lower()
-    return loaded.path.resolve().name

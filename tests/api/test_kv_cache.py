@@ -208,7 +208,7 @@ def test_the_wish_needs_scores(llama_folder: Path, quick: Any) -> None:
 def test_what_cannot_be_is_refused_before_work(
     llama_folder: Path, quick: Any, options: Any, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("autoq.api.pipeline.load", None)  # reached, it would be another error
+    monkeypatch.setattr("autoq.api.search_setup.load", None)  # reached, it would be another error
     with pytest.raises(InputError, match=words):
         search(llama_folder, quick, **options)
 

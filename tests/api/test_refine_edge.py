@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import autoq
-from autoq.api import pipeline, task
+from autoq.api import search_setup, task
 from autoq.api._refine_edge import check_aim
 from autoq.api.refining import RefineOptions
 from autoq.errors import AutoqError, DataError, InputError, UnknownNameError
@@ -44,7 +44,7 @@ def no_loading(monkeypatch):
     def load(*_):
         raise Loaded
 
-    for module in (pipeline, task):
+    for module in (search_setup, task):
         monkeypatch.setattr(module, "load", load)
 
 
@@ -139,7 +139,7 @@ def test_workers_that_cannot_share_are_refused_before_loading(
     def load(*_):
         raise UnknownNameError("nonsense")  # what opens the store comes after loading
 
-    monkeypatch.setattr(pipeline, "load", load)
+    monkeypatch.setattr(search_setup, "load", load)
     if store is not None:
         quick["store"] = store
     with pytest.raises(AutoqError, match=message):

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import autoq
-from autoq.api import pipeline, remarks, renewal, stages
+from autoq.api import remarks, renewal, search_setup, stages
 from autoq.errors import (
     BudgetInfeasibleError,
     DataError,
@@ -217,8 +217,9 @@ def test_another_estimator_or_discovery_begins_another_study(
     first = autoq.search(llama_folder, **quick, measure=False)
     second = autoq.search(llama_folder, **quick, measure=False, estimator="diagonal")
     assert second.sensitivity.estimator == "diagonal"
-    discover = pipeline.discover
-    monkeypatch.setattr(pipeline, "discover", lambda *a, **k: replace(discover(*a, **k), blocks=()))
+    discover = search_setup.discover
+    no_blocks = lambda *a, **k: replace(discover(*a, **k), blocks=())
+    monkeypatch.setattr(search_setup, "discover", no_blocks)
     third = autoq.search(llama_folder, **quick, measure=False)
     assert len({first.id, second.id, third.id}) == 3
 
