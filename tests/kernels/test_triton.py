@@ -87,7 +87,14 @@ def test_a_triton_that_is_not_there_fails_and_says_what_to_run(monkeypatch, tmp_
         _environment(OLDEST)
 
 
-@pytest.mark.parametrize("triton", [version("triton"), OLDEST, NEWEST])
+@pytest.mark.parametrize(
+    "triton",
+    [
+        version("triton"),
+        pytest.param(OLDEST, marks=pytest.mark.slow),
+        pytest.param(NEWEST, marks=pytest.mark.slow),
+    ],
+)
 def test_kernels_in_the_interpreter(triton):
     environment = _environment(triton, KERNEL_MODE="interpret")
     _assert_passed(*_pytest("tests/kernels/triton", "-m", "not slow", environment=environment))

@@ -238,4 +238,5 @@ def test_who_is_let_in_while_the_crew_ends_is_turned_away(
     gathered.close()
     ended.set()
     late.settimeout(20)
-    assert late.recv(1) == b""
+    with suppress(ConnectionResetError):  # an end, too, where bytes of the greeting were not read
+        assert late.recv(1) == b""
