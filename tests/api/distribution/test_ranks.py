@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import socket
 import subprocess
 import sys
@@ -226,17 +227,18 @@ def test_who_is_let_in_while_the_crew_ends_is_turned_away(
     crew: tuple[RanksCrew, list[threading.Thread]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gathered, _ = crew
-    looked, ended = threading.Event(), threading.Event()
+    looked: queue.Queue[Any] = queue.Queue()
+    ended = threading.Event()
 
-    def slowly(_: socket.socket) -> bool:
-        looked.set()
-        return ended.wait(20)
+    def slowly(connection: socket.socket) -> bool:
+        looked.put(connection.getpeername())
+        return ended.wait(60)
 
     monkeypatch.setattr(gathered, "_is_known", slowly)
-    late = socket.create_connection(gathered._listener.getsockname())
-    assert looked.wait(20)
-    gathered.close()
-    ended.set()
-    late.settimeout(20)
-    with suppress(ConnectionResetError):  # an end, too, where bytes of the greeting were not read
+    with socket.create_connection(gathered._listener.getsockname()) as late:
+        while looked.get(timeout=60) != late.getsockname():
+            pass  # a rank of the crew's own, which came late as well
+        gathered.close()
+        ended.set()
+        late.settimeout(60)
         assert late.recv(1) == b""
