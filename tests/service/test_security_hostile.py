@@ -120,7 +120,7 @@ class TestBodies:
             (b'{"model": "bundled", "effective_bits": 1e999}', "schema"),
             (b'{"model": "bundled", "seed": ' + b"9" * 5_000 + b"}", "JSON in UTF-8"),
             (b'{"model": "bundled", "seed": 99999999999999999999}', "schema"),
-            (b"[" * 100_000, "JSON in UTF-8|32 levels"),
+            (b"[" * 9_000, "JSON in UTF-8|32 levels"),
             (b"[" * 40 + b"]" * 40, "32 levels"),
             (b'{"a":' * 5_000 + b"1" + b"}" * 5_000, "32 levels"),
             (b'{"model": {"$ref": "#"}}', "schema"),
@@ -137,6 +137,44 @@ class TestBodies:
         detail = refused(client.post("/v1/studies", content=body, headers=JSON), 422, "input")
         assert re.search(reason, detail), detail
         assert len(detail) < 1_500
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"[" * 100_000,
+            b"[" + b"[[[]]]," * 4_000 + b"1]",
+            b'{"rules": [' + b'"",' * 10_000 + b'""]}',
+            b"[" + b"{}," * 6_000 + b"{}]",
+        ],
+        ids=["open", "lists", "texts", "objects"],
+    )
+    def test_more_values_than_any_request_has_are_refused_unread(
+        self, client: TestClient, body: bytes
+    ) -> None:
+        response = client.post("/v1/studies", content=body, headers=JSON)
+        assert "at most 10000 times" in refused(response, 413, "too-large")
+
+    def test_of_many_faults_the_first_are_listed(self, client: TestClient) -> None:
+        response = client.post("/v1/studies", json={"model": "bundled", "rules": [1] * 5_000})
+        assert "and 4997 more" in refused(response, 422, "input")
+        assert len(response.json()["errors"]) == 20
+        assert len(response.content) < 5_000
+
+    def test_a_body_that_no_route_reads_is_not_kept(self, app: FastAPI) -> None:
+        taken = 0
+
+        async def parts() -> AsyncIterator[bytes]:
+            nonlocal taken
+            taken += 1
+            yield b" "
+
+        async def ask(path: str) -> int:
+            transport = httpx.ASGITransport(app)
+            async with httpx.AsyncClient(transport=transport, base_url=HERE) as asking:
+                return (await asking.request("GET", path, content=parts())).status_code
+
+        assert [asyncio.run(ask(path)) for path in ("/", "/v1/health", "/v1/me")] == [200] * 3
+        assert taken == 0
 
     def test_the_largest_body_passes_and_one_byte_more_does_not(self, client: TestClient) -> None:
         fits = b'"' + b"a" * (BODY_BYTES - 2) + b'"'
@@ -446,7 +484,9 @@ async def _slow_requests(folder: Path, path: str, *, begins: bool, at_once: int)
         waiting = [asyncio.create_task(greedy.get(path)) for _ in range(20)]
         while entered < at_once:
             await asyncio.sleep(0.01)
-        assert (await other.get("/v1/health")).status_code == 200
+        assert (await other.get("/v1/me")).status_code == 200
+        async with asyncio.timeout(60):  # only there to end a broken test
+            assert (await greedy.get("/v1/health")).status_code == 200, "waits for nobody"
         assert entered == at_once
         may_end.set()
         assert [(await reply).text for reply in waiting] == ["the end"] * 20
@@ -500,6 +540,58 @@ class TestLimits:
         self, tmp_path: Path, path: str, begins: bool, at_once: int
     ) -> None:
         asyncio.run(_slow_requests(tmp_path, path, begins=begins, at_once=at_once))
+
+    def test_one_client_s_slow_bodies_are_not_all_kept(self, app: FastAPI) -> None:
+        begun = 0
+
+        async def ask() -> list[httpx.Response]:
+            may_end = asyncio.Event()
+
+            async def body() -> AsyncIterator[bytes]:
+                nonlocal begun
+                begun += 1
+                yield b"{"
+                await may_end.wait()
+                yield b"}"
+
+            transport = httpx.ASGITransport(app)
+            async with httpx.AsyncClient(transport=transport, base_url=HERE) as asking:
+                sending = [
+                    asyncio.create_task(asking.post("/v1/body", content=body(), headers=JSON))
+                    for _ in range(20)
+                ]
+                while begun < 8:
+                    await asyncio.sleep(0.01)
+                assert (await asking.get("/v1/health")).status_code == 200
+                assert begun == 8
+                may_end.set()
+                return [await reply for reply in sending]
+
+        assert [reply.json() for reply in asyncio.run(ask())] == [{"bytes": 2}] * 20
+        assert begun == 20
+
+    def test_no_more_wait_for_a_turn_than_memory_is_for(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(limits, "_WAITING", 2)
+
+        async def ask(turns: Turns) -> None:
+            async with turns.turn("a"):
+                waiting = [asyncio.create_task(turns.turn("a").__aenter__()) for _ in range(2)]
+                await asyncio.sleep(0)
+                with pytest.raises(Refusal, match="wait already"):
+                    await turns.turn("a").__aenter__()
+                async with turns.turn("b"):
+                    pass
+                for task in waiting:
+                    task.cancel()
+                await asyncio.gather(*waiting, return_exceptions=True)
+            async with turns.turn("a"):
+                pass
+
+        turns = Turns(each=1)
+        asyncio.run(ask(turns))
+        assert not turns._of_client
 
     def test_turns_that_nobody_waits_for_are_forgotten(self) -> None:
         async def ask(turns: Turns) -> None:

@@ -21,6 +21,11 @@ BODY_SECONDS = 30.0
 """How long a body may take to come in; whoever sends slower holds a connection and memory."""
 
 _BODY_DEPTH = 32  # of lists and objects in each other; requests need 3
+_BODY_SEPARATORS = 10_000
+"""Of all `,`, `[` and `{`, those in texts too: more values than any request has. Each costs dozens of
+times its bytes in memory, in processor time, and in the reply that says what is wrong with it."""
+
+_WAITING = 1_000  # requests of one client, for its turns
 _KEYS = 10_000
 
 
@@ -102,7 +107,18 @@ class Turns:
 
     @asynccontextmanager
     async def turn(self, key: str) -> AsyncIterator[Callable[[], None]]:
-        """Wait for a turn; call what comes to end it before the block does, any number of times."""
+        """Wait for a turn; call what comes to end it before the block does, any number of times.
+
+        Raises:
+            Refusal: too many wait already.
+        """
+        if self._interested[key] >= self._each + _WAITING:
+            raise Refusal(
+                "too-many-requests",
+                f"{_WAITING} requests of one client wait already; send the next when some are "
+                "answered",
+                headers={"retry-after": "5"},
+            )
         turns = self._of_client.setdefault(key, asyncio.Semaphore(self._each))
         self._interested[key] += 1
         has_turn = False
@@ -186,9 +202,14 @@ def check_json(body: bytes) -> None:
     """Refuse a body that readers could take for different things.
 
     Raises:
-        Refusal: no JSON in UTF-8, a name twice in an object, NaN or an infinity, or more than 32
-            levels of nesting.
+        Refusal: no JSON in UTF-8, a name twice in an object, NaN or an infinity, more than 32
+            levels of nesting, or more values than any request has.
     """
+    if sum(map(body.count, (b",", b"[", b"{"))) > _BODY_SEPARATORS:
+        raise Refusal(
+            "too-large",
+            f"a body has , [ and {{ at most {_BODY_SEPARATORS} times; send fewer values",
+        )
     try:
         # Decoded here: json.loads would guess other encodings.
         content = json.loads(body.decode(), object_pairs_hook=_object, parse_constant=_constant)

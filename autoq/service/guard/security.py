@@ -74,6 +74,7 @@ _BURST_SECONDS = 2.0
 _FAILURES_PER_SECOND, _FAILURES_AT_ONCE = 1.0, 20.0
 _LONGEST_TOKEN = 200
 _STREAMS = "/events"  # what the addresses of those end with
+_HEALTH = "/v1/health"
 _TURNS = 8  # requests of one client that are answered at once: half of the threads that read
 
 _CALLER = "autoq.caller"
@@ -115,8 +116,8 @@ class Guard:
         return self._streams.take(_caller(scope).key)
 
     def turn(self, scope: Mapping[str, Any]) -> AbstractAsyncContextManager[Callable[[], None]]:
-        """See `Turns.turn`; what listens has a slot instead."""
-        if scope["path"].endswith(_STREAMS):
+        """See `Turns.turn`; what listens has a slot instead, and health waits for nobody."""
+        if scope["path"].endswith(_STREAMS) or scope["path"] == _HEALTH:
             return nullcontext(_nothing)
         return self._turns.turn(_caller(scope).key)
 
@@ -212,8 +213,8 @@ class SecurityMiddleware:
         try:
             headers = Headers(scope=scope)
             scope[_CALLER] = self._guard.admit(scope, headers)
-            body = await _checked_body(scope, headers, receive)
             async with self._guard.turn(scope) as send.on_start:
+                body = await _checked_body(scope, headers, receive)
                 await self._app(scope, body, send)
         except Exception as error:
             if not isinstance(error, Refusal):
@@ -321,8 +322,10 @@ async def _checked_body(scope: Scope, headers: Headers, receive: Receive) -> Rec
         _check_type(headers.getlist("content-type"))
     if not has_body:
         return receive
+    if scope["method"] in _SAFE:  # no route reads it, so it is not kept
+        return receive
     body = await bounded_body(receive, announced)
-    if body and scope["method"] not in _SAFE:
+    if body:
         check_json(body)
     return replayed(body, receive)
 
