@@ -40,10 +40,12 @@ def trial_seal(
 def refuse_damaged_trial(entry: FrozenTrial) -> None:
     """
     Raises:
-        StoreError: the trial has a seal, and is not what it was made of.
+        StoreError: the trial has a result and a seal, and is not what it was made of.
     """
     from optuna.trial import TrialState
 
+    if entry.state is TrialState.FAIL:
+        return  # it has no result; what it has of a seal is of an attempt that was interrupted
     values = entry.values if entry.state is TrialState.COMPLETE else None
     if not _is_as_written(entry.user_attrs, entry.params, values):
         raise StoreError(
@@ -53,13 +55,18 @@ def refuse_damaged_trial(entry: FrozenTrial) -> None:
 
 
 def damaged_trials(session: Session) -> Iterator[tuple[str, int]]:
-    """(name of Optuna's study, number of the trial) of trials that are not as they were written."""
+    """(name of Optuna's study, number of the trial) of trials that are not as they were written.
+
+    Of those with a result: one that is interrupted between its seal and its end has none, and is
+    tried again.
+    """
     if not inspect(session.connection()).has_table("trial_user_attributes"):
         return  # nothing was refined
     query = (
         "SELECT t.trial_id, t.number, t.state, s.study_name FROM trials t "
         "JOIN studies s ON s.study_id = t.study_id JOIN trial_user_attributes a "
-        "ON a.trial_id = t.trial_id AND a.key = :sealed ORDER BY t.trial_id"
+        "ON a.trial_id = t.trial_id AND a.key = :sealed "
+        "WHERE t.state NOT IN ('RUNNING', 'WAITING', 'FAIL') ORDER BY t.trial_id"
     )
     for trial_id, number, state, study in session.execute(text(query), {"sealed": SEALED}).all():
         try:

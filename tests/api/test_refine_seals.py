@@ -6,6 +6,7 @@ import sqlite3
 
 import pytest
 
+from autoq.api import _refine_worker
 from autoq.api.opening import open_study
 from autoq.errors import StoreError
 from autoq.studies import maintenance
@@ -50,4 +51,21 @@ def test_trials_of_before_have_no_seal_and_count(study):
     again = open_study(None, study.store.url)
     assert again.refine(trials=3, **SMALL).trials == 3
     assert entries(again)[:2] == before
+    assert maintenance.check(study.store.url) == []
+
+
+def test_a_trial_that_is_interrupted_before_its_end_is_not_damaged(study, monkeypatch):
+    sealed = _refine_worker._seal
+
+    def seal_and_stop(trial, values):
+        sealed(trial, values)
+        if trial.number == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(_refine_worker, "_seal", seal_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        study.refine(trials=3, **SMALL)
+    assert maintenance.check(study.store.url) == []
+    monkeypatch.undo()
+    assert study.refine(trials=3, **SMALL).trials == 3
     assert maintenance.check(study.store.url) == []
