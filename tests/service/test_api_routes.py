@@ -572,7 +572,7 @@ class TestJobs:
         listener = threading.Thread(target=listen)
         listener.start()
         store.request_cancel(job.id)
-        listener.join(30)
+        listener.join(120)
         assert [event.data["status"] for event in events_in(heard[0])] == ["queued", "cancelled"]
 
 

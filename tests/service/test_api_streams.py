@@ -40,7 +40,7 @@ def read(stream: httpx.Response, count: int) -> list[wire.Event]:
 
 def test_head_of_a_stream_ends_at_once(url_and_store: tuple[str, StudyStore]) -> None:
     url, _ = url_and_store
-    with httpx.Client(timeout=60) as client:
+    with httpx.Client(timeout=120) as client:
         for _ in range(2):  # over one connection
             head = client.head(f"{url}/v1/studies/{STUDY}/events")
             assert head.status_code == 200
@@ -56,7 +56,7 @@ def test_a_studys_stream_tells_of_all_its_jobs_and_goes_on_after_one_ended(
     store.add_job(kind="verify", request={}, created_by="x", study="another")
     store.request_cancel(first.id)
     at = f"{url}/v1/studies/{STUDY}/events"
-    with httpx.stream("GET", at, timeout=30) as stream:
+    with httpx.stream("GET", at, timeout=120) as stream:
         seen = read(stream, 2)
         assert [(event.job, event.data["status"]) for event in seen] == [
             (first.id, "queued"),
@@ -64,7 +64,7 @@ def test_a_studys_stream_tells_of_all_its_jobs_and_goes_on_after_one_ended(
         ]
     second, _ = store.add_job(kind="measure", request={"plan": 1}, created_by="x", study=STUDY)
     headers = {"last-event-id": str(seen[-1].id)}
-    with httpx.stream("GET", at, headers=headers, timeout=30) as stream:
+    with httpx.stream("GET", at, headers=headers, timeout=120) as stream:
         assert [event.job for event in read(stream, 1)] == [second.id]
 
 
@@ -73,7 +73,7 @@ def test_what_happens_later_comes_over_the_open_connection(
 ) -> None:
     url, store = url_and_store
     job, _ = store.add_job(kind="verify", request={}, created_by="x")
-    with httpx.stream("GET", f"{url}/v1/jobs/{job.id}/events", timeout=30) as stream:
+    with httpx.stream("GET", f"{url}/v1/jobs/{job.id}/events", timeout=120) as stream:
         lines = stream.iter_lines()
         while not next(lines).startswith("data: "):
             pass
@@ -88,7 +88,7 @@ def test_a_client_may_not_listen_on_any_number_of_connections(
     url, store = url_and_store
     job, _ = store.add_job(kind="verify", request={}, created_by="x")
     at = f"{url}/v1/jobs/{job.id}/events"
-    with httpx.Client(timeout=30) as client:
+    with httpx.Client(timeout=120) as client:
         with (
             client.stream("GET", at) as one,
             client.stream("GET", at) as two,

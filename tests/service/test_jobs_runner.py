@@ -24,7 +24,7 @@ from autoq.service.jobs.runner import Runner, RunnerSettings
 from autoq.service.jobs.runner_pool import RunnerPool
 from autoq.studies import MOST_DEATHS, JobStatus, StudyStore
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 240.0
 
 SPEAKS = """
 import json, os, signal, subprocess, sys, time
@@ -337,7 +337,13 @@ time.sleep(600)
         until(lambda: not any(map(is_running, pids)), "both processes are gone")
 
 
-def test_a_job_that_is_asked_to_end_may_tidy_up(store, add, running, tmp_path):
+@pytest.fixture
+def patient(monkeypatch):
+    """A job's process that is asked to end is killed late: a busy machine may be slow to run it."""
+    monkeypatch.setattr("autoq.service.jobs._process.GRACE_SECONDS", PATIENCE_SECONDS)
+
+
+def test_a_job_that_is_asked_to_end_may_tidy_up(store, add, running, tmp_path, patient):
     job = add()
     tidy = f"""
 def end(*_):
@@ -353,7 +359,7 @@ signal.signal(signal.SIGTERM, end)
     assert (tmp_path / "tidy").exists()
 
 
-def test_what_a_job_says_while_it_is_ended_counts(store, add, running):
+def test_what_a_job_says_while_it_is_ended_counts(store, add, running, patient):
     """It was just done: the work is not lost, nor what was said of it."""
     job = add()
     done = f"""
