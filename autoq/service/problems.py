@@ -102,6 +102,10 @@ _ABSOLUTE = re.compile(r"(?<![\w:/.])/(?:[^\s/:;,'\"()<>]+/)+(?=[^\s/:;,'\"()<>]
 
 _FILE_URL = re.compile(r"(?<=sqlite:///)/?(?:[^\s/:;,'\"()<>]+/)+")
 
+_NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+"""What a file of somebody else's may name things with: halves of characters, which no reply can
+hold, and commands to terminals."""
+
 
 class Refusal(AutoqError):
     """What the service itself refuses, for which the command line has no exception."""
@@ -166,12 +170,13 @@ def shown_text(text: str) -> str:
 
 
 def without_folders(text: str) -> str:
-    """The text without passwords and without the folders of absolute paths."""
-    return _ABSOLUTE.sub("", _FILE_URL.sub("", without_password(text)))
+    """The text without passwords, the folders of absolute paths, and what is no text."""
+    plain = _NOT_TEXT.sub("\ufffd", text)
+    return _ABSOLUTE.sub("", _FILE_URL.sub("", without_password(plain)))
 
 
 def shown(value: Any) -> Any:
-    """Plain data whose texts have lost passwords and the folders of absolute paths."""
+    """Plain data whose texts are as of `without_folders`."""
     if isinstance(value, str):
         return without_folders(value)
     if isinstance(value, dict):

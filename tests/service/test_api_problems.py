@@ -96,6 +96,10 @@ def test_the_system_tells_that_the_disk_is_full() -> None:
         ("models/llama/x is missing", "models/llama/x is missing"),
         ("postgresql://me:secret@host/db refused", "postgresql://me:***@host/db refused"),
         ("and/or 3/4 of\n 5", "and/or 3/4 of 5"),
+        (
+            "tensor \ud800 or \x1b[31m or \x9b2J\x00",
+            "tensor \ufffd or \ufffd[31m or \ufffd2J\ufffd",
+        ),
     ],
 )
 def test_texts_lose_folders_and_passwords(text: str, shown: str) -> None:

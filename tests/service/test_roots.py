@@ -352,6 +352,13 @@ def test_models_are_found_within_bounds(place, roots):
         assert roots.model(entry.path), "what is listed can be named"
 
 
+def test_a_model_whose_architecture_is_no_text_is_listed_all_the_same(place, roots):
+    write_model(place / "models" / "odd", architectures=["\ud800Some"])
+    found = {entry.path: entry for entry in roots.models()}
+    assert found["models/odd"].architecture == "?Some"
+    assert "?Some" in found["models/odd"].model_dump_json()
+
+
 def test_what_clients_are_shown_of_a_path(roots, place):
     assert roots.public(place / "models" / "org" / "small") == "models/org/small"
     assert roots.public(str(place / "exports" / "a" / "b")) == "exports/a/b"

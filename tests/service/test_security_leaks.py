@@ -56,7 +56,7 @@ def app(place: Path) -> FastAPI:
     _add_study(store, place)
     told = (
         f"cannot read {place}/models/mine/config.json of {STORE_URL}\n"
-        f"id: 99\nevent: status\ndata: {{}}\n\n{HOSTILE}"
+        f"id: 99\nevent: status\ndata: {{}}\n\n{HOSTILE} \ud800 \x1b]0;x\x07"
     )
     store.add_job(kind="search", request={"model": "models/mine"}, created_by="x", study=HOSTILE)
     claim = store.claim_job()

@@ -86,7 +86,7 @@ def _config(file: Path, bounds: Sequence[Path]) -> dict[str, Any] | None:
 def _architecture(config: dict[str, Any]) -> str | None:
     names = config.get("architectures")
     if isinstance(names, list) and names and isinstance(names[0], str):
-        return names[0][:200]
+        return names[0][:200].encode("utf-8", "replace").decode()  # JSON may escape what is no text
     return None
 
 
