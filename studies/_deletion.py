@@ -30,13 +30,16 @@ class DeletionRepository(Repository):
             StudyLockedError: a process works on it.
             JobStateError: a job does, or waits to.
         """
+        lease = select(LeaseRow).where(LeaseRow.study_id == study_id)
         with self._database.write() as session:
+            # Locked before the study, as by who holds it: else each could wait for the other.
+            session.scalars(lease.with_for_update()).all()
             row = session.get(StudyRow, study_id, with_for_update=True)
             if row is None:
                 raise UnknownNameError(
                     f"no study has id {study_id}; `autoq list` shows those there are"
                 )
-            _refuse_held(session, row)
+            _refuse_held(session, row, session.scalars(lease).one_or_none())
             _refuse_unfinished_jobs(session, row)
             of_study = JobRow.study_name == row.name
             session.execute(update(JobRow).where(of_study).values(study_name=None))
@@ -48,10 +51,7 @@ class DeletionRepository(Repository):
             drop_unused(session, hashes)
 
 
-def _refuse_held(session: Session, study: StudyRow) -> None:
-    lease = session.scalars(
-        select(LeaseRow).where(LeaseRow.study_id == study.id).with_for_update()
-    ).one_or_none()
+def _refuse_held(session: Session, study: StudyRow, lease: LeaseRow | None) -> None:
     if lease is not None and is_alive(lease, now(session)):
         raise StudyLockedError(
             f"a study is deleted when no process works on it, and {study.name!r} is held by process "

@@ -257,3 +257,19 @@ def test_an_export_that_two_processes_end_at_once_ends_once(url, store, study_id
     (export,) = store.exports(study_id)
     assert (export.status, export.bytes_written) == ("complete", 7)
     assert maintenance.check(url) == []
+
+
+def test_who_deletes_a_study_does_not_stand_in_the_way_of_who_works_on_it(url, store, study_id):
+    """Both lock the lease and the study: in another order each would wait for the other."""
+    waiting = sqlalchemy.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    with store.lease(study_id), ThreadPoolExecutor(1) as pool, StudyStore.open(url) as other:
+        with store._database.write() as session:
+            store._refuse_lost_lease(session, study_id)
+            deleted = pool.submit(other.delete_study, study_id)
+            with store._database.read() as watching:
+                while not watching.scalar(waiting):
+                    assert not deleted.done()
+                    time.sleep(0.01)
+            store._touched(session, study_id)
+        with pytest.raises(StudyLockedError, match="when no process works on it"):
+            deleted.result()
