@@ -214,8 +214,13 @@ class TestBodies:
         refused(client.get("/v1/health", headers=headers), 413, "too-large")
         refused(client.get("/" + "a" * HEADER_BYTES), 413, "too-large")
 
-    def test_a_length_told_in_two_ways_is_refused(self, app: FastAPI) -> None:
-        headers = [(b"content-length", b"2"), (b"transfer-encoding", b"chunked")]
+    @pytest.mark.parametrize(
+        "more", [[], [(b"origin", b"http://evil.example")]], ids=["let in", "refused anyway"]
+    )
+    def test_a_length_told_in_two_ways_is_refused(
+        self, app: FastAPI, more: list[tuple[bytes, bytes]]
+    ) -> None:
+        headers = [(b"content-length", b"2"), (b"transfer-encoding", b"chunked"), *more]
         sent = asyncio.run(_raw(app, headers, [b"{}"]))
         assert sent[0]["status"] == 422
         assert b"got both" in sent[1]["body"]

@@ -31,7 +31,7 @@ from autoq.service.guard.limits import (
 )
 from autoq.service.guard.tokens import TokenFile
 from autoq.service.problems import Refusal
-from autoq.service.replies import problem_reply
+from autoq.service.replies import address_of, problem_reply
 from autoq.service.settings import ServiceSettings
 from autoq.wire import Identity
 from autoq.wire import Scope as TokenScope
@@ -129,6 +129,7 @@ class Guard:
         """
         open_to_all = is_public(scope["path"]) and scope["method"] in _SAFE
         _check_size(scope)
+        _check_lengths(headers)
         self._check_host(headers)
         if not open_to_all:
             self._check_origin(scope["method"], headers)
@@ -221,7 +222,7 @@ class SecurityMiddleware:
                 _log.exception("%s %s failed", scope["method"], scope["path"])
             if send.has_started:
                 raise
-            await problem_reply(error, scope["path"])(scope, receive, send)
+            await problem_reply(error, address_of(scope))(scope, receive, send)
 
 
 class _Sender:
@@ -253,6 +254,17 @@ def _check_size(scope: Scope) -> None:
         raise Refusal(
             "too-large",
             f"an address and its headers have at most {HEADER_BYTES} bytes; send fewer",
+            headers={"connection": "close"},
+        )
+
+
+def _check_lengths(headers: Headers) -> None:
+    """Before anything else is refused: what a proxy took for the body would be the next request."""
+    if "content-length" in headers and "transfer-encoding" in headers:
+        raise Refusal(
+            "input",
+            "a body's length is told by Content-Length or by Transfer-Encoding, got both; leave "
+            "one out",
             headers={"connection": "close"},
         )
 
@@ -333,13 +345,6 @@ async def _checked_body(scope: Scope, headers: Headers, receive: Receive) -> Rec
 def _announced(headers: Headers) -> int | None:
     """Content-Length; 0 of a request without a body, None of one whose length is not told."""
     length = headers.get("content-length")
-    if length is not None and "transfer-encoding" in headers:  # a proxy could believe the other
-        raise Refusal(
-            "input",
-            "a body's length is told by Content-Length or by Transfer-Encoding, got both; leave "
-            "one out",
-            headers={"connection": "close"},
-        )
     if length is None:
         return None if "transfer-encoding" in headers else 0
     if not (length.isascii() and length.isdecimal() and len(length) < 20):
