@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -79,6 +80,14 @@ def serve(
     tls_key: Annotated[
         Path | None, typer.Option("--tls-key", metavar="FILE", help="Its key, PEM.")
     ] = None,
+    dashboard_url: Annotated[
+        str | None,
+        typer.Option(
+            "--dashboard-url",
+            metavar="URL",
+            help="Where `autoq dashboard` shows the same store: the page links to it.",
+        ),
+    ] = None,
 ) -> None:
     """Serve the store by HTTP: a page for browsers, an API for programs, workers for jobs.
 
@@ -104,6 +113,7 @@ def serve(
         ray=ray,
         tls_certificate=tls_cert,
         tls_key=tls_key,
+        dashboard=None if dashboard_url is None else _web_address(dashboard_url),
     )
     _run(settings)
 
@@ -131,6 +141,21 @@ def _run(settings: ServiceSettings) -> None:
             _greet(settings, listening.getsockname()[1], warnings)
             serve(app, settings, listening)
     _note("the service has ended; jobs that ran are in the queue again")
+
+
+def _web_address(text: str) -> str:
+    """
+    Raises:
+        InputError: it is none that a browser should be sent to; or it holds a password, which
+            everybody would read.
+    """
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+        raise InputError(
+            "--dashboard-url must be an http or https address without a password, got "
+            f"{without_password(text)!r}; give one as http://127.0.0.1:8080"
+        )
+    return text
 
 
 def _check_installed() -> None:

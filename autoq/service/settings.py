@@ -26,6 +26,7 @@ class ServiceSettings:
     ray: str | None = None  # address of a Ray cluster that jobs go to
     tls_certificate: Path | None = None
     tls_key: Path | None = None
+    dashboard: str | None = None  # address of Optuna's dashboard on the same store, for the page
     rate_limit: float | None = 300.0  # requests a second of one client; None: any number
     streams_each: int = 32  # connections that one client may listen on
     streams_together: int = 512

@@ -22,6 +22,7 @@ class Identity(Reply):
     scope: Scope
     authentication: bool  # whether the server asks for tokens
     version: str
+    dashboard: str | None = None  # address of Optuna's dashboard on the same store
 
 
 class Readiness(Reply):

@@ -195,7 +195,7 @@ def test_a_job_live(page, url):
     told = (
         event(1, "stage", name="discovery", status="done", seconds=0.42)
         + event(2, "progress", task="scoring", done=32, total=128, seconds_left=75.0)
-        + event(3, "trial", number=4, state="complete", values=[0.00125], accepted=True)
+        + event(3, "trial", number=4, state="complete", values=[0.00125])
         + event(4, "log", text="a line\n", stream="stderr")
     )
     Line(page, [told])
@@ -208,7 +208,7 @@ def test_a_job_live(page, url):
     )
     assert page.locator(".stages li").text_content() == "● donediscovery0.42 s"
     cells = page.locator("[aria-label=Trials] tbody td").all_text_contents()
-    assert cells == ["4", "complete", numbers.loss_text(0.00125), "yes"]
+    assert cells == ["4", "complete", numbers.loss_text(0.00125)]
     assert page.locator(".log").text_content() == "a line\n"
 
 
@@ -380,3 +380,73 @@ def test_a_study_s_cancelled_job_can_be_resumed_from_its_page(page, url):
     page.goto(f"{url}/studies/young")
     page.get_by_role("button", name="Resume").click()
     page.get_by_text("Waits for a worker that is free.").wait_for()
+
+
+def exported(status="complete"):
+    file = {"path": "model.safetensors", "bytes": 4096, "sha256": "ab"}
+    found = {"quantized_matrices": 2, "transformers_logits": {"relative_difference": 9.332e-8}}
+    return {
+        "id": 1,
+        "plan": 1,
+        "path": "exports/out",
+        "container": "modelopt",
+        "status": status,
+        "bytes": 4096,
+        "files": [file],
+        "verification": found,
+        "started": "2026-01-01T00:00:00Z",
+        "finished": "2026-01-01T00:00:01Z",
+    }
+
+
+def test_a_checkpoint_is_checked_for_a_target_and_the_answer_is_a_table(page, url):
+    native = {"does": "native", "runs": True, "reason": "has FP8 units"}
+    layers = [
+        {"module": name, "stored": "fp8", "outcomes": {"vllm:h200": native}} for name in ("a", "b")
+    ]
+    unquantised = {"does": "unquantised", "runs": True, "reason": ""}
+    layers.append({"module": "c", "stored": "none", "outcomes": {"vllm:h200": unquantised}})
+    result = {"sound": True, "runs_in": ["vllm:h200"], "faults": [], "layers": layers}
+    done = job("done", kind="verify", study=None, result=result, finished="2026-01-01T00:00:09Z")
+    asked = []
+
+    def answer(route):
+        asked.append(route.request.post_data_json)
+        route.fulfill(status=202, json=done)
+
+    page.route("**/v1/verifications", answer)
+    page.route("**/v1/jobs/j", lambda route: route.fulfill(json=done))
+    page.route("**/v1/jobs/j/events", lambda route: route.fulfill(content_type="text/event-stream"))
+    page.route("**/v1/studies/young*/**", lambda route: route.fulfill(status=404, json={}))
+    detail = study(status="done", job=None, exports=[exported()])
+    page.route("**/v1/studies/young", lambda route: route.fulfill(json=detail))
+    page.goto(f"{url}/studies/young?tab=exports")
+    assert "relative difference 9.332e-08" in page.locator("article.export").text_content()
+    page.get_by_text("Check where it runs").click()
+    page.locator("option[value='vllm:h200']").wait_for(state="attached")
+    page.get_by_label("Where it will run").select_option("vllm:h200")
+    page.get_by_role("button", name="Check this checkpoint").click()
+    rows = page.get_by_role("region", name="What engines do with the layers").locator("tbody tr")
+    rows.first.wait_for()
+    assert asked == [{"checkpoint": "exports/out", "target": "vllm:h200"}]
+    assert [row.locator("td").all_text_contents() for row in rows.all()] == [
+        ["vllm:h200", "fp8", "2 layersab", "native", "has FP8 units"],
+        ["vllm:h200", "none", "1 layerc", "unquantised", ""],
+    ]
+    assert page.locator("main dl").first.locator("dd").all_text_contents() == ["yes", "vllm:h200"]
+
+
+@pytest.mark.parametrize(
+    ("address", "links"), [("https://optuna.example/d", 1), ("javascript:alert(1)", 0), (None, 0)]
+)
+def test_the_dashboard_is_linked_where_the_service_names_it(page, url, address, links):
+    who = {"name": "local", "scope": "admin", "authentication": False, "version": "1"}
+    page.route("**/v1/me", lambda route: route.fulfill(json={**who, "dashboard": address}))
+    page.route("**/v1/studies/young/**", lambda route: route.fulfill(status=404, json={}))
+    page.route("**/trials?*", lambda route: route.fulfill(json={"items": [], "total": 0}))
+    page.route("**/v1/studies/young", lambda route: route.fulfill(json=study(job=None)))
+    page.goto(f"{url}/studies/young?tab=trials")
+    page.get_by_text("with each trial in detail").or_(page.get_by_text("has each trial")).wait_for()
+    found = page.get_by_role("link", name="Optuna's dashboard")
+    assert found.count() == links
+    assert not links or found.get_attribute("href") == address

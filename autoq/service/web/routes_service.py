@@ -69,9 +69,9 @@ def _readiness(store: StudyStore) -> Readiness:
 
 
 @router.get("/v1/me", response_model=Identity)
-async def me(caller: Caller) -> Response:
+async def me(context: InContext, caller: Caller) -> Response:
     """Who asks, and what that one may do."""
-    return reply(caller)
+    return reply(caller.model_copy(update={"dashboard": context.settings.dashboard}))
 
 
 @router.get("/v1/formats", response_model=list[FormatEntry])

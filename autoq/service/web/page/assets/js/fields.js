@@ -44,6 +44,14 @@ export class Field {
     return text;
   }
 
+  /** Other options of a choice; what was chosen stays if it is among them. */
+  offer(options) {
+    const chosen = this.control.value;
+    fill(this.control, options.map(optionOf));
+    this.control.value = chosen;
+    if (this.control.selectedIndex < 0) this.control.value = "";
+  }
+
   /** Say beside the field what is wrong with it; nothing takes it back. */
   complain(words) {
     this.trouble.textContent = words;
@@ -92,4 +100,14 @@ export function showFaults(problem, fields) {
 export function valuesOf(fields) {
   const pairs = fields.map((field) => [field.name, field.value()]);
   return Object.fromEntries(pairs.filter(([, value]) => value !== undefined));
+}
+
+/** Engines and their hardware as options of a choice, after the one for none in particular. */
+export function targetOptions(targets, none) {
+  const engines = [...new Set(targets.map((target) => target.engine))];
+  const groups = engines.map((engine) => ({
+    group: engine,
+    options: targets.filter((target) => target.engine === engine).map((target) => [target.target, `${target.engine} on ${target.hardware}`]),
+  }));
+  return [["", none], ...groups];
 }

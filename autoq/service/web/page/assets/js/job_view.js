@@ -6,6 +6,7 @@ import { follow } from "./events.js";
 import { problemNote, statusBadge } from "./notes.js";
 import { lossText, remainingText, secondsText } from "./numbers.js";
 
+const KINDS = { search: "Search", refine: "Refinement", measure: "Measurement", export: "Export", verify: "Check" };
 const ENDED = new Set(["done", "failed", "cancelled"]);
 const MOST_LOG_LINES = 2000;
 const MOST_TRIALS = 500;
@@ -16,7 +17,7 @@ export const hasEnded = (job) => ENDED.has(job.status);
 /** What a job is called: its kind, and what it is about. */
 export function jobTitle(job) {
   const about = job.study ?? job.request?.name ?? job.request?.model ?? job.request?.checkpoint ?? "";
-  return `${job.kind[0].toUpperCase()}${job.kind.slice(1)}${about ? ` of ${about}` : ""}`;
+  return `${KINDS[job.kind] ?? job.kind}${about ? ` of ${about}` : ""}`;
 }
 
 /** A bar that says how far a task is, in words, too. */
@@ -92,7 +93,7 @@ export class JobView {
   }
 
   trialTable() {
-    const head = [["trial", "number"], ["state", ""], ["values", "number"], ["taken", ""]];
+    const head = [["trial", "number"], ["state", ""], ["measured", "number"]];
     const titles = head.map(([title, kind]) => el("th", { scope: "col", class: kind || null }, title));
     return el("div.scroll.tall", { tabindex: 0, role: "region", "aria-label": "Trials" }, el("table", {}, el("thead", {}, el("tr", {}, titles)), this.trialRows));
   }
@@ -223,10 +224,9 @@ export class JobView {
     this.notes.append(el("li", {}, text));
   }
 
-  takeTrial({ number, state, values, accepted }) {
+  takeTrial({ number, state, values }) {
     if (this.trialPart) this.trialPart.hidden = false;
-    const taken = accepted === undefined || accepted === null ? "" : accepted ? "yes" : "no";
-    const cells = [[number, "number"], [state, null], [(values ?? []).map(lossText).join(", "), "number"], [taken, null]];
+    const cells = [[number, "number"], [state, null], [(values ?? []).map(lossText).join(", "), "number"]];
     this.trialRows.prepend(el("tr", {}, cells.map(([text, kind]) => el("td", { class: kind }, text))));
     if (this.trialRows.childElementCount > MOST_TRIALS) this.trialRows.lastElementChild.remove();
   }

@@ -4,7 +4,7 @@ import { navigate } from "./address.js";
 import { JobKey, get } from "./api.js";
 import { formatColours } from "./colours.js";
 import { el, fill, link, swatch } from "./dom.js";
-import { Field, showFaults, valuesOf } from "./fields.js";
+import { Field, showFaults, targetOptions, valuesOf } from "./fields.js";
 import { emptyNote, problemNote } from "./notes.js";
 import { bytesText, trimmed } from "./numbers.js";
 
@@ -65,7 +65,7 @@ class SearchForm {
     this.targets = targets;
     this.key = new JobKey();
     this.model = new Field({ name: "model", label: "Model", kind: "choice", options: models.map(modelOption), note: models.length ? "" : "The service was given no folder of models: autoq serve --models ROOT.", required: true });
-    this.target = new Field({ name: "target", label: "Where it will run", kind: "choice", options: targetOptions(targets), note: "Formats that do not run there are not offered." });
+    this.target = new Field({ name: "target", label: "Where it will run", kind: "choice", options: targetOptions(targets, "anywhere"), note: "Formats that do not run there are not offered." });
     this.studyName = new Field({ name: "name", label: "Name of the study", note: "letters, digits, . _ -; made from the model if empty" });
     this.target.control.addEventListener("change", () => this.markFormats());
     const fieldsOf = (specifications) => specifications.map((one) => new Field(one));
@@ -148,13 +148,4 @@ class SearchForm {
 
 function modelOption(model) {
   return [model.path, `${model.path} (${[model.architecture, bytesText(model.bytes)].filter(Boolean).join(", ")})`];
-}
-
-function targetOptions(targets) {
-  const engines = [...new Set(targets.map((target) => target.engine))];
-  const groups = engines.map((engine) => ({
-    group: engine,
-    options: targets.filter((target) => target.engine === engine).map((target) => [target.target, `${target.engine} on ${target.hardware}`]),
-  }));
-  return [["", "anywhere"], ...groups];
 }

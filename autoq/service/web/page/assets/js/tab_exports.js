@@ -1,21 +1,22 @@
 // Checkpoints: what was written, whether it was read back right, and the form for another.
 
+import { navigate } from "./address.js";
 import { JobKey, get, studyPath } from "./api.js";
 import { el, fill, table } from "./dom.js";
-import { Field, showFaults, valuesOf } from "./fields.js";
+import { Field, showFaults, targetOptions, valuesOf } from "./fields.js";
 import { emptyNote, problemNote, statusBadge } from "./notes.js";
-import { bytesText, plural, timeText, trimmed } from "./numbers.js";
+import { bytesText, lossText, plural, timeText } from "./numbers.js";
 
 export function exportsTab(page) {
   const { exports } = page.detail;
-  const list = exports.length ? exports.map(exportEntry) : emptyNote("Nothing was exported yet.");
+  const list = exports.length ? exports.map((entry) => exportEntry(entry, page)) : emptyNote("Nothing was exported yet.");
   if (!page.budget) return [list];
   page.forms.exports ??= exportForm(page);
   offerContainers(page.forms.container, page);
   return [list, page.forms.exports];
 }
 
-function exportEntry(entry) {
+function exportEntry(entry, page) {
   const files = table(["file", { text: "bytes", number: true }, "SHA-256"], entry.files.map((file) => [file.path, bytesText(file.bytes), el("code", {}, file.sha256)]), { caption: `Files of ${entry.path}` });
   return el(
     "article.export",
@@ -23,7 +24,38 @@ function exportEntry(entry) {
     el("p.facts", {}, statusBadge(entry.status), el("b", {}, entry.path), el("span", {}, entry.container), el("span", {}, bytesText(entry.bytes)), el("span", {}, `plan ${entry.plan}`), el("span", {}, `${timeText(entry.finished ?? entry.started)} UTC`)),
     verification(entry.verification),
     el("details", {}, el("summary", {}, plural(entry.files.length, "file")), el("div.scroll", {}, files)),
+    entry.status === "complete" ? checkForm(entry, page) : null,
   );
+}
+
+/** Ask what engines make of a checkpoint; the job's page says it. */
+function checkForm(entry, page) {
+  const target = new Field({ name: "target", label: "Where it will run", kind: "choice", options: [["", "anywhere"]], note: "What the engine does with every layer, without a GPU." });
+  const trouble = el("div");
+  const send = el("button", { type: "submit" }, "Check this checkpoint");
+  page.needs("run", send);
+  const key = new JobKey();
+  const submit = async (event) => {
+    event.preventDefault();
+    send.disabled = true;
+    try {
+      const job = await key.post("/v1/verifications", { checkpoint: entry.path, ...valuesOf([target]) });
+      navigate(`/jobs/${encodeURIComponent(job.id)}`);
+    } catch (problem) {
+      if (!showFaults(problem, [target])) fill(trouble, problemNote(problem));
+    } finally {
+      send.disabled = false;
+    }
+  };
+  const open = async (event) => {
+    if (!event.target.open) return;
+    try {
+      target.offer(targetOptions(await get("/v1/targets", { signal: page.signal }), "anywhere"));
+    } catch {
+      // Without the list it is checked for all of them.
+    }
+  };
+  return el("details", { ontoggle: open }, el("summary", {}, "Check where it runs"), el("form", { novalidate: true, onsubmit: submit }, el("div.fields", {}, target.element), trouble, el("p.actions", {}, send)));
 }
 
 /** What reading back found, as names and values; nested values stay as they are written. */
@@ -35,10 +67,10 @@ function verification(found) {
 }
 
 function foundText(name, value) {
-  if (typeof value === "object") return JSON.stringify(value);
+  if (typeof value === "object") return Object.entries(value).map(([part, one]) => `${part.replaceAll("_", " ")} ${foundText(part, one)}`).join(", ");
   if (typeof value !== "number") return String(value);
   if (name.endsWith("bytes")) return bytesText(value);
-  return Number.isInteger(value) ? String(value) : trimmed(value, 6);
+  return Number.isInteger(value) ? String(value) : lossText(value);
 }
 
 function exportForm(page) {

@@ -24,20 +24,30 @@ async function loadTrials(place, page, known, cursor) {
     return;
   }
   const trials = [...known, ...reply.items];
+  const elsewhere = dashboardNote(await page.identity());
+  if (page.signal.aborted) return;
   if (!trials.length) {
-    fill(place, emptyNote("No trials yet. A refinement measures plans near the best one, and learns what scores got wrong."));
+    fill(place, emptyNote("No trials yet. A refinement measures plans near the best one, and learns what scores got wrong."), elsewhere);
     return;
   }
   const chart = new Chart({ label: "What each trial measured. The table below says the same.", make: (colours) => trialsFigure(trials, colours), signal: page.signal, height: 280 });
   const more = el("button", { type: "button", onclick: () => loadTrials(place, page, trials, reply.next_cursor) }, `Show more (${trials.length} of ${reply.total})`);
   fill(
     place,
-    el("p", {}, plural(reply.total, "trial"), ". ", el("code", {}, "autoq dashboard"), " opens Optuna's dashboard on the same store, with each in detail."),
+    el("p", {}, plural(reply.total, "trial"), "."),
+    elsewhere,
     chart.element,
     trialTable(trials),
     reply.next_cursor ? more : "",
   );
   chart.draw();
+}
+
+/** Where Optuna's dashboard is, or how it is started. */
+function dashboardNote(identity) {
+  const address = identity?.dashboard;
+  if (address && /^https?:\/\//.test(address)) return el("p", {}, el("a", { href: address, target: "_blank", rel: "noopener noreferrer" }, "Optuna's dashboard"), " has each trial in detail (another page, in a new tab).");
+  return el("p.quiet", {}, el("code", {}, "autoq dashboard --store URL"), ", with the store that this service was started with, opens Optuna's dashboard with each trial in detail.");
 }
 
 function trialTable(trials) {
