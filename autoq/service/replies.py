@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any, cast
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -81,14 +82,14 @@ def handle_problems(app: FastAPI) -> None:
     app.add_exception_handler(AutoqError, _on_known)
 
 
-def _address(request: Request) -> str:
+def address_of(scope: Mapping[str, Any]) -> str:
     """The path that was asked for, quoted as it came: decoded, it may have been changed on the way."""
-    raw: bytes = request.scope.get("raw_path") or b""
-    return raw.partition(b"?")[0].decode("ascii", "replace") or request.url.path
+    raw: bytes = scope.get("raw_path") or b""
+    return raw.partition(b"?")[0].decode("ascii", "replace") or quote(scope["path"])
 
 
 async def _on_known(request: Request, error: Exception) -> Response:
-    return problem_reply(error, _address(request))
+    return problem_reply(error, address_of(request.scope))
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
@@ -98,7 +99,7 @@ async def _on_http(request: Request, error: Exception) -> Response:
     headers = dict(refused.headers or {})
     if "Allow" in headers:
         headers["Allow"] = _methods(request, headers["Allow"])
-    return problem_reply(Refusal(kind, detail, headers=headers), _address(request))
+    return problem_reply(Refusal(kind, detail, headers=headers), address_of(request.scope))
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:
@@ -107,7 +108,7 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     said = "; ".join(f"{fault['where']}: {fault['what']}" for fault in faults[:3])
     more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
     refusal = Refusal("input", f"the request breaks its schema: {said}{more}", errors=faults)
-    return problem_reply(refusal, _address(request))
+    return problem_reply(refusal, address_of(request.scope))
 
 
 def _methods(request: Request, first: str) -> str:

@@ -135,6 +135,8 @@ class TestService:
 
     def test_addresses_and_methods_that_are_none_are_problems(self, client: TestClient) -> None:
         refused(client.get("/v1/nothing"), 404, "not-found")
+        unread = client.post(f"{AT}/plans", content=b"x", headers={"content-type": "text/plain"})
+        assert refused(unread, 415, "media-type").instance == f"{AT}/plans"
         put = client.put("/v1/studies", json={})
         refused(put, 405, "method")
         assert put.headers["allow"] == "GET, HEAD, POST"
@@ -225,6 +227,9 @@ class TestStudies:
         tag = first.headers["etag"]
         again = client.get(f"{AT}/{part}", headers={"if-none-match": f'"other", {tag}'})
         assert (again.status_code, again.content) == (304, b"")
+        document = client.get("/openapi.json").json()
+        declared = document["paths"][f"/v1/studies/{{study}}/{part}"]["get"]["responses"]
+        assert all("ETag" in declared[status]["headers"] for status in ("200", "304"))
         other = client.get(f"{AT}/{part}", headers={"if-none-match": '"other"'})
         assert (other.status_code, other.content) == (200, first.content)
 

@@ -42,6 +42,12 @@ PlanId = Annotated[int, Path(ge=1, le=_LARGEST_ID)]
 _READ = [CanRead]
 _ONE = problem_responses(404)
 _TABLE = problem_responses(404, 409)
+_TAG = {"ETag": {"schema": {"type": "string"}, "description": "Of the table as it is now"}}
+_TAGGED: dict[int | str, dict[str, Any]] = {
+    200: {"headers": _TAG},
+    304: {"headers": _TAG, "description": "The table that If-None-Match names is as it was"},
+    **_TABLE,
+}
 _HTML: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/html": {"schema": {"type": "string"}}}},
     **problem_responses(404, 409),
@@ -113,7 +119,7 @@ def download_plan(context: InContext, study: NameOfStudy, plan: PlanId) -> Respo
     return reply(found, headers=_attachment(f"{study}-plan-{plan}.json"))
 
 
-@router.get("/{study}/frontier", response_model=Frontier, dependencies=_READ, responses=_TABLE)
+@router.get("/{study}/frontier", response_model=Frontier, dependencies=_READ, responses=_TAGGED)
 def show_frontier(
     request: Request,
     context: InContext,
@@ -131,7 +137,7 @@ def show_frontier(
 
 
 @router.get(
-    "/{study}/sensitivity", response_model=Sensitivities, dependencies=_READ, responses=_TABLE
+    "/{study}/sensitivity", response_model=Sensitivities, dependencies=_READ, responses=_TAGGED
 )
 def show_sensitivity(request: Request, context: InContext, study: NameOfStudy) -> Response:
     """The table that plans come from: groups x formats; has an ETag."""
