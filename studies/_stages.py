@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import ColumnElement, delete, func, insert, select
@@ -63,18 +63,25 @@ class StageRepository(Repository):
         payload: Mapping[str, Any] | None = None,
         *,
         fingerprint: str | None = None,
+        arrays: Collection[str] | None = None,
     ) -> StageRecord:
         """Say that the stage is done; from then on it refuses change.
 
         Args:
             fingerprint: of all that the result depends on, for others to find it by; None keeps
                 it to this study.
+            arrays: names of those that are part of the result: others, which served to go on with
+                the stage, are dropped with that. None keeps all.
         Raises:
             StoreError: the stage does not run.
         """
-        return self._end_stage(
-            study_id, stage, WorkStatus.DONE, seconds, payload or {}, fingerprint
-        )
+        with self._database.write() as session:
+            record = self._ended(
+                session, study_id, stage, WorkStatus.DONE, seconds, payload or {}, fingerprint
+            )
+            if arrays is not None:
+                _drop_others(session, study_id, stage, arrays)
+            return record
 
     def fail_stage(self, study_id: int, stage: str, seconds: float, reason: str) -> StageRecord:
         """Say that the stage, and the study with it, failed.
@@ -83,7 +90,8 @@ class StageRepository(Repository):
             StoreError: the stage does not run.
         """
         payload = {"reason": reason}
-        return self._end_stage(study_id, stage, WorkStatus.FAILED, seconds, payload)
+        with self._database.write() as session:
+            return self._ended(session, study_id, stage, WorkStatus.FAILED, seconds, payload)
 
     def reset_stage(self, study_id: int, stage: str) -> None:
         """Forget the stage and everything it stored; nothing happens where there is none."""
@@ -236,8 +244,9 @@ class StageRepository(Repository):
                 for row in session.scalars(of_study.order_by(SensitivityRow.id))
             ]
 
-    def _end_stage(
+    def _ended(
         self,
+        session: Session,
         study_id: int,
         stage: str,
         status: WorkStatus,
@@ -245,20 +254,19 @@ class StageRepository(Repository):
         payload: Mapping[str, Any],
         fingerprint: str | None = None,
     ) -> StageRecord:
-        with self._database.write() as session:
-            study = self._touched(session, study_id)
-            row = stage_row(session, study_id, stage)
-            if row is None or row.status != WorkStatus.RUNNING:
-                state = "was not begun" if row is None else f"is {row.status}"
-                raise StoreError(
-                    f"only a running stage ends, and {stage!r} of study {study.name!r} {state}; "
-                    "begin the stage first"
-                )
-            if status == WorkStatus.FAILED:
-                study.status = WorkStatus.FAILED
-            row.status, row.finished, row.seconds = status, utc_now(), float(seconds)
-            row.payload, row.fingerprint = json_clean(payload), fingerprint
-            return stage_record(row)
+        study = self._touched(session, study_id)
+        row = stage_row(session, study_id, stage)
+        if row is None or row.status != WorkStatus.RUNNING:
+            state = "was not begun" if row is None else f"is {row.status}"
+            raise StoreError(
+                f"only a running stage ends, and {stage!r} of study {study.name!r} {state}; "
+                "begin the stage first"
+            )
+        if status == WorkStatus.FAILED:
+            study.status = WorkStatus.FAILED
+        row.status, row.finished, row.seconds = status, utc_now(), float(seconds)
+        row.payload, row.fingerprint = json_clean(payload), fingerprint
+        return stage_record(row)
 
 
 def stage_record(row: StageRow) -> StageRecord:
@@ -301,6 +309,14 @@ def _delete_arrays(session: Session, *which: ColumnElement[bool]) -> None:
     hashes = session.scalars(select(ArrayRow.sha256).where(*which)).all()
     session.execute(delete(ArrayRow).where(*which))
     drop_unused(session, hashes)
+
+
+def _drop_others(session: Session, study_id: int, stage: str, kept: Collection[str]) -> None:
+    """Remove the stage's arrays of other names."""
+    of_stage = (ArrayRow.study_id == study_id, ArrayRow.stage == stage)
+    names = session.scalars(select(ArrayRow.name).where(*of_stage)).all()
+    for chunk in _in_chunks(name for name in names if name not in kept):
+        _delete_arrays(session, *of_stage, ArrayRow.name.in_(chunk))
 
 
 def _decoded(row: ArrayRow, blobs: Mapping[str, bytes]) -> NDArray[Any]:

@@ -76,6 +76,31 @@ def key_of(record: Mapping[str, Any]) -> tuple[SlotName, FormatName]:
     return SlotName(record["slot"]), FormatName(record["format"])
 
 
+def array_names(record: Mapping[str, Any]) -> list[str]:
+    """Names of the arrays that `entry_from_plain` asks for."""
+    slot, fmt = key_of(record)
+    found = [] if record.get("importance") is None else [str(record["importance"])]
+    if record["has_input_scale"]:
+        found.append(_scale_name(slot, fmt))
+    if record.get("has_codes"):
+        found.append(_codes_name(slot, fmt))
+    if record.get("block_scale") is not None:
+        found.append(_block_scale_name(slot, fmt))
+    if record.get("low_rank") is not None:
+        found += [_factor_name(part, slot, fmt) for part in (DOWN, UP)]
+    return found
+
+
+def entry_without_arrays(record: Mapping[str, Any]) -> LayerCalibration:
+    """The calibration of one record as far as the record has it."""
+    return LayerCalibration(
+        weight_amax=record["weight_amax"],
+        input_amax=record["input_amax"],
+        folds_into=record["folds_into"],
+        input_rows=record.get("input_rows"),
+    )
+
+
 def entry_from_plain(
     record: Mapping[str, Any], tensor: Callable[[str], Tensor]
 ) -> LayerCalibration:

@@ -23,7 +23,7 @@ from autoq.api.reuse import (
     without_taken,
 )
 from autoq.api.scoring import BatchHelpers, ScoringPass, make_scoring_estimator
-from autoq.api.serialize import calibration_to_plain
+from autoq.api.serialize import array_names, calibration_to_plain
 from autoq.api.streaming import CalibrationByBlocks, calibrate_streamed, streamed_estimator
 from autoq.api.study import Study
 from autoq.api.study_tables import CALIBRATION, DISCOVERY, MEASURE, SENSITIVITY, SOLVE
@@ -82,17 +82,27 @@ def run_calibration(
     left = without_taken(study, taken)
     records: Sequence[Mapping[str, Any]] = ()
     if left is not None:
-        calibrated = _calibrate_whole if loaded.stream is None else calibrate_streamed
+        calibrated = _calibrate_whole
+        if loaded.stream is not None:
+            calibrated = partial(calibrate_streamed, fingerprint=fingerprint)
         records, table = calibrated(left, loaded, task, progress)
         note_unseen_slots(table, progress)
         del table  # the next stages read it from the store
         give_back_freed_memory()
     tokens = sum(int(ids.numel()) for ids in task.batches)
-    payload = {"records": merged_records(study, records, taken), "tokens": tokens}
+    merged = merged_records(study, records, taken)
+    payload = {"records": merged, "tokens": tokens}
     if taken.sources:
         payload[REUSED] = taken.sources
     seconds = time.perf_counter() - started
-    study.store.finish_stage(study.id, CALIBRATION, seconds, payload, fingerprint=fingerprint)
+    study.store.finish_stage(
+        study.id,
+        CALIBRATION,
+        seconds,
+        payload,
+        fingerprint=fingerprint,
+        arrays={name for record in merged for name in array_names(record)},
+    )
 
 
 def _calibrate_whole(

@@ -9,17 +9,18 @@ import tempfile
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from autoq.api._calibration_parts import CalibrationParts
 from autoq.api._stored_calibration import CalibrationInStore
 from autoq.api.config import ScoringConfig
 from autoq.api.memory_bound import MemoryNeeds
-from autoq.api.serialize import calibration_to_plain
+from autoq.api.serialize import entry_without_arrays, key_of
 from autoq.api.study_tables import CALIBRATION, SENSITIVITY
 from autoq.api.task import PROBE_TOKENS, LoadedModel, ScoringTask, resolve_device
 from autoq.errors import InputError, ModelError
@@ -270,30 +271,16 @@ class CalibrationByBlocks(Mapping[_Key, LayerCalibration]):
         return len(self._keys)
 
 
-class _IntoStore:
-    """Calibrations on their way to the study's store, those of a block at a time."""
-
-    def __init__(self, study: Study) -> None:
-        self._study = study
-        self.records: list[dict[str, Any]] = []
-        self.without_arrays: dict[_Key, LayerCalibration] = {}
-
-    def add(self, entries: Mapping[_Key, LayerCalibration]) -> None:
-        """See `TakesCalibrations`."""
-        records, arrays = calibration_to_plain(entries)
-        self._study.store.put_arrays(self._study.id, CALIBRATION, arrays)
-        self.records += records
-        for key, entry in entries.items():
-            self.without_arrays[key] = replace(
-                entry, pre_quant_scale=None, importance=None, codes=None, low_rank=None
-            )
-
-
 def calibrate_streamed(
-    study: Study, loaded: LoadedModel, task: ScoringTask, progress: Progress
+    study: Study, loaded: LoadedModel, task: ScoringTask, progress: Progress, *, fingerprint: str
 ) -> tuple[list[dict[str, Any]], Mapping[_Key, LayerCalibration]]:
     """Calibrate every slot in every format, block by block; the stage must have begun.
 
+    Blocks that a killed search has calibrated are not calibrated again. What is in the store of
+    them beside the arrays is of no use once the stage is finished.
+
+    Args:
+        fingerprint: of the calibration, see `autoq.api.reuse.calibration_fingerprint`.
     Returns:
         What the stage is to store beside the arrays, which are in the store, and the calibrations
         without their arrays.
@@ -306,9 +293,10 @@ def calibrate_streamed(
     model = streaming.model(loaded, model_map)
     room = streaming.room(loaded, model_map, config)
     small = task.batches[0][:1, :PROBE_TOKENS]
-    found = _IntoStore(study)
+    found = CalibrationParts(study, fingerprint)
     steps = len(task.batches) * model.blocks
     with workspace(study, CALIBRATION) as folder, progress.task("calibrating", steps) as advance:
+        found.take_up(progress, advance)
         stream = BlockStream(model, [*task.batches, small], folder, room.kept_bytes)
         BlockCalibration(
             formats=config.formats,
@@ -317,10 +305,11 @@ def calibrate_streamed(
             method=config.calibration,
             moment_bytes=room.error_bytes,
             after_batch=advance,
-        ).run(stream, model_map, len(task.batches), found)
+        ).run(stream, model_map, len(task.batches), found, found.done)
         stream.check(len(task.batches))
         model.forget_outside()
-    return found.records, found.without_arrays
+    records = found.records
+    return records, {key_of(record): entry_without_arrays(record) for record in records}
 
 
 def streamed_estimator(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from autoq.calibration import calibrate
 from autoq.errors import InputError
 from autoq.formats import Calibration, Container, FormatName
 from autoq.layers import LayerCalibration
+from autoq.layers.taps import MatrixCall, tapped
 from autoq.models import ModelMap, SlotName
 from autoq.models.block_stream import BlockStream
 
@@ -24,8 +25,12 @@ _Key = tuple[SlotName, FormatName]
 class TakesCalibrations(Protocol):
     """Where calibrations go."""
 
-    def add(self, entries: Mapping[_Key, LayerCalibration]) -> None:
-        """Take those of a block over."""
+    def add(self, entries: Mapping[_Key, LayerCalibration], block: int | None) -> None:
+        """Take calibrations over.
+
+        Args:
+            block: number of the block that they are of; None: of what lies in none.
+        """
         ...
 
 
@@ -41,8 +46,9 @@ class StoredCalibration(Mapping[_Key, LayerCalibration]):
         self._entries: dict[_Key, LayerCalibration] = {}
         self._codes: dict[_Key, tuple[Path, torch.Size]] = {}
 
-    def add(self, entries: Mapping[_Key, LayerCalibration]) -> None:
-        """Take calibrations over."""
+    def add(self, entries: Mapping[_Key, LayerCalibration], block: int | None) -> None:
+        """See `TakesCalibrations`."""
+        del block
         for key, entry in entries.items():
             if entry.codes is not None:
                 file = self._folder / f"codes-{len(self._codes)}.u8"
@@ -83,6 +89,7 @@ class BlockCalibration:
         model_map: ModelMap,
         batches: int,
         stored: TakesCalibrations,
+        done: Collection[int] = (),
     ) -> None:
         """Calibrate block by block; what comes out is what `calibrate` gives of the whole model.
 
@@ -94,6 +101,8 @@ class BlockCalibration:
                 is tried.
             model_map: what to calibrate; all of it in blocks, unless `takes_outside`.
             stored: gets the calibrations.
+            done: numbers of blocks whose calibrations are there: of them no more is computed than
+                what the others need.
         Raises:
             InputError: a layer is in no block and not to be, or a group in several.
             ModelError: an input holds NaN or Inf on calibration data, or the model cannot be run
@@ -102,35 +111,48 @@ class BlockCalibration:
         parts = [_part(model_map, path) for path in model_map.blocks]
         rest = outside_blocks(model_map) if self.takes_outside else None
         _refuse_outside(model_map, parts if rest is None else [*parts, rest])
+        last = max((number for number in range(len(parts)) if number not in done), default=-1)
+        if rest is not None and rest.groups:
+            last = len(parts)
         for number, part in enumerate(parts):
             with stream.block(number) as block:
-                self._keep_outputs(stream, number, batches, part, block, stored)
+                stream.run(number, batches, keep=True)
+                if number > last:
+                    self._pass_over(batches)
+                elif number in done or not part.groups:
+                    self._keep_outputs(stream, number, batches, part, block)
+                else:
+                    entries = self._of_block(stream, number, batches, part, block)
+                    stored.add(entries, number)
             if number:
                 stream.forget(number - 1)
         if rest is not None and rest.groups:
             stream.finish(batches)  # layers outside blocks have their weights from then on
             run, small = stream.finish, partial(stream.finish, batches)
-            stored.add(self._calibrated(stream.model, rest, batches, run, small))
+            stored.add(self._calibrated(stream.model, rest, batches, run, small), None)
 
-    def _keep_outputs(
-        self,
-        stream: BlockStream,
-        number: int,
-        batches: int,
-        part: ModelMap,
-        block: nn.Module,
-        stored: TakesCalibrations,
-    ) -> None:
-        stream.run(number, batches, keep=True)
-        if not part.groups:  # its outputs are needed all the same
-            for index in range(batches):
-                stream.run(number, index, keep=True)
-                self.after_batch()
-            return
+    def _of_block(
+        self, stream: BlockStream, number: int, batches: int, part: ModelMap, block: nn.Module
+    ) -> dict[_Key, LayerCalibration]:
         whole = _holding(part.blocks[0], block)
         run = partial(stream.run, number, keep=True)
         small = partial(stream.run, number, batches, keep=False)
-        stored.add(self._calibrated(whole, part, batches, run, small))
+        return self._calibrated(whole, part, batches, run, small)
+
+    def _keep_outputs(
+        self, stream: BlockStream, number: int, batches: int, part: ModelMap, block: nn.Module
+    ) -> None:
+        """What the next block needs of one that is not to be calibrated."""
+        whole = _holding(part.blocks[0], block)
+        # Computed as calibrating computes it, to the same bits.
+        with tapped(whole, part.slots.values(), MatrixCall.compute):
+            for index in range(batches):
+                stream.run(number, index, keep=True)
+                self.after_batch()
+
+    def _pass_over(self, batches: int) -> None:
+        for _ in range(batches):
+            self.after_batch()
 
     def _calibrated(
         self,

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults import block_kills
 from tests.faults.commands import (
     Commands,
     Ended,
@@ -56,6 +57,26 @@ def test_a_killed_search_ends_with_the_same_bits(
         _assert_nothing_is_left_over(place, commands)
         studies += 1
     tally(f"kills{more}", {"kills": struck.total(), "studies": studies, "struck": dict(struck)})
+
+
+def test_a_search_that_is_killed_between_blocks_goes_on_there(
+    model: Path, commands: Commands, undisturbed: tuple[Ended, dict[str, Any]], tmp_path: Path
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    command = small_search(model, tmp_path, *STREAMED)
+    for _ in range(2):  # the model's blocks
+        fault = block_kills.after(1)
+        fault["environment"]["TMPDIR"] = str(temporary)
+        assert commands.run(*command, **fault).was_killed
+        assert _stage_at_work(tmp_path) == "calibration"
+
+    ended = commands.run(*command, environment={"TMPDIR": str(temporary)})
+
+    assert ended.code == 0, ended.err
+    assert "calibration taken up behind block 2 of 2, the last" in ended.out + ended.err
+    assert differences(content_of(tmp_path), undisturbed[1]) == []
+    _assert_nothing_is_left_over(tmp_path, commands)
 
 
 def _kill_until_it_ends(

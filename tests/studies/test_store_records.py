@@ -21,6 +21,7 @@ from autoq.studies import (
     StudyStore,
     WorkStatus,
     _stages,
+    maintenance,
     study_key,
 )
 
@@ -448,3 +449,17 @@ WRITES = {
 def test_unknown_study_id_is_refused(write, store):
     with pytest.raises(UnknownNameError, match="no study has id 99"):
         write(store)
+
+
+def test_a_stage_ends_with_the_arrays_of_its_result(store, store_path, study_id):
+    store.begin_stage(study_id, "calibration")
+    arrays = {"scale": np.ones(3), "part|0": np.arange(4), "also part|1": np.ones(3)}
+    store.put_arrays(study_id, "calibration", arrays)
+    store.put_array(study_id, "other", "part|0", np.zeros(2))
+
+    store.finish_stage(study_id, "calibration", 1.0, arrays={"scale", "never there"})
+
+    assert list(store.arrays(study_id, "calibration")) == ["scale"]
+    assert list(store.arrays(study_id, "other")) == ["part|0"]
+    assert maintenance.check(str(store_path)) == []
+    assert maintenance.vacuum(str(store_path)).unused_blobs == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Self
 
 from autoq.errors import StudyLockedError
@@ -60,9 +60,12 @@ class TellingStore(StudyStore):
         payload: Mapping[str, Any] | None = None,
         *,
         fingerprint: str | None = None,
+        arrays: Collection[str] | None = None,
     ) -> StageRecord:
         """See `StudyStore.finish_stage`."""
-        record = super().finish_stage(study_id, stage, seconds, payload, fingerprint=fingerprint)
+        record = super().finish_stage(
+            study_id, stage, seconds, payload, fingerprint=fingerprint, arrays=arrays
+        )
         self._speech.event(EventKind.STAGE, name=stage, status=WorkStatus.DONE, seconds=seconds)
         return record
 

@@ -1,0 +1,124 @@
+"""The calibration of a model that is read block by block, stored block by block as it is found.
+
+Beside a block's arrays, and in one transaction with them, its records go into the store, with the
+fingerprint of all that they follow from. A search that was killed takes up the blocks that are there
+whole, and whose fingerprint is its own. When the stage ends, its payload has the records of all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoq.api._study_batches import stored_array
+from autoq.api.serialize import array_names, calibration_to_plain
+from autoq.api.study_tables import CALIBRATION
+from autoq.errors import StoreError
+from autoq.formats import FormatName
+from autoq.layers import LayerCalibration
+from autoq.models import SlotName
+from autoq.progress import Advance, Progress
+from autoq.studies import study_key
+
+if TYPE_CHECKING:
+    from autoq.api.study import Study
+
+_PART = "part|"
+"""Names of arrays begin so that hold a block's records as JSON; its number follows."""
+
+_Key = tuple[SlotName, FormatName]
+
+
+class CalibrationParts:
+    """A study's calibration on its way into the store, a block at a time."""
+
+    def __init__(self, study: Study, fingerprint: str) -> None:
+        """
+        Args:
+            study: of the formats that are calibrated.
+            fingerprint: of its calibration, see `autoq.api.reuse.calibration_fingerprint`.
+        """
+        self._study = study
+        document = {"calibration": fingerprint, "formats": list(study.config.formats)}
+        self._fingerprint = study_key(document, study.record.model_fingerprint)
+        self._records: dict[int, list[dict[str, Any]]] = {}
+
+    @property
+    def done(self) -> frozenset[int]:
+        """Numbers of the blocks that are calibrated."""
+        return frozenset(self._records)
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """What the stage is to store beside the arrays, which are in the store."""
+        return [record for number in sorted(self._records) for record in self._records[number]]
+
+    def take_up(self, progress: Progress, advance: Advance) -> None:
+        """Find what a search that was killed has left, and say where this one goes on."""
+        blocks = self._study.model_map.blocks
+        foreign = 0
+        for number, path in enumerate(blocks):
+            advance(0)  # reading them all may take a while
+            try:
+                part = self._part(number)
+                if part is None:
+                    continue
+                if part["fingerprint"] != self._fingerprint:
+                    foreign += 1
+                    continue
+                self._check_arrays(part["records"])
+            except StoreError as error:
+                progress.note(f"the calibration of {path} is computed anew: {error}")
+                continue
+            self._records[number] = part["records"]
+        if foreign:
+            progress.note(
+                f"what a search that was killed has left of the calibration, of {foreign} blocks, is "
+                "computed anew: it is of another version, processor or choice of formats"
+            )
+        if self._records:
+            progress.note(_where(self._records, len(blocks)))
+
+    def add(self, entries: Mapping[_Key, LayerCalibration], block: int | None) -> None:
+        """See `autoq.export.block_calibration.TakesCalibrations`."""
+        assert block is not None  # layers outside blocks were refused
+        records, arrays = calibration_to_plain(entries)
+        document = {"fingerprint": self._fingerprint, "records": records}
+        part = np.frombuffer(json.dumps(document).encode(), dtype=np.uint8)
+        named = {**arrays, f"{_PART}{block}": part}
+        self._study.store.put_arrays(self._study.id, CALIBRATION, named)
+        self._records[block] = records
+
+    def _part(self, number: int) -> dict[str, Any] | None:
+        """What is stored of a block beside its arrays, None where it was not calibrated.
+
+        Raises:
+            StoreError: it is damaged.
+        """
+        part = self._array(f"{_PART}{number}")
+        return None if part is None else dict(json.loads(part.tobytes()))
+
+    def _check_arrays(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """
+        Raises:
+            StoreError: one is damaged, or not there.
+        """
+        for name in dict.fromkeys(name for record in records for name in array_names(record)):
+            if self._array(name) is None:
+                raise StoreError(f"array {name!r} is not in the store")
+
+    def _array(self, name: str) -> NDArray[Any] | None:
+        return stored_array(self._study.store, self._study.id, CALIBRATION, name)
+
+
+def _where(done: Mapping[int, Sequence[Any]], blocks: int) -> str:
+    first = next((number for number in range(blocks) if number not in done), blocks)
+    if first == blocks:
+        return f"calibration taken up behind block {blocks} of {blocks}, the last"
+    later = sum(number > first for number in done)
+    more = f"; {later} behind it are calibrated" if later else ""
+    return f"calibration taken up at block {first + 1} of {blocks}{more}"
