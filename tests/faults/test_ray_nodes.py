@@ -90,7 +90,8 @@ class Stopper:
 
     def kill(self) -> None:
         """Processes of a machine end with it."""
-        os.kill(self.process, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(self.process, signal.SIGKILL)
 
 
 def test_a_machine_is_lost_and_another_comes_while_batches_are_scored(
@@ -108,8 +109,9 @@ def test_a_machine_is_lost_and_another_comes_while_batches_are_scored(
         found = search.result()
     assert_same(found, autoq.search(**search_in(model, tmp_path / "alone.db")))
     assert sum(workers_of(found).values()) == 8
-    (lost,) = [text for text in notes.texts if "is lost" in text]
-    assert "its batch goes to another" in lost
+    # An actor that is put on the machine before its end is known is lost without a batch.
+    lost = [text for text in notes.texts if "is lost" in text]
+    assert any("its batch goes to another" in text for text in lost), lost
     tally("Ray machines lost while scoring", {"lost": 1, "came late": 1, "losses": 0})
 
 
@@ -117,14 +119,14 @@ def test_the_only_actor_hangs_and_another_takes_its_place(
     machines: Machines, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machines.add("only")
-    monkeypatch.setattr(ray_cluster, "SILENCE_SECONDS", 4.0)
+    monkeypatch.setattr(ray_cluster, "SILENCE_SECONDS", 15.0)
     monkeypatch.setattr(ray_cluster, "_SIGN_SECONDS", 1.0)
     stopper, notes = Stopper(monkeypatch, 3), Notes()
     asked = search_in(model, tmp_path / "ray.db")
     found = autoq.search(**asked, ray="auto", devices=1, progress=notes)
     assert_same(found, autoq.search(**search_in(model, tmp_path / "alone.db")))
     assert stopper.has_stopped.is_set()
-    assert [text for text in notes.texts if "no sign of life for 4 s" in text]
+    assert [text for text in notes.texts if "no sign of life for 15 s" in text]
 
 
 def test_a_machine_is_lost_and_another_comes_while_trials_are_measured(
@@ -169,7 +171,8 @@ def _wait_until_measured_elsewhere(study: Any) -> None:
     end = time.monotonic() + _LONGEST_SECONDS
     while time.monotonic() < end:
         for entry in trials.get_trials(deepcopy=False):
-            if json.loads(entry.user_attrs.get(WORKER, "null")) not in (None, here):
+            worker = json.loads(entry.user_attrs.get(WORKER, "null"))
+            if worker not in (None, here) and PLAN in entry.user_attrs:
                 return
         time.sleep(0.02)
     raise AssertionError("no trial was measured elsewhere")

@@ -131,12 +131,12 @@ def test_lease_without_heartbeat_runs_out_and_its_holder_notices(store, study_id
         assert leases(store_path) == []
 
 
-def test_heartbeat_keeps_the_lease(store, study_id):
-    with store.lease(study_id, lease_seconds=0.5) as first:
-        for _ in range(4):
-            time.sleep(0.2)
-            first.heartbeat()
-        with pytest.raises(StudyLockedError), store.lease(study_id):
+def test_heartbeat_keeps_the_lease(store, study_id, store_path):
+    with store.lease(study_id) as first:
+        over = "expires_uptime = 0, expires = '2000-01-01 00:00:00.000000'"
+        alter_lease(store_path, f"host = 'elsewhere', {over}")
+        first.heartbeat()
+        with pytest.raises(StudyLockedError, match="on host elsewhere"), store.lease(study_id):
             pass
 
 
