@@ -153,6 +153,42 @@ def test_a_study_that_is_scored_anew_is_read_anew(tmp_path: Path) -> None:
         assert after.predicted_loss == pytest.approx(2 * (before.predicted_loss or 0), rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("what", "anew"),
+    [
+        ("detail", False),
+        ("solve", False),
+        ("frontier", False),
+        ("solve", True),
+        ("sensitivities", True),
+        ("report", True),
+    ],
+)
+def test_a_study_that_goes_while_it_is_read_is_refused_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, anew: bool
+) -> None:
+    with StudyStore.open(f"sqlite:///{tmp_path}/autoq.db") as store:
+        add_synthetic_study(store, groups=6, formats=3, name="short")
+        reader = StudyReader(store, lambda path: path)
+        cache_study = reader._cache.study
+
+        def then_gone(name: str) -> object:
+            found = cache_study(name)
+            store.delete_study(store.study_named(name).id)
+            if anew:
+                record = add_synthetic_study(store, groups=7, formats=3, seed=1, name=name)
+                store.reset_stage(record.id, "discovery")
+            return found
+
+        monkeypatch.setattr(reader._cache, "study", then_gone)
+        asked = {"solve": (PlanRequest(effective_bits=6.0),)}.get(what, ())
+        with pytest.raises(
+            Refusal, match="changed while it was read" if anew else "no study"
+        ) as one:
+            getattr(reader, what)("short", *asked)
+        assert one.value.kind.name == ("conflict" if anew else "not-found")
+
+
 def test_threads_get_the_same_answers(reader: StudyReader) -> None:
     budgets = [4.6 + 0.1 * step for step in range(8)]
     expected = [reader.solve("alpha", PlanRequest(effective_bits=b)).assignment for b in budgets]

@@ -145,7 +145,7 @@ class StudyCache:
             UnknownNameError: there is none of this name.
         """
         marks = self._store.study_marks(name)
-        key = _key(marks)
+        key = tables_key(marks)
         study = self._studies.get(key, lambda: self._read(marks, key))
         return study, marks
 
@@ -154,7 +154,8 @@ class StudyCache:
         return CachedStudy(self._store, self._store.study(marks.study_id))
 
 
-def _key(marks: StudyMarks) -> tuple[Hashable, ...]:
+def tables_key(marks: StudyMarks) -> tuple[Hashable, ...]:
+    """What tells one state of a study's tables from another."""
     of_tables = tuple(stage for stage in marks.stages if stage[1] in _STAGES)
     return (marks.study_id, marks.key, marks.created, of_tables)
 

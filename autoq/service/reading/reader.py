@@ -6,8 +6,6 @@ Nothing here loads torch, transformers or Optuna. All methods may be called from
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
@@ -24,8 +22,8 @@ from autoq.api.measured import REFINED_FROM, is_asked_for
 from autoq.api.study_tables import DISCOVERY, SENSITIVITY, SOLVE
 from autoq.errors import InputError, UnknownNameError
 from autoq.service.pagination import decode_cursor, encode_cursor
-from autoq.service.problems import Refusal
 from autoq.service.reading._cached_tables import CachedStudy, StudyCache
+from autoq.service.reading._moments import finished, unchanged
 from autoq.service.reading._plan_views import (
     frontier_view,
     sensitivities_view,
@@ -42,6 +40,7 @@ from autoq.service.reading._study_views import (
     trial_entry,
     without_places,
 )
+from autoq.service.replies import not_found
 from autoq.studies import (
     PlanRecord,
     StudyFilter,
@@ -133,7 +132,7 @@ class StudyReader:
         Raises:
             InputError: no page of trials ever gave the cursor.
         """
-        with _found():
+        with not_found():
             record = self._store.study_named(name)
         after = 0 if cursor is None else decode_cursor(_TRIALS, cursor, int)[0]
         found, total = self._store.trial_page(record.name, limit=limit + 1, after=after)
@@ -146,7 +145,7 @@ class StudyReader:
 
     def exports(self, name: str) -> tuple[ExportEntry, ...]:
         """The study's checkpoints, the oldest first."""
-        with _found():
+        with not_found():
             record = self._store.study_named(name)
         records = self._store.exports(record.id)
         return tuple(export_entry(entry, self._public_path) for entry in records)
@@ -155,7 +154,12 @@ class StudyReader:
 
     def detail(self, name: str) -> StudyDetail:
         """Everything about a study that is no table."""
-        study, _ = self._study(name)
+        study, marks = self._study(name)
+        with unchanged(study, marks):
+            return self._detail(study)
+
+    def _detail(self, study: CachedStudy) -> StudyDetail:
+        name = study.name
         record = self._store.study_named(name)
         stages = self._store.stage_times(record.id)
         done = {stage.name for stage in stages if stage.status is WorkStatus.DONE}
@@ -199,13 +203,14 @@ class StudyReader:
 
     def plan(self, name: str, plan_id: int) -> PlanReply:
         """A stored plan of the study."""
-        with _found():
+        with not_found():
             record = self._store.study_named(name)
             plan = self._store.plan(plan_id)
             if plan.study_id != record.id:
                 raise UnknownNameError(f"study {name} has no plan with id {plan_id}")
-        study, _ = self._study(name)
-        return self._stored(study, plan)
+        study, marks = self._study(name)
+        with unchanged(study, marks):
+            return self._stored(study, plan)
 
     def solve(self, name: str, request: PlanRequest) -> PlanReply:
         """The plan for a request: a stored one of these budgets, or one that is solved now.
@@ -219,7 +224,7 @@ class StudyReader:
         """
         study, marks = self._study(name)
         budgets = _budgets(request)
-        with _finished(study, marks):
+        with finished(study, marks):
             if not budgets.stated:
                 return self._last_plan(study, study.finished(SENSITIVITY)["unit"])
             rules = study.rules if request.rules is None else request.rules
@@ -234,7 +239,7 @@ class StudyReader:
     def frontier(self, name: str, points: int = 64) -> Frontier:
         """The best plans for all budgets, under the rules of the study's last search."""
         study, marks = self._study(name)
-        with _finished(study, marks):
+        with finished(study, marks):
             reachable = study.planner(study.rules).reachable_bits
             return frontier_view(
                 study.name, study.sensitivity.unit, reachable, study.frontier(points)
@@ -243,7 +248,7 @@ class StudyReader:
     def sensitivities(self, name: str) -> Sensitivities:
         """The table that plans come from."""
         study, marks = self._study(name)
-        with _finished(study, marks):
+        with finished(study, marks):
             return sensitivities_view(study)
 
     def report(self, name: str) -> str:
@@ -251,14 +256,14 @@ class StudyReader:
         from autoq.report import render_html, report_data
 
         study, marks = self._study(name)
-        with _finished(study, marks):
+        with finished(study, marks):
             summary = without_places(study.summary(), self._public_path)
             return render_html(report_data(summary, study.frontier()))
 
     # Inside
 
     def _study(self, name: str) -> tuple[CachedStudy, StudyMarks]:
-        with _found():
+        with not_found():
             return self._cache.study(name)
 
     def _paths_shown_as(self, model: str) -> list[str]:
@@ -316,25 +321,3 @@ def _study_cursor(cursor: str) -> tuple[str, int]:
             "out for the first page"
         )
     return updated, study_id
-
-
-@contextmanager
-def _found() -> Iterator[None]:
-    """What the path of a request names, and is not there, is not found."""
-    try:
-        yield
-    except UnknownNameError as error:
-        raise Refusal("not-found", str(error)) from error
-
-
-@contextmanager
-def _finished(study: CachedStudy, marks: StudyMarks) -> Iterator[None]:
-    """Refuse what needs the scores of a study that has none yet."""
-    done = {name for _, name, status, _ in marks.stages if status == WorkStatus.DONE}
-    for stage in (DISCOVERY, SENSITIVITY):
-        if stage not in done:
-            raise Refusal(
-                "not-finished",
-                f"study {study.name} has not finished its {stage}; wait for its search, or resume it",
-            )
-    yield
