@@ -11,11 +11,13 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
+from uvicorn.server import ServerState
 
 from autoq.service.guard import limits
 from autoq.service.guard.hosts import HostRule, client_key
@@ -23,6 +25,7 @@ from autoq.service.guard.limits import BODY_BYTES, HEADER_BYTES, Slots, TokenBuc
 from autoq.service.guard.security import DATA_POLICY, PAGE_POLICY
 from autoq.service.problems import Refusal
 from autoq.service.settings import ServiceSettings
+from autoq.service.web import server
 from autoq.service.web.app import create_app
 from autoq.testing.synthetic_study import add_synthetic_study
 
@@ -662,6 +665,79 @@ class TestLimits:
         assert client_key("2001:db8:0:1::1") != client_key("2001:db8::1")
         assert client_key("::ffff:10.0.0.1") == client_key("10.0.0.1") == "10.0.0.1"
         assert client_key("testclient") == "testclient"
+
+
+class TestConnections:
+    @pytest.mark.parametrize(
+        "sent",
+        [
+            b"\r\n",
+            b"GET / HTTP/1.1\r\nHost: ",
+            b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{",
+        ],
+        ids=["nothing", "half a request", "one request", "half a body"],
+    )
+    def test_connections_on_which_nothing_is_asked_end(
+        self, monkeypatch: pytest.MonkeyPatch, sent: bytes
+    ) -> None:
+        monkeypatch.setattr(server, "_IDLE_SECONDS", 0.05)
+        reply = asyncio.run(_until_closed(sent, seconds=0.0))
+        assert (b"done" in reply) == (b"\r\n\r\n" in sent)
+
+    def test_a_slow_reply_is_waited_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(server, "_IDLE_SECONDS", 0.05)
+        request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+        assert b"done" in asyncio.run(_until_closed(request, seconds=0.5))
+
+
+class Wire(asyncio.Transport):
+    """What a connection writes to; no socket, so that nothing comes late."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.closed = asyncio.Event()
+
+    def write(self, data: Any) -> None:
+        self.written += data
+
+    def is_closing(self) -> bool:
+        return self.closed.is_set()
+
+    def close(self) -> None:
+        self.closed.set()
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+
+async def _until_closed(sent: bytes, seconds: float) -> bytes:
+    """What a connection gives until the server closes it.
+
+    Args:
+        seconds: that a reply takes.
+    """
+
+    async def reply(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(seconds)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"done"})
+
+    config = uvicorn.Config(
+        reply, lifespan="off", ws="none", log_config=None, timeout_keep_alive=3_600
+    )
+    wire = Wire()
+    connection = server.Connection(config, ServerState(), {})
+    connection.connection_made(wire)
+    connection.data_received(sent)
+    async with asyncio.timeout(60):  # only there to end a broken test
+        await wire.closed.wait()
+    connection.connection_lost(None)
+    return wire.written
 
 
 def test_the_schema_is_closed_to_what_it_does_not_know(client: TestClient) -> None:

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from autoq.errors import InputError
 from autoq.service.guard.limits import HEADER_BYTES
@@ -92,7 +93,7 @@ def _configuration(app: FastAPI, settings: ServiceSettings) -> uvicorn.Config:
         lifespan="on",
         ws="none",
         loop="asyncio",
-        http="h11",
+        http=Connection,
         h11_max_incomplete_event_size=HEADER_BYTES,  # while they come in; later the guard counts
         server_header=False,
         proxy_headers=False,  # whoever connects would say whose address to count
@@ -101,6 +102,34 @@ def _configuration(app: FastAPI, settings: ServiceSettings) -> uvicorn.Config:
         ssl_certfile=None if tls is None else str(tls),
         ssl_keyfile=None if settings.tls_key is None else str(settings.tls_key),
     )
+
+
+class Connection(H11Protocol):
+    """Ends when no request comes: uvicorn waits without end for the first one, and for the rest of
+    one that has begun."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Called by the loop."""
+        super().connection_made(transport)
+        self._idle_since = self.loop.time()
+        self._next_look = self.loop.call_later(_IDLE_SECONDS, self._end_if_idle)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the loop."""
+        self._next_look.cancel()
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        """Called by the reply."""
+        self._idle_since = self.loop.time()
+        super().on_response_complete()
+
+    def _end_if_idle(self) -> None:
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if is_idle and self.loop.time() - self._idle_since >= _IDLE_SECONDS:
+            self.timeout_keep_alive_handler()
+        else:
+            self._next_look = self.loop.call_later(_IDLE_SECONDS, self._end_if_idle)
 
 
 class _Server(uvicorn.Server):
