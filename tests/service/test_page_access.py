@@ -198,7 +198,7 @@ def test_what_changes_is_said_to_screen_readers(page, url):
     opened(page, f"{url}/studies/{NAME}?bits=5")
     page.get_by_label("Budget", exact=True).focus()
     page.keyboard.press("End")
-    plan = httpx.get(f"{url}/v1/studies/{NAME}/frontier").json()["budget_ceiling"]
+    plan = httpx.get(f"{url}/v1/studies/{NAME}/frontier", timeout=120).json()["budget_ceiling"]
     page.locator("#announcer", has_text=f"{plan:.4g} bits").wait_for(state="attached")
 
 
@@ -223,7 +223,9 @@ def test_faults_stand_beside_their_fields(page, url):
         "(one) => one.getAttribute('aria-describedby').split(' ')"
         ".map((id) => document.getElementById(id).textContent)"
     )
-    reply = httpx.post(f"{url}/v1/studies", json={"model": "bundled", "effective_bits": -3})
+    reply = httpx.post(
+        f"{url}/v1/studies", json={"model": "bundled", "effective_bits": -3}, timeout=120
+    )
     assert trouble[-1] == reply.json()["errors"][0]["what"]
     assert page.evaluate("() => document.activeElement.name") == "effective_bits"
 
@@ -242,7 +244,7 @@ def test_two_clicks_make_one_job(page, url):
     form.evaluate("(form) => { form.requestSubmit(); form.requestSubmit(); }")
     page.wait_for_url("**/jobs/*")
     assert len(keys) == 2 and len(set(keys)) == 1 and keys[0]
-    jobs = httpx.get(f"{url}/v1/jobs").json()["items"]
+    jobs = httpx.get(f"{url}/v1/jobs", timeout=120).json()["items"]
     assert [(job["kind"], job["request"]["effective_bits"]) for job in jobs] == [("search", 5)]
     assert page.url.endswith(f"/jobs/{jobs[0]['id']}")
 

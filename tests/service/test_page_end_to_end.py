@@ -87,7 +87,7 @@ def test_search_look_choose_export(page, url, folder, pictures):
     page.emulate_media(color_scheme="light")
 
     export_the_plan(page)
-    entry = httpx.get(f"{url}/v1/studies/demo").json()["exports"][0]
+    entry = httpx.get(f"{url}/v1/studies/demo", timeout=120).json()["exports"][0]
     assert entry["path"] == "exports/demo-out"
     found = {
         path.relative_to(folder / entry["path"]).as_posix(): digest(path)
@@ -95,7 +95,7 @@ def test_search_look_choose_export(page, url, folder, pictures):
         if path.is_file()
     }
     assert found == {file["path"]: file["sha256"] for file in entry["files"]}
-    stored = httpx.get(f"{url}/v1/studies/demo/plans/{entry['plan']}").json()
+    stored = httpx.get(f"{url}/v1/studies/demo/plans/{entry['plan']}", timeout=120).json()
     assert stored["assignment"] == plan["assignment"]
     assert stored["budgets"] == {"effective_bits": budget}
 
@@ -142,7 +142,9 @@ def choose_a_budget(page, url):
     page.mouse.up()
     page.wait_for_url("**bits=*")
     budget = float(re.search(r"bits=([\d.]+)", page.url)[1])
-    plan = httpx.post(f"{url}/v1/studies/demo/plans", json={"effective_bits": budget}).json()
+    plan = httpx.post(
+        f"{url}/v1/studies/demo/plans", json={"effective_bits": budget}, timeout=120
+    ).json()
     page.locator(".tile b", has_text=f"{plan['effective_bits']:.4f}").first.wait_for()
     assert budget > 5.0
     return budget, plan
