@@ -10,6 +10,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,22 @@ def test_the_file_is_private_whatever_the_umask(file: Path) -> None:
         os.umask(before)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert [path.name for path in file.parent.iterdir()] == ["tokens"]
+
+
+def test_tokens_that_are_made_at_once_are_all_kept(file: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: create_token(file, f"n{number}", Scope.READ), range(24)))
+    assert {entry.name for entry in read_tokens(file)} == {f"n{number}" for number in range(24)}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")
+def test_the_file_stays_its_owner_s_when_root_changes_it(file: Path) -> None:
+    create_token(file, "a", Scope.RUN)
+    os.chown(file, 4321, 8765)
+    create_token(file, "b", Scope.RUN)
+    revoke_token(file, "a")
+    state = file.stat()
+    assert (state.st_uid, state.st_gid, stat.S_IMODE(state.st_mode)) == (4321, 8765, 0o600)
 
 
 def test_a_token_is_found_by_all_of_it(file: Path) -> None:

@@ -18,7 +18,7 @@ import re
 import secrets
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -207,6 +207,7 @@ def _write(path: Path, entries: Sequence[TokenEntry]) -> None:
         with open(descriptor, "w", encoding="utf-8") as stream:
             stream.writelines(json.dumps(asdict(entry)) + "\n" for entry in entries)
             stream.flush()
+            _keep_owner(path, descriptor)
             os.fsync(descriptor)
         os.replace(new, path)
     except OSError as error:
@@ -214,6 +215,14 @@ def _write(path: Path, entries: Sequence[TokenEntry]) -> None:
         raise InputError(
             f"the token file {path} cannot be written: {error.strerror}; choose another place"
         ) from error
+
+
+def _keep_owner(path: Path, descriptor: int) -> None:
+    """Of the file that is there: the server that reads it may be another user than who writes."""
+    with suppress(FileNotFoundError):
+        before, now = os.stat(path), os.fstat(descriptor)
+        if (before.st_uid, before.st_gid) != (now.st_uid, now.st_gid):
+            os.fchown(descriptor, before.st_uid, before.st_gid)
 
 
 @contextmanager
