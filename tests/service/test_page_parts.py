@@ -450,3 +450,15 @@ def test_the_dashboard_is_linked_where_the_service_names_it(page, url, address, 
     found = page.get_by_role("link", name="Optuna's dashboard")
     assert found.count() == links
     assert not links or found.get_attribute("href") == address
+
+
+def test_a_study_that_a_job_has_not_begun_yet_shows_the_job(page, url):
+    line = Line(page, [])
+    line.job = job("cancelled", study="young", finished="2026-01-01T00:00:09Z")
+    page.route("**/v1/studies/young**", lambda route: route.fulfill(status=404, json={}))
+    listed = {"items": [line.job], "next_cursor": None}
+    page.route("**/v1/jobs?study=young&limit=1", lambda route: route.fulfill(json=listed))
+    page.goto(f"{url}/studies/young")
+    page.get_by_text("There is no plan yet.").wait_for()
+    assert page.get_by_role("button", name="Resume").is_visible()
+    assert page.locator("h1").text_content() == "young"

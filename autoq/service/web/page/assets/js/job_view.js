@@ -108,7 +108,7 @@ export class JobView {
       onEvent: (event) => this.take(event),
       isOver: () => hasEnded(this.job),
       onConnection: (isThere) => {
-        if (!isThere) this.connection.textContent = "The connection is lost; trying again. The job itself goes on.";
+        if (!isThere) this.connection.textContent = "The connection is lost; trying again. Nothing of the job is lost by that.";
         else if (isFirst) this.sayWaiting();
         else this.refresh(); // an event before the connection was lost may have found no answer
         isFirst = false;

@@ -5,7 +5,7 @@ import { Problem, download, get, post, queryOf, saveBlob, studyPath } from "./ap
 import { BudgetControl } from "./budget.js";
 import { Chart, MARKER, frontierFigure } from "./charts.js";
 import { NONE_BITS } from "./colours.js";
-import { announce, el, fill, section, table } from "./dom.js";
+import { announce, el, fill, link, section, table } from "./dom.js";
 import { HeatMap } from "./heat_map.js";
 import { Latest } from "./latest.js";
 import { JobView, hasEnded } from "./job_view.js";
@@ -19,6 +19,7 @@ import { fillFacts, studyHeader } from "./study_header.js";
 import { StudyTabs } from "./study_tabs.js";
 import { onThemeChange } from "./theme.js";
 
+const NO_PLAN = "There is no plan yet. It appears here when the search has found one.";
 const NOT_YET = new Set(["not-finished", "not-found"]);
 
 /** Show a study, at the budget that the address names. */
@@ -44,14 +45,26 @@ class StudyPage {
     // All at once; the tables of a study that is not done yet are not there.
     const frontier = this.orNothing(get(studyPath(this.name, `/frontier${queryOf({ points: 64 })}`), { signal: this.signal }));
     frontier.catch(() => {}); // looked at below, when everything else is on the screen
+    const known = get(studyPath(this.name), { signal: this.signal });
     const [detail, plan, sensitivity] = await Promise.all([
-      get(studyPath(this.name), { signal: this.signal }),
+      known.catch((error) => this.showBefore(error)),
       this.orNothing(post(studyPath(this.name, "/plans"), { ...asked, ...this.limits.body() }, { signal: this.signal })),
       this.orNothing(get(studyPath(this.name, "/sensitivity"), { signal: this.signal })),
     ]);
+    if (!detail) return;
     Object.assign(this, { detail, sensitivity, frontier: null });
     this.compose(plan);
     await Promise.all([this.watchNewestJob(), this.takeFrontier(frontier)]);
+  }
+
+  /** The job that is to begin the study, as long as there is nothing of the study but its name. */
+  async showBefore(error) {
+    if (error.status !== 404) throw error;
+    const { items } = await get(`/v1/jobs${queryOf({ study: this.name, limit: 1 })}`, { signal: this.signal });
+    if (!items.length || items[0].status === "done") throw error;
+    fill(this.place, el("p.way", {}, link("/", "Studies")), el("h1", {}, this.name), this.jobPlace, emptyNote(NO_PLAN));
+    await this.followJob(items[0]);
+    return null;
   }
 
   /** A reply, or nothing where the study has not got that far or no plan meets the address's limits. */
@@ -70,7 +83,7 @@ class StudyPage {
     const header = studyHeader(this);
     this.tabs = new StudyTabs(this);
     if (!hasTables) {
-      const words = emptyNote("There is no plan yet. It appears here as soon as layers have been scored.");
+      const words = emptyNote(NO_PLAN);
       fill(this.place, header, this.jobPlace, this.trouble, words, this.tabs.element);
       return;
     }
@@ -304,12 +317,11 @@ class StudyPage {
 
   /** Read again what jobs change. */
   async renew() {
-    const hadTables = Boolean(this.budget);
-    this.detail = await get(studyPath(this.name), { signal: this.signal });
-    if (!hadTables) {
+    if (!this.budget) {
       await this.load();
       return;
     }
+    this.detail = await get(studyPath(this.name), { signal: this.signal });
     fillFacts(this);
     await this.renewPlan();
     this.tabs.renew();
