@@ -12,6 +12,7 @@ import pytest
 from autoq import open_study
 from autoq.api.budgets import Budgets
 from autoq.errors import BudgetInfeasibleError, InputError, UnknownNameError
+from autoq.service.pagination import encode_cursor
 from autoq.service.problems import Refusal
 from autoq.service.reading.reader import StudyReader
 from autoq.studies import StudyStore, WorkStatus
@@ -261,7 +262,17 @@ def test_a_study_whose_process_ended_is_interrupted(tmp_path: Path) -> None:
             assert reader.studies(5, status=StudyStatus.RUNNING).total == 1
 
 
-@pytest.mark.parametrize("cursor", ["", "abc", "WyJzdHVkaWVzIiwieCIsMV0", "WyJ0cmlhbHMiLDFd"])
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        "",
+        "abc",
+        "WyJzdHVkaWVzIiwieCIsMV0",
+        "WyJ0cmlhbHMiLDFd",
+        encode_cursor("studies", "9999-12-31T23:59:59-23:59", 1),  # in UTC there is no such year
+        encode_cursor("studies", "0001-01-01T00:00:00+23:59", 1),
+    ],
+)
 def test_cursors_that_no_page_gave_are_refused(reader: StudyReader, cursor: str) -> None:
     with pytest.raises(InputError, match="next_cursor"):
         reader.studies(2, cursor)

@@ -6,7 +6,7 @@ Nothing here loads torch, transformers or Optuna. All methods may be called from
 from __future__ import annotations
 
 import time
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from autoq.api.budgets import Budgets
@@ -312,8 +312,10 @@ def _budgets(request: PlanRequest) -> Budgets:
 def _study_cursor(cursor: str) -> tuple[str, int]:
     updated, study_id = decode_cursor(_STUDIES, cursor, str, int)
     try:
-        aware = datetime.fromisoformat(updated).tzinfo is not None
-    except ValueError:
+        moment = datetime.fromisoformat(updated)
+        aware = moment.tzinfo is not None
+        moment.astimezone(UTC)  # as the store compares it
+    except (ValueError, OverflowError):
         aware = False
     if not aware:
         raise InputError(
