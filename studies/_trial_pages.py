@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import Row, bindparam, inspect, text
 from sqlalchemy.orm import Session
 
+from autoq.errors import StoreError
 from autoq.studies._base import Repository
 from autoq.studies._encoding import iso_time
 
@@ -48,8 +49,8 @@ _ATTRIBUTES = text(
     "AND key NOT IN :hidden ORDER BY trial_user_attribute_id"
 ).bindparams(bindparam("trials", expanding=True), bindparam("hidden", expanding=True))
 
-_HIDDEN = ("plan", "losses", "worker", "sampler_state")
-"""User attributes that are long, or nobody's business outside the machine."""
+_HIDDEN = ("plan", "losses", "worker", "sampler_state", "sealed")
+"""User attributes that are long, say nothing to a reader, or are nobody's business outside the machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +103,18 @@ def _attributes(session: Session, trials: Sequence[int]) -> dict[int, dict[str, 
     found: dict[int, dict[str, Any]] = {}
     parameters = {"trials": trials, "hidden": _HIDDEN}
     for row in session.execute(_ATTRIBUTES, parameters) if trials else ():
-        found.setdefault(row.trial_id, {})[row.key] = json.loads(row.value_json)
+        found.setdefault(row.trial_id, {})[row.key] = _plain(row)
     return found
+
+
+def _plain(row: Row[Any]) -> Any:
+    try:
+        return json.loads(row.value_json)
+    except ValueError as error:
+        raise StoreError(
+            f"attribute {row.key!r} of a trial is damaged: {error}; `autoq store check` names what "
+            "else is, so restore the store from a copy"
+        ) from error
 
 
 def _record(

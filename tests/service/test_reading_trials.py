@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from datetime import UTC
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+from autoq.errors import StoreError
 from autoq.service.reading.reader import StudyReader
 from autoq.studies import StudyStore, trial_storage
 from autoq.testing.synthetic_study import add_synthetic_study
@@ -49,6 +51,7 @@ def test_trials_are_those_of_optuna(store: StudyStore) -> None:
         trial.set_user_attr("metrics", '{"kl_divergence": 0.5}')
         trial.set_user_attr("plan", '{"a": "fp8"}')
         trial.set_user_attr("worker", '["host", "", 1, 0.0]')
+        trial.set_user_attr("sealed", {"attributes": ["plan"], "sha256": "0" * 64})
         if number == 1:
             trial.set_user_attr("failure", "no room in /secret/place/file")
             first.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -72,10 +75,19 @@ def test_trials_are_those_of_optuna(store: StudyStore) -> None:
         assert list(entry.values) == (known.values or [])
         assert entry.effective_bits == known.user_attrs["effective_bits"]
         assert entry.attributes["metrics"] == {"kl_divergence": 0.5}
-        assert not {"plan", "worker"} & set(entry.attributes)
+        assert not {"plan", "worker", "sealed"} & set(entry.attributes)
         started = known.datetime_start
         assert started is not None
         assert entry.started == started.astimezone(UTC).isoformat(timespec="microseconds")
     assert page.items[1].attributes["failure"] == "no room in file"
     assert (rest.items[0].state, rest.items[0].number) == ("running", running.number)
     assert rest.items[0].finished is None
+
+
+def test_an_attribute_that_is_damaged_is_named(store: StudyStore) -> None:
+    refinement(store, "mine", "4.8 bits").ask().set_user_attr("metrics", "{}")
+    with sqlite3.connect(str(store.file)) as connection:
+        connection.execute("UPDATE trial_user_attributes SET value_json = '\"{}'")
+    connection.close()
+    with pytest.raises(StoreError, match="attribute 'metrics' of a trial is damaged"):
+        StudyReader(store, str).trials("mine", 3)
