@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 CHROMIUM_VARIABLE = "AUTOQ_CHROMIUM"
+PATIENCE_MILLISECONDS = 120_000
+"""How long a browser may take to start and a page to change: machines that run tests may be busy."""
+
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -31,7 +34,9 @@ def chromium(path: str) -> Iterator[Browser]:
     # Its sandbox wants rights that it does not have where everything runs as root.
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=arguments)
+        browser = playwright.chromium.launch(
+            executable_path=path, args=arguments, timeout=PATIENCE_MILLISECONDS
+        )
         try:
             yield browser
         finally:

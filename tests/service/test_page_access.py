@@ -11,7 +11,13 @@ import pytest
 from autoq.service.guard.tokens import create_token
 from autoq.service.settings import ServiceSettings
 from autoq.studies import StudyStore
-from autoq.testing.browser import CHROMIUM_VARIABLE, Watch, chromium, chromium_path
+from autoq.testing.browser import (
+    CHROMIUM_VARIABLE,
+    PATIENCE_MILLISECONDS,
+    Watch,
+    chromium,
+    chromium_path,
+)
 from autoq.testing.served import served
 from autoq.testing.synthetic_study import add_synthetic_study
 from autoq.wire import Scope
@@ -98,6 +104,7 @@ def browser():
 @pytest.fixture
 def page(browser):
     context = browser.new_context(viewport={"width": 1200, "height": 900})
+    context.set_default_timeout(PATIENCE_MILLISECONDS)
     yield context.new_page()
     context.close()
 
@@ -106,6 +113,7 @@ def page(browser):
 def shown(request, browser, url):
     """Each page, with all that is folded open."""
     context = browser.new_context(viewport={"width": 1200, "height": 900})
+    context.set_default_timeout(PATIENCE_MILLISECONDS)
     page = opened(context.new_page(), url + request.param)
     for folded in page.locator("summary").all():
         folded.click()
@@ -167,6 +175,7 @@ def test_the_checks_see_what_is_wrong(page, url):
 
 def test_dark_is_the_system_s_unless_it_is_chosen_here(browser, url):
     context = browser.new_context(color_scheme="dark")
+    context.set_default_timeout(PATIENCE_MILLISECONDS)
     page = opened(context.new_page(), url)
     background = "() => getComputedStyle(document.body).backgroundColor"
     assert page.evaluate(background) == "rgb(20, 23, 28)"
@@ -254,6 +263,7 @@ def test_a_token_is_asked_for_kept_for_the_tab_and_forgotten(browser, store, tmp
     token = create_token(path, "somebody", Scope.READ)
     with served(ServiceSettings(store=store, token_file=path)) as address:
         context = browser.new_context()
+        context.set_default_timeout(PATIENCE_MILLISECONDS)
         page = context.new_page()
         watch = Watch(urlsplit(address).netloc)
         page.on("request", lambda asked: watch._note(asked.url))

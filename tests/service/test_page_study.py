@@ -15,7 +15,13 @@ from autoq.report._colours import loss_colour, loss_range
 from autoq.report.numbers import bits_text, interval_text, loss_text, percent_text
 from autoq.service.settings import ServiceSettings
 from autoq.studies import StudyStore
-from autoq.testing.browser import CHROMIUM_VARIABLE, Watch, chromium, chromium_path
+from autoq.testing.browser import (
+    CHROMIUM_VARIABLE,
+    PATIENCE_MILLISECONDS,
+    Watch,
+    chromium,
+    chromium_path,
+)
 from autoq.testing.served import served
 from autoq.testing.synthetic_study import add_synthetic_study
 
@@ -42,7 +48,9 @@ def url(tmp_path_factory):
 @pytest.fixture(scope="module")
 def context():
     with chromium(chromium_path()) as running:
-        yield running.new_context(viewport={"width": 1200, "height": 900})
+        made = running.new_context(viewport={"width": 1200, "height": 900})
+        made.set_default_timeout(PATIENCE_MILLISECONDS)
+        yield made
 
 
 @pytest.fixture
