@@ -12,7 +12,7 @@ from autoq.report._colours import format_colours, loss_colour
 from autoq.report.layers import layer_position, short_type
 from autoq.report.resources import gigabytes_text
 from autoq.service.settings import ServiceSettings
-from autoq.testing.browser import CHROMIUM_VARIABLE, chromium, chromium_path
+from autoq.testing.browser import CHROMIUM_VARIABLE, PATIENCE_MILLISECONDS, chromium, chromium_path
 from autoq.testing.served import served
 
 pytestmark = pytest.mark.skipif(
@@ -38,6 +38,7 @@ def browser():
 @pytest.fixture
 def page(browser, url):
     context = browser.new_context()
+    context.set_default_timeout(PATIENCE_MILLISECONDS)
     opened = context.new_page()
     opened.goto(url)
     opened.locator("h1", has_text="Studies").wait_for()
