@@ -144,7 +144,7 @@ _SMOOTHED = {"formats": ("int8_sq", "nvfp4"), "container": "compressed-tensors"}
 _CASES = [
     ("llama", {"calibration": "max"}, (1,)),
     ("llama", {"calibration": "awq", "formats": ("w4a8_awq", "nvfp4"), "effective_bits": 5}, (2,)),
-    ("llama", _SMOOTHED, (3,)),
+    pytest.param("llama", _SMOOTHED, (3,), marks=pytest.mark.slow),
     ("gpt2", {"calibration": "best", "formats": ("nvfp4",)}, (1, BLOCKS)),
     ("mixtral", {"calibration": "awq+gptq"}, (2,)),
 ]
@@ -263,6 +263,7 @@ def test_another_configuration_begins_its_own(
     assert notes.about("taken up") + notes.about(_FOREIGN) == []
 
 
+@pytest.mark.slow
 def test_what_another_study_has_by_then_changes_what_is_left(
     source: Callable[[str], Path], calibrated: list[str], tmp_path: Path
 ) -> None:
