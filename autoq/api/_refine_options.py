@@ -108,6 +108,21 @@ class RefineOptions:
         return "".join(f" · {part}" for part in parts)
 
 
+def options_of_search(
+    trials: int, options: Mapping[str, Any] | None, held_out_sequences: int
+) -> RefineOptions | None:
+    """How a search refines; None where nobody asked for it.
+
+    Raises:
+        InputError: a value breaks its rule.
+    """
+    if not trials:
+        return None
+    return RefineOptions(
+        **{"held_out_sequences": held_out_sequences, **(options or {}), "trials": trials}
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefineResult:
     """What a refinement found."""

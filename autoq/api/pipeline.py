@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from autoq.api._refine_options import options_of_search
 from autoq.api.budgets import Budgets, budgets_or_default, gpu_of
 from autoq.api.cache_plans import plan_of_weights, with_cache
 from autoq.api.config import ScoringConfig, parse_calibration
@@ -23,7 +24,7 @@ from autoq.api.exporting_streamed import export_plan_streamed
 from autoq.api.kv_cache import cache_wish, run_cache_scores
 from autoq.api.opening import DEFAULT_STORE
 from autoq.api.quality import smallest_that_keeps
-from autoq.api.refining import RefineOptions, refine_study
+from autoq.api.refining import refine_study
 from autoq.api.remarks import (
     note_narrow_formats,
 )
@@ -177,7 +178,7 @@ def search(
         StudyLockedError: another process works on the study.
     """
     progress = progress or SilentProgress()
-    refining = _refining(refine, refine_options, held_out_sequences)
+    refining = options_of_search(refine, refine_options, held_out_sequences)
     place = None if target is None else parse_target(target)
     budgets = budgets_or_default(
         Budgets(
@@ -309,17 +310,6 @@ def _decide(asked: Asked, ready: Ready, progress: Progress) -> None:
             overwrite=asked.overwrite,
             progress=progress,
         )
-
-
-def _refining(
-    trials: int, options: Mapping[str, Any] | None, held_out_sequences: int
-) -> RefineOptions | None:
-    """How to refine; None where nobody asked for it."""
-    if not trials:
-        return None
-    return RefineOptions(
-        **{"held_out_sequences": held_out_sequences, **(options or {}), "trials": trials}
-    )
 
 
 def _plan_for(costs: CostTable, budgets: Budgets, sensitivity: SensitivityTable) -> Plan:

@@ -56,7 +56,7 @@ __all__ = [
 
 _LOOK_SECONDS = 1.0  # between counts of the trials of all workers: each reads the store
 _CONFIRMATION_WAIT_SECONDS = 600.0
-_SHARE_OF_FREE_DISK = 0.1  # that the original's outputs may take where nobody asked for them
+SHARE_OF_FREE_DISK = 0.1  # that the original's outputs may take where nobody asked for them
 
 
 def refine_study(
@@ -195,7 +195,7 @@ def _shared_outputs(study: Study, options: RefineOptions, progress: Progress) ->
     if file is None:
         return None
     folder = file.with_name(f"{file.name}.outputs")
-    bound = min(DEFAULT_BYTES, int(_SHARE_OF_FREE_DISK * shutil.disk_usage(file.parent).free))
+    bound = min(DEFAULT_BYTES, int(SHARE_OF_FREE_DISK * shutil.disk_usage(file.parent).free))
     return LogitsCache(folder, max_bytes=bound, note=progress.note)
 
 

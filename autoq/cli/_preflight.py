@@ -31,7 +31,7 @@ def print_estimate(options: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(found.to_json())
     else:
-        for line in (*_stages(found), *_totals(found), *_misfits(found)):
+        for line in (*_stages(found), *_workers(found), *_totals(found), *_misfits(found)):
             typer.echo(line)
     if not found.fits:
         raise typer.Exit(DOES_NOT_FIT)
@@ -56,7 +56,7 @@ def say_first(options: dict[str, Any]) -> None:
     except Exception as error:  # noqa: BLE001  (see above)
         typer.echo(f"not estimated: {type(error).__name__}: {one_line(str(error))}", err=True)
         return
-    for line in (_summary(found), *_misfits(found)):
+    for line in (_summary(found), *_notes(found), *_misfits(found)):
         typer.echo(line, err=True)
 
 
@@ -64,9 +64,9 @@ def _summary(found: Preflight) -> str:
     from autoq.report.numbers import bytes_text
 
     return (
-        f"estimated: {_duration(found)}, {bytes_text(found.peak_bytes)} of memory at most "
+        f"estimated: {_duration(found)}, {bytes_text(found.machine_peak_bytes)} of memory at most "
         f"({bytes_text(found.used_memory_bytes + found.free_memory_bytes)} to be had), "
-        f"{bytes_text(found.store_bytes + found.checkpoint_bytes + found.temporary_bytes)} of disk"
+        f"{bytes_text(found.disk_bytes)} of disk"
     )
 
 
@@ -79,27 +79,48 @@ def _duration(found: Preflight) -> str:
 def _stages(found: Preflight) -> list[str]:
     from autoq.report.numbers import bytes_text, seconds_text
 
-    rows = [f"{'stage':<14}{'time':>12}{'memory':>14}"]
+    has_others = found.machine_bytes != found.memory_bytes
+    head = f"{'stage':<14}{'time':>12}{'memory':>14}"
+    rows = [f"{head}{'all processes':>16}" if has_others else head]
     for name, peak in found.memory_bytes.items():
         took = seconds_text(found.seconds[name])
-        rows.append(f"{name:<14}{took:>12}{bytes_text(peak):>14}")
+        row = f"{name:<14}{took:>12}{bytes_text(peak):>14}"
+        rows.append(f"{row}{bytes_text(found.machine_bytes[name]):>16}" if has_others else row)
     return rows
+
+
+def _workers(found: Preflight) -> list[str]:
+    from autoq.report.numbers import bytes_text
+
+    return [
+        f"{team.stage}: {team.count} other process{'es' if team.count > 1 else ''} on {team.place}, "
+        f"{bytes_text(team.memory_bytes)} of memory each"
+        for team in found.workers
+    ]
 
 
 def _totals(found: Preflight) -> list[str]:
     from autoq.report.numbers import bytes_text
 
     room = found.used_memory_bytes + found.free_memory_bytes
+    disk = [f"{bytes_text(found.store_bytes)} for the store"]
+    if found.checkpoint_bytes:
+        disk.append(f"{bytes_text(found.checkpoint_bytes)} at most for the checkpoint")
+    if found.temporary_bytes:
+        disk.append(f"{bytes_text(found.temporary_bytes)} for what blocks give (TMPDIR)")
+    if found.outputs_bytes:
+        disk.append(f"{bytes_text(found.outputs_bytes)} for the original's outputs beside it")
     lines = [
         f"time:   {_duration(found)}",
-        f"memory: {bytes_text(found.peak_bytes)} at most, {bytes_text(room)} to be had",
-        f"disk:   {bytes_text(found.store_bytes)} for the store",
+        f"memory: {bytes_text(found.machine_peak_bytes)} at most, {bytes_text(room)} to be had",
+        f"disk:   {', '.join(disk)}",
+        *_notes(found),
     ]
-    if found.checkpoint_bytes:
-        lines[-1] += f", {bytes_text(found.checkpoint_bytes)} at most for the checkpoint"
-    if found.temporary_bytes:
-        lines[-1] += f", {bytes_text(found.temporary_bytes)} for what blocks give (TMPDIR)"
     return [*lines, "it fits"] if found.fits else lines
+
+
+def _notes(found: Preflight) -> list[str]:
+    return [f"note: {text}" for text in found.notes]
 
 
 def _misfits(found: Preflight) -> list[str]:

@@ -218,8 +218,8 @@ def search(
         bool,
         typer.Option(
             "--dry-run",
-            help="Search nothing: estimate time, memory and disk, and say what would fit; exit code "
-            "5 if it does not.",
+            help="Search nothing: estimate time, memory and disk, with what --devices, --ray, --refine, "
+            "--workers and --kv-formats add, and say what would fit; exit code 5 if it does not.",
         ),
     ] = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -251,6 +251,14 @@ def search(
         "dtype": dtype,
         "device": device,
         "max_memory": max_memory,
+        "kv_formats": listed_names(kv_formats),
+        "kv_bits": kv_bits,
+        "kv_scope": kv_scope,
+        "refine": refine,
+        "refine_options": refining,
+        "workers": workers,
+        "devices": devices,
+        "ray": ray,
         "seed": seed,
         "store": store,
         "export": export,

@@ -15,9 +15,9 @@ import torch
 import transformers
 
 import autoq
-from autoq.api import _preflight_memory, preflight
 from autoq.api.memory_bound import MemoryNeeds
-from autoq.api.preflight import Preflight
+from autoq.api.preflight import Preflight, disk, estimating, preflight
+from autoq.api.preflight import memory as memory_module
 from autoq.api.study_tables import CALIBRATION
 from autoq.bundled import model_path
 from autoq.errors import DataError, InputError, ModelError
@@ -35,17 +35,17 @@ GIB = 1 << 30
 
 def estimate(model: Path, tmp_path: Path, **options: Any) -> Preflight:
     store = f"sqlite:///{tmp_path / 'studies.db'}"
-    return preflight.preflight(model, **{**SMALL, "store": store, **options})
+    return preflight(model, **{**SMALL, "store": store, **options})
 
 
 @pytest.fixture
 def room(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Says how much memory is free."""
 
-    monkeypatch.setattr(preflight, "_used_bytes", lambda: 300_000_000)
+    monkeypatch.setattr(estimating, "_own_bytes", lambda: (300_000_000, 0))
 
     def leave(size: int) -> None:
-        monkeypatch.setattr(preflight, "available_bytes", lambda _: size)
+        monkeypatch.setattr(estimating, "available_bytes", lambda _: size)
 
     return leave
 
@@ -83,7 +83,7 @@ def test_moments_are_taken_in_parts_that_fit(llama_folder: Path, tmp_path: Path,
         work = _workload(llama_folder, formats=("nvfp4",))
         # Of two layers: inputs of q/k/v, o, gate/up with 128 channels, of down with 256.
         assert sorted(work.input_widths) == [128] * 6 + [256] * 2
-        peaks.append(_preflight_memory._calibrating(work, free))
+        peaks.append(memory_module._calibrating(work, free))
     squares = [4 * width * width for width in work.input_widths]
     # With little room one at a time, and never less than the largest.
     assert peaks[1] - peaks[0] <= sum(squares) - max(squares)
@@ -170,9 +170,7 @@ def test_a_store_and_a_checkpoint_share_a_disk(
     both = estimate(llama_folder, tmp_path, export=tmp_path / "out")
     needed = both.store_bytes + both.checkpoint_bytes
     for free, fits in ((2 * needed, True), (needed - 1, False)):
-        monkeypatch.setattr(
-            _preflight_memory.shutil, "disk_usage", lambda _, free=free: usage(0, 0, free)
-        )
+        monkeypatch.setattr(disk.shutil, "disk_usage", lambda _, free=free: usage(0, 0, free))
         found = estimate(llama_folder, tmp_path, export=tmp_path / "new" / "out")
         assert found.fits == fits
     (misfit,) = found.misfits
@@ -180,7 +178,7 @@ def test_a_store_and_a_checkpoint_share_a_disk(
     assert misfit.remedies == ("--store on another disk", "--export on another disk")
     # A database elsewhere takes nothing here.
     assert estimate(llama_folder, tmp_path, store="postgresql+psycopg://host/db").fits
-    monkeypatch.setattr(_preflight_memory.shutil, "disk_usage", lambda _: usage(0, 0, 0))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: usage(0, 0, 0))
     assert not estimate(llama_folder, tmp_path, store=str(tmp_path / "named.db")).fits
     assert estimate(llama_folder, tmp_path, store=":memory:").fits
 
@@ -204,7 +202,7 @@ def _workload(folder: Path, **options: Any) -> Any:
     from autoq.api.config import ScoringConfig
 
     sizes = {key: value for key, value in SMALL.items() if key != "held_out_sequences"}
-    return preflight._workload(folder, ScoringConfig(**{**sizes, **options}), 2, False)
+    return estimating._workload(folder, ScoringConfig(**{**sizes, **options}), 2, False)
 
 
 def _random_model(kind: str, folder: Path) -> Path:
@@ -298,4 +296,4 @@ def _mixture(folder: Path, taken: int) -> Path:
 
 
 def _needs(model: Path, **options: Any) -> MemoryNeeds:
-    return preflight._needs_of(_workload(model, **options), model)
+    return estimating._needs_of(_workload(model, **options), model)

@@ -45,7 +45,7 @@ def test_a_dry_run_estimates_and_searches_nothing(
     assert lines[-1] == "it fits"
     assert not store.exists()
 
-    monkeypatch.setattr(preflight, "available_bytes", lambda _: 1 << 20)
+    monkeypatch.setattr(preflight.estimating, "available_bytes", lambda _: 1 << 20)
     result = run(*arguments)
     assert result.exit_code == 5
     assert "will not fit: " in result.stdout

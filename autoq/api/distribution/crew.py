@@ -51,7 +51,7 @@ class LocalCrew:
             threads: of each process.
         """
         self.threads: int | None = threads
-        self._devices = devices
+        self.devices = devices
         self._ready: list[ProcessWorker] = []
 
     def prepare(self) -> None:
@@ -59,7 +59,7 @@ class LocalCrew:
         assert self.threads is not None
         self._ready = [
             ProcessWorker(f"process {number}", device=device, threads=self.threads)
-            for number, device in enumerate(self._devices, 1)
+            for number, device in enumerate(self.devices, 1)
         ]
 
     def workers(self) -> Sequence[BatchWorker]:

@@ -114,10 +114,20 @@ def share_of(ray: Any, workers: int | None, *, device: str = "auto") -> Share:
     Raises:
         InputError: there are not so many GPUs or cores.
     """
-    whole = ray.cluster_resources()
-    gpus = 0 if device == "cpu" else int(whole.get("GPU", 0))
-    cores = max(1, int(whole.get("CPU", 1)))
     machines = sum(1 for node in ray.nodes() if node["Alive"])
+    return divided(ray.cluster_resources(), machines, workers, device=device)
+
+
+def divided(
+    resources: Mapping[str, float], machines: int, workers: int | None, *, device: str
+) -> Share:
+    """The same of a cluster with these resources, named as Ray names them.
+
+    Raises:
+        InputError: as `share_of`.
+    """
+    gpus = 0 if device == "cpu" else int(resources.get("GPU", 0))
+    cores = max(1, int(resources.get("CPU", 1)))
     wanted = workers or gpus or machines
     most = gpus or cores
     if wanted > most:

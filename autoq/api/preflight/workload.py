@@ -1,50 +1,27 @@
-"""What a search will need of memory and disk, from shapes alone.
-
-Each term is a buffer that the code keeps, by its size; where a step makes many short-lived ones,
-how many are alive at once was counted in the code, and the sum held against measured peaks
-(`benchmarks/preflight.py`).
-"""
+"""A search, as far as its needs go: shapes, formats, and who works on it."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from autoq.api._refine_options import RefineOptions
 from autoq.api.config import ScoringConfig
 from autoq.api.memory_bound import experts_per_token
+from autoq.api.preflight.teams import ALONE, Team
 from autoq.calibration.moments import moment_owners
 from autoq.calibration.scales import sharing_sets
-from autoq.evaluators.reference import MEMORY_BYTES as REFERENCE_BYTES
-from autoq.export.export import MAX_SHARD_BYTES
-from autoq.formats import FORMATS, NONE, Container, FormatName, QuantFormat
+from autoq.formats import FORMATS, NONE, QuantFormat
+from autoq.formats.kv_cache import KV_CACHE_FORMATS
 from autoq.models import ModelMap, SlotKind, WeightSlot
 from autoq.models.forward import output_kind, text_config
-from autoq.search._projections import LARGEST_ERROR_BYTES, WEIGHT_ERROR_CACHE_BYTES
-from autoq.search.sensitivity import KEPT_ACTIVATION_BYTES
 
 _FLOAT = 4  # bytes of a float32
-
-_SHARE_OF_FREE_MEMORY = 0.25
-"""That moments of inputs may take: see `autoq.calibration.moments`."""
-
-_ROUNDED_COPIES = 4
-"""Matrices in float32 that are alive while one is rounded: itself, scaled, codes' values, error."""
-
-_LOGITS_IN_SCORING = 4
-"""The output, its softmax or root, the noise's direction, and the gradient."""
-
-_LOGITS_IN_MEASURING = 3
-"""The model's, the original's, and logarithms of a sequence at a time."""
-
-_STORED_TWICE = 2
-"""Arrays on their way into the store: themselves, and as the database's bytes."""
 
 _EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
@@ -61,6 +38,11 @@ class Workload:
     exports: bool
     dtype: torch.dtype  # of the model while it is searched
     stored_bytes: int  # of the model's files
+    is_mapped: bool = False  # whether weights are used as the files hold them, which all share
+    scorers: Team = ALONE
+    refining: RefineOptions | None = None  # None: no trials are measured
+    trial_workers: Team = ALONE
+    scores_cache: bool = False  # whether the key/value cache is scored, too
 
     @cached_property
     def formats(self) -> list[QuantFormat]:
@@ -76,6 +58,11 @@ class Workload:
     def weight_bytes(self) -> int:
         """Of the whole model in memory."""
         return self.parameters * self.dtype.itemsize
+
+    @property
+    def mapped_bytes(self) -> int:
+        """Of weights that processes of a machine share, as pages of the model's files."""
+        return self.weight_bytes if self.is_mapped else 0
 
     @property
     def slots(self) -> Iterable[WeightSlot]:
@@ -170,6 +157,37 @@ class Workload:
             total += sum(_branch_bytes(fmt, slot) for slot in self.slots)
         return total
 
+    # The key/value cache
+
+    @cached_property
+    def cached_elements(self) -> int:
+        """Of the key/value cache, for a token in a layer."""
+        config = text_config(self.model)
+        heads = int(getattr(config, "num_attention_heads", 0) or 0)
+        cached_heads = int(getattr(config, "num_key_value_heads", 0) or heads)
+        size = int(getattr(config, "head_dim", 0) or self.hidden_width // max(1, heads))
+        return 2 * (cached_heads * size or self.hidden_width)
+
+    @property
+    def cache_scores(self) -> int:
+        """Numbers that scoring the cache stores: a sequence's, of each layer in each format."""
+        scored = len(KV_CACHE_FORMATS) - 1  # all that quantise, whatever is offered
+        return self.config.calibration_sequences * max(1, len(self.model_map.blocks)) * scored
+
+    # Measured trials
+
+    def refined_sequences(self, which: str) -> int:
+        """That a refinement measures on: "selection", "fresh" or "held_out"."""
+        assert self.refining is not None  # trials are asked for
+        if which == "selection":
+            return min(self.refining.sequences, self.config.calibration_sequences)
+        fresh = which == "fresh"
+        return self.refining.fresh_sequences if fresh else self.refining.held_out_sequences
+
+    def refined_tokens(self, which: str) -> int:
+        """Tokens of these."""
+        return self.refined_sequences(which) * self.tokens_in_sequence
+
     @cached_property
     def checkpoint_bytes(self) -> int:
         """Of the largest checkpoint that the formats allow; budgets make it smaller."""
@@ -190,83 +208,3 @@ class Workload:
 def _branch_bytes(fmt: QuantFormat, slot: WeightSlot) -> int:
     rank = fmt.branch_rank(slot.out_features, slot.in_features)
     return rank * (slot.out_features + slot.in_features) * 2  # bfloat16
-
-
-def memory_by_stage(work: Workload, base_bytes: int, free_bytes: int) -> dict[str, int]:
-    """Peak of each stage of a search, in bytes.
-
-    Args:
-        base_bytes: what the process has before it begins: Python, torch, transformers.
-        free_bytes: what it could still take, of which moments take a share.
-    """
-    stages = {
-        "loading": work.stored_bytes * (work.dtype.itemsize == _FLOAT) // 2,
-        "calibrating": _calibrating(work, free_bytes),
-        "scoring": _scoring(work),
-    }
-    if work.held_out_sequences:
-        stages["measuring"] = _measuring(work)
-    if work.exports:
-        stages["exporting"] = _exporting(work)
-    return {name: base_bytes + work.weight_bytes + bytes_ for name, bytes_ in stages.items()}
-
-
-def _block_bytes(work: Workload) -> int:
-    """What one block computes for a batch."""
-    return int(work.batch_tokens * work.widths_of_block * work.dtype.itemsize)
-
-
-def _calibrating(work: Workload, free_bytes: int) -> int:
-    squares = [width * width * _FLOAT for width in work.input_widths]
-    moments = min(sum(squares), max([int(free_bytes * _SHARE_OF_FREE_MEMORY), *squares, 0]))
-    rounding = _ROUNDED_COPIES * work.largest_set * _FLOAT + 3 * max(squares, default=0)
-    gathering = _block_bytes(work) + moments
-    finding = moments + rounding + work.calibration_bytes
-    return max(gathering, finding, _STORED_TWICE * work.calibration_bytes)
-
-
-def _scoring(work: Workload) -> int:
-    names: list[FormatName] = [fmt.name for fmt in work.formats]
-    itemsize = work.dtype.itemsize
-    errors = min(WEIGHT_ERROR_CACHE_BYTES, work.searched_weights * len(names) * itemsize)
-    making = min(LARGEST_ERROR_BYTES, work.largest_set * _FLOAT) * _ROUNDED_COPIES
-    handed_on = work.batch_tokens * work.hidden_width * itemsize * len(work.model_map.blocks)
-    logits = _LOGITS_IN_SCORING * work.batch_tokens * work.output_width * _FLOAT
-    kept = min(KEPT_ACTIVATION_BYTES, 2 * _block_bytes(work) * max(len(work.model_map.blocks), 1))
-    block = 2 * _block_bytes(work)  # forward's insides and their gradients
-    return work.calibration_bytes + errors + handed_on + kept + max(logits, block, making)
-
-
-def _measuring(work: Workload) -> int:
-    originals = work.searched_weights * work.dtype.itemsize
-    output = work.batch_tokens * work.output_width * _FLOAT
-    batches = -(-work.held_out_sequences // work.config.batch_size)
-    reference = min(REFERENCE_BYTES, output * batches)
-    running = max(_LOGITS_IN_MEASURING * output, _block_bytes(work))
-    return work.calibration_bytes + originals + reference + running
-
-
-def _exporting(work: Workload) -> int:
-    shard = min(MAX_SHARD_BYTES, work.checkpoint_bytes)
-    compared = 0
-    if work.config.container is Container.COMPRESSED_TENSORS:  # transformers loads it, twice
-        compared = 2 * work.weight_bytes
-    return work.calibration_bytes + max(shard, compared)
-
-
-def store_bytes(work: Workload) -> int:
-    """Of the store's file when the search is over, its log of what is being written included."""
-    groups = len(work.model_map.groups)
-    scores = work.config.calibration_sequences * groups * len(work.config.formats) * 8
-    return _STORED_TWICE * work.calibration_bytes + scores + (1 << 20)
-
-
-def free_disk_bytes(place: Path) -> int:
-    """What is free where a file or folder is, or will be."""
-    above = next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
-    return shutil.disk_usage(above).free
-
-
-def largest(stages: Mapping[str, int]) -> tuple[str, int]:
-    """The stage that needs most."""
-    return max(stages.items(), key=lambda item: item[1])
