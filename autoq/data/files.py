@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -223,7 +224,7 @@ def _parquet_documents(path: Path) -> Sequence[str]:
 def _read_npy(path: Path) -> NDArray[Any]:
     try:
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, BadZipFile) as error:
         raise DataError(
             f"{path} must be an array written by numpy.save, without pickled objects: {error}"
         ) from error

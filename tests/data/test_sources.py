@@ -221,6 +221,7 @@ REFUSED = [
     pytest.param("a.parquet", "no", r"cannot be read as parquet", id="not_parquet"),
     pytest.param("a.csv", "a,b", r"must be one of \.txt, .*\.pt, got", id="unknown_suffix"),
     pytest.param("a.npy", "no", r"must be an array written by numpy\.save", id="not_npy"),
+    pytest.param("a.npy", "PK\x03\x04 no archive", r"must be an array written by", id="half_zip"),
     pytest.param("a.npy", np.array([Trap()]), r"without pickled objects", id="pickled_npy"),
     pytest.param("a.npy", np.zeros((4, 32)), r"must be integers, and .* has float64", id="floats"),
     pytest.param("a.npy", np.zeros((2, 2, 2), int), r"has shape \[2, 2, 2\]", id="three_axes"),
