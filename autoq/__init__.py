@@ -10,15 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autoq.api import (
-        Study,
-        auto_quantize,
-        evaluate,
-        list_studies,
-        load,
-        open_study,
-        search,
-    )
+    from autoq.api import Study, auto_quantize, evaluate, list_studies, load, open_study, search
     from autoq.client import Client
 
 try:

@@ -99,7 +99,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
     from autoq.api import pipeline
     from autoq.api.config import ScoringConfig
-    from autoq.api.memory_bound import MemoryNeeds
+    from autoq.api.streamed.memory_bound import MemoryNeeds
     from autoq.memory import peak_rss_bytes
 
     tempfile.tempdir = str(arguments.folder)

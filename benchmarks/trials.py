@@ -30,10 +30,10 @@ import numpy as np
 import torch
 
 from autoq.api import open_study, search
-from autoq.api._refine_data import refine_data
-from autoq.api._refine_measure import TrialMeasurer
-from autoq.api._refine_trials import as_trial
-from autoq.api.refining import RefineOptions, open_trials
+from autoq.api.refinement._data import refine_data
+from autoq.api.refinement._trials import as_trial
+from autoq.api.refinement.measure import TrialMeasurer
+from autoq.api.refinement.refining import RefineOptions, open_trials
 from autoq.api.study import Study
 from autoq.bundled import model_path
 from autoq.data import TokenData

@@ -8,9 +8,9 @@ from autoq.lazy import names_from
 
 if TYPE_CHECKING:
     from autoq.api.auto_quantizing import AutoQuantizeState, auto_quantize
-    from autoq.api.compressing import compress
     from autoq.api.config import ScoringConfig
-    from autoq.api.evaluation import evaluate
+    from autoq.api.evaluating.evaluation import evaluate
+    from autoq.api.exports.compressing import compress
     from autoq.api.loading import generate, load
     from autoq.api.opening import DEFAULT_STORE, list_studies, open_study
     from autoq.api.pipeline import search
@@ -36,9 +36,9 @@ __getattr__ = names_from(
     __name__,
     {
         "autoq.api.auto_quantizing": ("AutoQuantizeState", "auto_quantize"),
-        "autoq.api.compressing": ("compress",),
+        "autoq.api.exports.compressing": ("compress",),
         "autoq.api.config": ("ScoringConfig",),
-        "autoq.api.evaluation": ("evaluate",),
+        "autoq.api.evaluating.evaluation": ("evaluate",),
         "autoq.api.loading": ("generate", "load"),
         "autoq.api.opening": ("DEFAULT_STORE", "list_studies", "open_study"),
         "autoq.api.pipeline": ("search",),

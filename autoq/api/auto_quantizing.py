@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoq.api._auto_quantize_export import export_state
-from autoq.api._block_caches import cache_format, exported
 from autoq.api.costing import constrained_costs
+from autoq.api.exports.auto_quantize import export_state
 from autoq.api.scoring import BatchesInMemory, ScoringPass
+from autoq.api.streamed.block_caches import cache_format, exported
 from autoq.api.task import PROBE_TOKENS, sampled_loss
 from autoq.calibration import calibrate
 from autoq.calibration.kv_cache import calibrate_cache

@@ -83,7 +83,7 @@ def measure_plans(
 ) -> list[Fidelity]:
     """As `measure_plan` for several plans; the original model runs once for all of them."""
     if study.loaded().stream is not None:
-        from autoq.api._streamed_measuring import measure_streamed
+        from autoq.api.streamed.measuring import measure_streamed
 
         store = partial(store_fidelity, study, tokens, data)
         return measure_streamed(study, plans, tokens, store, progress)

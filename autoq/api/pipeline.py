@@ -13,18 +13,18 @@ from typing import Any
 
 from torch import nn
 
-from autoq.api._refine_options import options_of_search
 from autoq.api.budgets import Budgets, budgets_or_default, gpu_of
 from autoq.api.cache_plans import plan_of_weights, with_cache
 from autoq.api.config import ScoringConfig, parse_calibration
 from autoq.api.costing import SIZES
 from autoq.api.distribution import Crew, Helpers, at_hand, crew_of
-from autoq.api.exporting import export_plan
-from autoq.api.exporting_streamed import export_plan_streamed
+from autoq.api.exports.exporting import export_plan
+from autoq.api.exports.streamed import export_plan_streamed
 from autoq.api.kv_cache import cache_wish, run_cache_scores
 from autoq.api.opening import DEFAULT_STORE
 from autoq.api.quality import smallest_that_keeps
-from autoq.api.refining import refine_study
+from autoq.api.refinement.options import options_of_search
+from autoq.api.refinement.refining import refine_study
 from autoq.api.remarks import (
     note_narrow_formats,
 )
@@ -39,7 +39,7 @@ from autoq.api.stages import (
     run_sizes,
     run_solve,
 )
-from autoq.api.streaming import (
+from autoq.api.streamed.streaming import (
     compiling_nothing,
 )
 from autoq.api.study import Study
@@ -162,7 +162,7 @@ def search(
         measure: measure the plan on held-out data.
         refine: plans to measure in order to improve the plan, 0 for none; `Study.refine` does the
             same later.
-        refine_options: other fields of `autoq.api.refining.RefineOptions`, such as objective; where
+        refine_options: other fields of `autoq.api.refinement.refining.RefineOptions`, such as objective; where
             any is left out it has its default, except `held_out_sequences`, which is the search's.
         workers: processes that refine at the same time, this one included.
         devices: GPUs of this machine that score at the same time, or processes where it has none;

@@ -12,17 +12,16 @@ from typing import Any
 
 from torch import nn
 
-from autoq.api._adopted_export import is_unrecorded
-from autoq.api._refine_edge import check_before_search
 from autoq.api.budgets import Budgets
 from autoq.api.cache_plans import CacheWish
 from autoq.api.config import ScoringConfig
 from autoq.api.costing import check_reachable, constrained_costs, latency_note
+from autoq.api.exports.adopted import is_unrecorded
 from autoq.api.kv_cache import check_cache
 from autoq.api.measuring import held_out_tokens
-from autoq.api.memory_bound import refuse_unstreamable
 from autoq.api.quality import check_measurable
-from autoq.api.refining import RefineOptions
+from autoq.api.refinement.edge import check_before_search
+from autoq.api.refinement.refining import RefineOptions
 from autoq.api.remarks import (
     installed_versions,
     note_lost_groups,
@@ -33,7 +32,8 @@ from autoq.api.remarks import (
 )
 from autoq.api.sizes import parse_bytes
 from autoq.api.stages import discovery_payload
-from autoq.api.streaming import check_stored_finite, load_streamed, prepare_streamed
+from autoq.api.streamed.memory_bound import refuse_unstreamable
+from autoq.api.streamed.streaming import check_stored_finite, load_streamed, prepare_streamed
 from autoq.api.study import Study
 from autoq.api.targeting import Offer, Unusable, best_offer, note_target
 from autoq.api.task import LoadedModel, ScoringTask, load, load_data, scoring_task

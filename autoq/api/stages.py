@@ -24,7 +24,7 @@ from autoq.api.reuse import (
 )
 from autoq.api.scoring import BatchHelpers, ScoringPass, make_scoring_estimator
 from autoq.api.serialize import array_names, calibration_to_plain
-from autoq.api.streaming import CalibrationByBlocks, calibrate_streamed, streamed_estimator
+from autoq.api.streamed.streaming import CalibrationByBlocks, calibrate_streamed, streamed_estimator
 from autoq.api.study import Study
 from autoq.api.study_tables import CALIBRATION, DISCOVERY, MEASURE, SENSITIVITY, SOLVE
 from autoq.api.task import LoadedModel, ScoringTask

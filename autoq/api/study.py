@@ -18,7 +18,7 @@ from autoq.progress import Progress, SilentProgress
 from autoq.studies import PlanRecord
 
 if TYPE_CHECKING:
-    from autoq.api.refining import RefineResult
+    from autoq.api.refinement.refining import RefineResult
     from autoq.evaluators import Fidelity
     from autoq.layers.simulate import SimulatedModel
     from autoq.layers.weight_cache import WeightCache
@@ -142,12 +142,12 @@ class Study(StudyData):
             workers: processes that measure at the same time, this one included.
             ray: address of the Ray cluster that the others run on, or "auto"; None starts them here.
             annotate: write notes, plots and files for Optuna's dashboard, where it is installed.
-            options: fields of `autoq.api.refining.RefineOptions`, such as trials and objective.
+            options: fields of `autoq.api.refinement.refining.RefineOptions`, such as trials and objective.
         Raises:
-            InputError, ModelError, StudyLockedError: as `autoq.api.refining.refine_study`.
+            InputError, ModelError, StudyLockedError: as `autoq.api.refinement.refining.refine_study`.
         """
-        from autoq.api._refine_edge import check_study
-        from autoq.api.refining import RefineOptions, refine_study
+        from autoq.api.refinement.edge import check_study
+        from autoq.api.refinement.refining import RefineOptions, refine_study
 
         chosen = RefineOptions(**options)
         check_study(self, chosen, workers)  # before a plan is solved for a new budget, and stored
@@ -207,24 +207,24 @@ class Study(StudyData):
             VerificationError: what was written does not read back bit for bit.
             StudyLockedError: another process works on the study.
         """
-        from autoq.api._adopted_export import is_unrecorded
-        from autoq.api.exporting import export_plan
-        from autoq.api.exporting_onnx import (
+        from autoq.api.exports.adopted import is_unrecorded
+        from autoq.api.exports.exporting import export_plan
+        from autoq.api.exports.onnx import (
             ONNX,
             export_onnx_plan,
             refuse_missing_packages,
             refuse_past,
         )
-        from autoq.api.exporting_streamed import (
+        from autoq.api.exports.streamed import (
             export_plan_streamed,
             refuse_unstreamed_container,
         )
-        from autoq.api.exporting_tensorrt_llm import (
+        from autoq.api.exports.tensorrt_llm import (
             TENSORRT_LLM,
             export_tensorrt_llm_plan,
             refuse_parallel,
         )
-        from autoq.api.exporting_transformers_fp8 import spelled
+        from autoq.api.exports.transformers_fp8 import spelled
         from autoq.api.kv_cache import refuse_unwritable_cache
         from autoq.export import check_destination
         from autoq.export._types import Spelling

@@ -9,7 +9,7 @@ from typing import TypeAlias
 from torch import nn
 
 from autoq.api.config import parse_container
-from autoq.api.exporting import inexpressible
+from autoq.api.exports.exporting import inexpressible
 from autoq.errors import InputError
 from autoq.export import first_container
 from autoq.formats import (

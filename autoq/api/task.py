@@ -43,7 +43,7 @@ from autoq.search.objectives import (
 from autoq.search.sensitivity import BatchLoss
 
 if TYPE_CHECKING:
-    from autoq.api.streaming import Streaming
+    from autoq.api.streamed.streaming import Streaming
 
 ID_SUFFIXES = (".npy", ".pt")
 """Files of token ids, which need no tokenizer."""

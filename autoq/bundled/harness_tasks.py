@@ -14,7 +14,7 @@ from typing import Any
 from autoq.bundled import tasks_path
 from autoq.bundled.language import documents, multiple_choice_questions
 
-_MODEL = "autoq.api.harness_model:AutoqModel"
+_MODEL = "autoq.api.evaluating.harness_model:AutoqModel"
 
 SEED = 7
 """Not 0, so that the texts are not those that plans are measured on by default."""

@@ -54,15 +54,15 @@ def dashboard(
     """
     quiet_libraries()
     with results_kept_clean():
-        from autoq.api.dashboard import check_dashboard_installed
-        from autoq.api.dashboard_server import is_loopback, listening_server
+        from autoq.api.dashboards.dashboard import check_dashboard_installed
+        from autoq.api.dashboards.server import is_loopback, listening_server
 
         check_dashboard_installed()
         _check_host(host, is_loopback(host), allow_remote)
         check_store(store)
     with listening_server(host, port) as server:
         with results_kept_clean():
-            from autoq.api.dashboard import dashboard_application, prepare_store
+            from autoq.api.dashboards.dashboard import dashboard_application, prepare_store
 
             prepared = prepare_store(store, artifacts, say=_note)
             application = dashboard_application(prepared)

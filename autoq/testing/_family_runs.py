@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from autoq.api import auto_quantize, search
-from autoq.api.exporting import inexpressible
+from autoq.api.exports.exporting import inexpressible
 from autoq.calibration import without_unfolded_scales
 from autoq.export import export_checkpoint, is_held, verify_checkpoint, verify_logits
 from autoq.formats import FORMATS, NONE, FormatName

@@ -40,7 +40,7 @@ class Refiner:
             sequences: that trials are measured on.
             fresh: sequences that the finalists are measured on.
         """
-        from autoq.api._refine_measure import TrialMeasurer
+        from autoq.api.refinement.measure import TrialMeasurer
         from autoq.data.sources import token_data
         from autoq.evaluators import parse_objective
 

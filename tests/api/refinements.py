@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from autoq.api._refine_metrics import Aim
-from autoq.api._refine_trials import LOSSES, PLAN, POSITION, SOURCE
-from autoq.api.refining import RefineOptions, open_trials
+from autoq.api.refinement._metrics import Aim
+from autoq.api.refinement._trials import LOSSES, PLAN, POSITION, SOURCE
+from autoq.api.refinement.refining import RefineOptions, open_trials
 from autoq.evaluators import parse_objective
 from autoq.progress import SilentProgress
 from autoq.search.refine import Refinement

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from autoq.api.compressing import compress
+from autoq.api.exports.compressing import compress
 from autoq.errors import ExportError, InputError, ModelError, VerificationError
 from autoq.export import _shards as shards
 from autoq.export import export_checkpoint, is_held, read_quantized, verify_logits

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from autoq.api.compressing import compress
+from autoq.api.exports.compressing import compress
 from autoq.api.task import PROBE_TOKENS, LoadedModel, load_data, token_batches
 from autoq.calibration import calibrate
 from autoq.errors import ExportError, ModelError

@@ -14,7 +14,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import autoq
-from autoq.api.compressing import compress
+from autoq.api.exports.compressing import compress
 from autoq.calibration.kv_cache import calibrate_cache
 from autoq.cli import app
 from autoq.errors import InputError, ModelError, UnknownNameError

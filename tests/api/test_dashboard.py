@@ -16,8 +16,8 @@ import optuna
 import pytest
 
 import autoq
-from autoq.api._dashboard_files import ArtifactFiles
-from autoq.api.dashboard import artifact_folder, prepare_store
+from autoq.api.dashboards._files import ArtifactFiles
+from autoq.api.dashboards.dashboard import artifact_folder, prepare_store
 from autoq.errors import InputError, UnknownNameError
 from autoq.report.numbers import loss_text
 from autoq.studies import StudyStore, trial_storage

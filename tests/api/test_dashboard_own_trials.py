@@ -12,8 +12,8 @@ import optuna
 import pytest
 
 import autoq
-from autoq.api._refine_trials import read_history
-from autoq.api.dashboard import prepare_store
+from autoq.api.dashboards.dashboard import prepare_store
+from autoq.api.refinement._trials import read_history
 from autoq.studies import StudyStore, trial_storage
 from tests.api.refinements import SMALL, open_with
 

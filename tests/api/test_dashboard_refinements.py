@@ -12,7 +12,7 @@ import optuna
 import pytest
 
 import autoq
-from autoq.api.dashboard import annotate, artifact_folder, prepare_store
+from autoq.api.dashboards.dashboard import annotate, artifact_folder, prepare_store
 from autoq.studies import StudyStore, trial_storage
 
 get_note = pytest.importorskip("optuna_dashboard").get_note

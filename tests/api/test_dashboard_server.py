@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from autoq.api.dashboard_server import DashboardServer, is_loopback, listening_server
+from autoq.api.dashboards.server import DashboardServer, is_loopback, listening_server
 from autoq.errors import InputError
 
 
@@ -102,7 +102,7 @@ def test_a_port_that_is_taken_is_named(url: str) -> None:
 
 def test_without_a_port_another_one_is_taken(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = int(url.rpartition(":")[2])
-    monkeypatch.setattr("autoq.api.dashboard_server.DEFAULT_PORT", taken)
+    monkeypatch.setattr("autoq.api.dashboards.server.DEFAULT_PORT", taken)
     with listening_server("127.0.0.1", None) as server:
         assert server.server_port not in (taken, 0)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import autoq
-from autoq.api import exporting_onnx
+from autoq.api.exports import onnx as exporting_onnx
 from autoq.errors import ExportError, InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

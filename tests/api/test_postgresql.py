@@ -15,8 +15,8 @@ import pytest
 
 import autoq
 from autoq.api import list_studies, open_study
-from autoq.api._refine_trials import LOSSES, PLAN, POSITION
-from autoq.api.dashboard import dashboard_application, prepare_store
+from autoq.api.dashboards.dashboard import dashboard_application, prepare_store
+from autoq.api.refinement._trials import LOSSES, PLAN, POSITION
 from autoq.errors import StudyLockedError
 from autoq.studies import StudyStore, trial_storage
 from autoq.testing.postgresql import NoServerError, postgresql_url

@@ -15,9 +15,9 @@ import torch
 import transformers
 
 import autoq
-from autoq.api.memory_bound import MemoryNeeds
 from autoq.api.preflight import Preflight, disk, estimating, preflight
 from autoq.api.preflight import memory as memory_module
+from autoq.api.streamed.memory_bound import MemoryNeeds
 from autoq.api.study_tables import CALIBRATION
 from autoq.bundled import model_path
 from autoq.errors import DataError, InputError, ModelError

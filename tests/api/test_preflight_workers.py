@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from autoq.api._refine_process import threads_each
 from autoq.api.preflight import Preflight, cluster, disk, estimating, preflight
 from autoq.api.preflight import memory as memory_module
 from autoq.api.preflight.cluster import Cluster, Machine
 from autoq.api.preflight.memory import Memory, memory_by_stage, memory_of_machine, memory_of_workers
 from autoq.api.preflight.seconds import AllRates, Rates, seconds_by_stage, seconds_divided
 from autoq.api.preflight.teams import Team, scoring_team
-from autoq.api.refining import RefineOptions
+from autoq.api.refinement.process import threads_each
+from autoq.api.refinement.refining import RefineOptions
 from autoq.errors import InputError
 from autoq.models import load_model
 

@@ -9,8 +9,8 @@ import pytest
 
 import autoq
 from autoq.api import open_study
-from autoq.api._refine_data import Confirmations, refine_data
-from autoq.api.refining import RefineOptions
+from autoq.api.refinement._data import Confirmations, refine_data
+from autoq.api.refinement.refining import RefineOptions
 from autoq.errors import InputError
 from autoq.search import effective_bits
 from autoq.search.refine import Refinement
@@ -73,7 +73,8 @@ def test_more_trials_go_on_where_fewer_ended(study):
 
 
 def test_a_better_plan_is_taken_from_then_on_and_the_start_stays_beside_it(study, monkeypatch):
-    from autoq.api import _refine_decide, _refine_fresh
+    from autoq.api.refinement import _decide as _refine_decide
+    from autoq.api.refinement import _fresh as _refine_fresh
     from autoq.search.refine import Verdict
 
     start = study.unrefined_plan()

@@ -9,8 +9,8 @@ import optuna
 import pytest
 
 import autoq
-from autoq.api._refine_trials import LOSSES
-from autoq.api.refining import RefineOptions, open_trials
+from autoq.api.refinement._trials import LOSSES
+from autoq.api.refinement.refining import RefineOptions, open_trials
 from autoq.errors import InputError
 from autoq.search.refine import Refinement
 from tests.api.refinements import SMALL, entries, open_with
@@ -94,8 +94,8 @@ def test_a_front_of_loss_against_bits_is_measured_and_stored(study, sampler):
 
 def test_the_sampler_learns_from_the_trials_that_have_parameters():
     """A quadratic with its least value at 0.3; trials without parameters are in between."""
-    from autoq.api._refine_optuna import few_words
-    from autoq.api._refine_sampler import MultiplierSampler
+    from autoq.api.refinement._optuna import few_words
+    from autoq.api.refinement._sampler import MultiplierSampler
 
     for name in ("tpe", "gp"):
         sampler = MultiplierSampler(name, seed=0)
@@ -111,8 +111,8 @@ def test_the_sampler_learns_from_the_trials_that_have_parameters():
 
 
 def test_nsga2_finds_its_generations_again():
-    from autoq.api._refine_optuna import SAMPLER_STATE, few_words
-    from autoq.api._refine_sampler import MultiplierSampler
+    from autoq.api.refinement._optuna import SAMPLER_STATE, few_words
+    from autoq.api.refinement._sampler import MultiplierSampler
 
     sampler = MultiplierSampler("nsga2", seed=0)
     with few_words():

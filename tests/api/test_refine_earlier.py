@@ -6,11 +6,13 @@ import math
 
 import pytest
 
-from autoq.api import _refine_decide, _refine_earlier, _refine_fresh
-from autoq.api._refine_data import refine_data
-from autoq.api._refine_earlier import Earlier
-from autoq.api._refine_fresh import FreshMeasurements, OnFresh
-from autoq.api.refining import RefineOptions
+from autoq.api.refinement import _decide as _refine_decide
+from autoq.api.refinement import _earlier as _refine_earlier
+from autoq.api.refinement import _fresh as _refine_fresh
+from autoq.api.refinement._data import refine_data
+from autoq.api.refinement._earlier import Earlier
+from autoq.api.refinement._fresh import FreshMeasurements, OnFresh
+from autoq.api.refinement.refining import RefineOptions
 from autoq.cli._refine import _lines
 from autoq.progress import SilentProgress
 from autoq.search.refine import Source, Trial, Verdict

@@ -9,8 +9,8 @@ import pytest
 
 import autoq
 from autoq.api import search_setup, task
-from autoq.api._refine_edge import check_aim
-from autoq.api.refining import RefineOptions
+from autoq.api.refinement.edge import check_aim
+from autoq.api.refinement.refining import RefineOptions
 from autoq.errors import AutoqError, DataError, InputError, UnknownNameError
 from autoq.testing.tiny_models import make_byte_tokenizer, make_tiny_model, write_tiny_model
 from tests.api.refinements import SMALL

@@ -10,7 +10,7 @@ import torch
 
 import autoq
 from autoq.api import open_study
-from autoq.api._refine_measure import TrialMeasurer
+from autoq.api.refinement.measure import TrialMeasurer
 from autoq.errors import EvaluationError, InputError, ModelError, UnknownNameError
 from autoq.evaluators.fidelity import check_finite
 from autoq.studies import trial_storage

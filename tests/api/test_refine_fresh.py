@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import autoq
-from autoq.api._refine_data import refine_data
-from autoq.api.refining import RefineOptions
+from autoq.api.refinement._data import refine_data
+from autoq.api.refinement.refining import RefineOptions
 from autoq.cli._refine import _lines
 
 

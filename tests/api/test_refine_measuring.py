@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from autoq.api._refine_data import refine_data
-from autoq.api._refine_measure import TrialMeasurer
-from autoq.api._refine_metrics import Aim
 from autoq.api.measuring import PlanMeasurer
-from autoq.api.refining import RefineOptions
+from autoq.api.refinement._data import refine_data
+from autoq.api.refinement._metrics import Aim
+from autoq.api.refinement.measure import TrialMeasurer
+from autoq.api.refinement.refining import RefineOptions
 from autoq.errors import EvaluationError
 from autoq.evaluators import parse_objective
 from autoq.search.sampling import random_plans

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import pytest
 
 from autoq.api import open_study, search
-from autoq.api._refine_data import refine_data
-from autoq.api._refine_measure import TrialMeasurer
-from autoq.api.refining import RefineOptions
+from autoq.api.refinement._data import refine_data
+from autoq.api.refinement.measure import TrialMeasurer
+from autoq.api.refinement.refining import RefineOptions
 from autoq.errors import InputError
 from autoq.evaluators.cache import LogitsCache
 from tests.api.refinements import KL, QUICK, SMALL, entries

@@ -6,8 +6,8 @@ import sqlite3
 
 import pytest
 
-from autoq.api import _refine_worker
 from autoq.api.opening import open_study
+from autoq.api.refinement import _worker as _refine_worker
 from autoq.errors import StoreError
 from autoq.studies import maintenance
 from tests.api.refinements import SMALL, entries

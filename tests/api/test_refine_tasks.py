@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from autoq.api import _refine_fresh
-from autoq.api._refine_fresh import OnFresh, choose
-from autoq.api._refine_metrics import Aim, AimedMetrics
-from autoq.api.refining import RefineOptions, open_trials
+from autoq.api.refinement import _fresh as _refine_fresh
+from autoq.api.refinement._fresh import OnFresh, choose
+from autoq.api.refinement._metrics import Aim, AimedMetrics
+from autoq.api.refinement.refining import RefineOptions, open_trials
 from autoq.evaluators import Estimate, parse_objective
 from autoq.evaluators.tasks import ExamplePart
 from autoq.search.refine import Source, Trial

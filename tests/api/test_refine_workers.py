@@ -13,10 +13,10 @@ import optuna
 import pytest
 
 import autoq
-from autoq.api._refine_process import _Helper
-from autoq.api._refine_trials import POSITION, DeadTrials, read_history
-from autoq.api._refine_worker import Worker
-from autoq.api.refining import RefineOptions, open_trials
+from autoq.api.refinement._trials import POSITION, DeadTrials, read_history
+from autoq.api.refinement._worker import Worker
+from autoq.api.refinement.process import _Helper
+from autoq.api.refinement.refining import RefineOptions, open_trials
 from autoq.errors import InputError
 from autoq.studies import (
     WORKER,

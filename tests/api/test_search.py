@@ -131,7 +131,7 @@ def test_everything_is_in_the_store_before_the_export(
     def failing(*_: Any, **__: Any) -> None:
         raise ExportError("no space left")
 
-    monkeypatch.setattr("autoq.api.exporting.export_checkpoint", failing)
+    monkeypatch.setattr("autoq.api.exports.exporting.export_checkpoint", failing)
     with pytest.raises(ExportError, match="no space left"):
         autoq.search(llama_folder, **quick, export=tmp_path / "out")
     study = autoq.open_study(None, quick["store"])
@@ -153,7 +153,7 @@ def test_logits_are_compared_where_transformers_can_load(
         def note(self, text: str) -> None:
             notes.append(text)
 
-    monkeypatch.setattr("autoq.api.exporting.find_spec", lambda name: installed or None)
+    monkeypatch.setattr("autoq.api.exports.exporting.find_spec", lambda name: installed or None)
     quick.update(measure=False, container="compressed-tensors", export=tmp_path / "out")
     export = autoq.search(llama_folder, **quick, progress=Noting()).summary()["export"]
     assert ("transformers_logits" in export["verification"]) is installed
@@ -169,7 +169,7 @@ def test_what_does_not_read_back_never_takes_the_name(
     def failing(*_: Any, **__: Any) -> None:
         raise VerificationError("differs")
 
-    monkeypatch.setattr("autoq.api.exporting.verify_checkpoint", failing)
+    monkeypatch.setattr("autoq.api.exports.exporting.verify_checkpoint", failing)
     for name, overwrite in (("new", False), ("out", True)):
         with pytest.raises(VerificationError, match="differs"):
             study.export(tmp_path / name, effective_bits=7.0, overwrite=overwrite)
@@ -506,7 +506,7 @@ def test_a_failed_export_leaves_the_study_done(
     def failing(*_: Any, **__: Any) -> None:
         raise ExportError("no space left")
 
-    monkeypatch.setattr("autoq.api.exporting.export_checkpoint", failing)
+    monkeypatch.setattr("autoq.api.exports.exporting.export_checkpoint", failing)
     with pytest.raises(ExportError):
         study.export(tmp_path / "out")
     assert autoq.list_studies(quick["store"])[0]["status"] == "done"

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import autoq
 from autoq.api import study_data, task
 from autoq.api._stored_calibration import CalibrationInStore
-from autoq.api.exporting_streamed import export_plan_streamed
+from autoq.api.exports.streamed import export_plan_streamed
 from autoq.errors import ExportError, InputError, ModelError
 from autoq.export._read_back import same_bits
 from autoq.formats import Container, FormatName

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from autoq.api import open_study, search
 from autoq.api.config import ScoringConfig
 from autoq.api.sizes import parse_bytes
-from autoq.api.streaming import fresh_folder, load_streamed
+from autoq.api.streamed.streaming import fresh_folder, load_streamed
 from autoq.api.study_tables import CALIBRATION, SENSITIVITY
 from autoq.errors import InputError, ModelError
 from autoq.kernels._torch.compiled import POLICY_VARIABLE, Policy, policy
@@ -109,7 +109,7 @@ def test_a_killed_search_goes_on(
 ) -> None:
     source = write_family_model("llama", tmp_path / "model")
     whole = searched(source, tmp_path / "a.db", calibration="max")
-    from autoq.api import streaming
+    from autoq.api.streamed import streaming
 
     monkeypatch.setattr(streaming, "_MOST_TOGETHER", 2)
     reads = _killed_after(monkeypatch, blocks=2 * 3 + 2 * 2 + 1)  # in the second two batches

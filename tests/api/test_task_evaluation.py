@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 import autoq
-from autoq.api import _evaluate_folder
+from autoq.api.evaluating import _folder as _evaluate_folder
+from autoq.api.evaluating.tasks import ORIGINAL, _plain_run
 from autoq.api.measured import PER_SEQUENCE
 from autoq.api.measuring import _same_source
-from autoq.api.task_evaluation import ORIGINAL, _plain_run
 from autoq.bundled import model_path, tasks_path
 from autoq.errors import InputError
 from autoq.evaluators import Estimate
@@ -224,7 +224,7 @@ def test_what_the_model_cannot_give_is_refused_before_anything_is_measured(
         raise AssertionError("something was measured first")
 
     for name in ("measure_plan", "held_out_tokens"):
-        monkeypatch.setattr(f"autoq.api.evaluation.{name}", measured)
+        monkeypatch.setattr(f"autoq.api.evaluating.evaluation.{name}", measured)
     for name in ("measure_fidelity", "load"):
         monkeypatch.setattr(_evaluate_folder, name, measured)
     with pytest.raises(InputError, match=message):

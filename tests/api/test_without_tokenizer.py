@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import autoq
-from autoq.api.evaluation import evaluate
+from autoq.api.evaluating.evaluation import evaluate
 from autoq.errors import InputError
 from autoq.testing.tiny_models import write_tiny_model
 from tests.api.refinements import SMALL

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from autoq.api.compressing import compress
+from autoq.api.exports.compressing import compress
 from autoq.errors import ExportError
 from autoq.export import _folder as folder_module
 from autoq.export import check_destination, verify_logits

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from autoq.api.exporting import inexpressible
+from autoq.api.exports.exporting import inexpressible
 from autoq.errors import ExportError
 from autoq.export import LOGITS_BOUND, load_packed, verify_checkpoint, verify_logits
 from autoq.export.reader import read_quantized

@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 
 import autoq
-from autoq.api._refine_trials import LOSSES, PLAN, POSITION
-from autoq.api._refine_worker import Worker
 from autoq.api.distribution import ray_cluster
 from autoq.api.distribution.ray_cluster import RayWorker
-from autoq.api.refining import RefineOptions, open_trials
+from autoq.api.refinement._trials import LOSSES, PLAN, POSITION
+from autoq.api.refinement._worker import Worker
+from autoq.api.refinement.refining import RefineOptions, open_trials
 from autoq.studies import WORKER, worker_identity
 from tests.api.distribution.studies import Notes, assert_same, search_in, workers_of
 from tests.api.refinements import SMALL

@@ -35,7 +35,7 @@ import autoq
 # Programs, migrations (run by Alembic itself), Triton kernels (imported at their first launch), the
 # models that lm-eval calls and the sampler that Optuna asks may import what they are about.
 LEFT_OUT = ("__main__", "migrations", "_jit", "_launch", "_compile_cases", "harness_model", "lm_eval",
-            "_refine_sampler")
+            "refinement._sampler")
 
 def visit(package):
     for found in pkgutil.iter_modules(package.__path__, package.__name__ + "."):

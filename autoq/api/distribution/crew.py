@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 import torch
 
-from autoq.api._refine_process import fewer_threads, threads_each
 from autoq.api.distribution.dealing import BatchWorker, Dealer
 from autoq.api.distribution.messages import Message
 from autoq.api.distribution.processes import ProcessWorker
 from autoq.api.distribution.scorer import scoring_order
+from autoq.api.refinement.process import fewer_threads, threads_each
 from autoq.api.scoring import ScoredBatch, Take
 from autoq.api.study import Study
 from autoq.api.task import LoadedModel

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from autoq.api._refine_process import take_trials, trials_order
 from autoq.api.distribution.ray_cluster import connect, share_of
+from autoq.api.refinement.process import take_trials, trials_order
 from autoq.errors import AutoqError, InputError
 from autoq.progress import Progress
 from autoq.studies import PlanRecord

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from autoq.api.preflight.workload import Workload
-from autoq.api.refining import SHARE_OF_FREE_DISK
+from autoq.api.refinement.refining import SHARE_OF_FREE_DISK
 from autoq.evaluators.cache import DEFAULT_BYTES
 
 _STORED_TWICE = 2

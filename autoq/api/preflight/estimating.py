@@ -10,11 +10,8 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import torch
 
-from autoq.api._refine_edge import check_before_search, check_workers
-from autoq.api._refine_options import RefineOptions, options_of_search
 from autoq.api.config import ScoringConfig, parse_calibration
 from autoq.api.kv_cache import cache_wish
-from autoq.api.memory_bound import MemoryNeeds, refuse_unstreamable
 from autoq.api.preflight.cluster import PATIENCE_SECONDS, Cluster, cluster_at
 from autoq.api.preflight.disk import outputs_bytes, store_bytes
 from autoq.api.preflight.found import Preflight, WorkerNeeds
@@ -28,7 +25,10 @@ from autoq.api.preflight.misfits import disk_misfits, memory_misfits
 from autoq.api.preflight.seconds import AllRates, seconds_by_stage
 from autoq.api.preflight.teams import ALONE, Team, scoring_team, trials_team
 from autoq.api.preflight.workload import Workload
+from autoq.api.refinement.edge import check_before_search, check_workers
+from autoq.api.refinement.options import RefineOptions, options_of_search
 from autoq.api.sizes import parse_bytes
+from autoq.api.streamed.memory_bound import MemoryNeeds, refuse_unstreamable
 from autoq.api.targeting import offers
 from autoq.api.task import LoadedModel, load_data, longest_sequence, resolve_device
 from autoq.formats import parse_target

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from autoq.api._refine_measure import AVAILABLE_SHARE
 from autoq.api.preflight.teams import Team
 from autoq.api.preflight.workload import Workload
+from autoq.api.refinement.measure import AVAILABLE_SHARE
 from autoq.evaluators.reference import MEMORY_BYTES as REFERENCE_BYTES
 from autoq.export.export import MAX_SHARD_BYTES
 from autoq.formats import Container, FormatName

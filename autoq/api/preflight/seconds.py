@@ -15,10 +15,10 @@ from heapq import heapify, heapreplace
 
 import torch
 
-from autoq.api._refine_process import fewer_threads
 from autoq.api.preflight.memory import FINALISTS, NEW_SHARE_OF_A_TRIAL
 from autoq.api.preflight.teams import ALONE, Team
 from autoq.api.preflight.workload import Workload
+from autoq.api.refinement.process import fewer_threads
 from autoq.calibration.moments import ROWS_PER_CHANNEL
 from autoq.search._projections import projection_dtype
 from autoq.search._token_sampling import SMALLEST_PROBABILITY

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from autoq.api._refine_process import threads_each
 from autoq.api.distribution.crew import LocalCrew, crew_of
 from autoq.api.distribution.ray_cluster import Share
 from autoq.api.preflight.cluster import Cluster
+from autoq.api.refinement.process import threads_each
 
 THIS_MACHINE = "this machine"
 _RAY = "the Ray cluster"

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoq.api._refine_options import RefineOptions
 from autoq.api.config import ScoringConfig
-from autoq.api.memory_bound import experts_per_token
 from autoq.api.preflight.teams import ALONE, Team
+from autoq.api.refinement.options import RefineOptions
+from autoq.api.streamed.memory_bound import experts_per_token
 from autoq.calibration.moments import moment_owners
 from autoq.calibration.scales import sharing_sets
 from autoq.formats import FORMATS, NONE, QuantFormat

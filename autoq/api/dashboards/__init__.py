@@ -1,0 +1,1 @@
+"""A study's trials in the Optuna dashboard."""

@@ -1,0 +1,1 @@
+"""Originals, plans and checkpoints measured and judged beside each other."""

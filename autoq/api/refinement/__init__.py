@@ -1,0 +1,1 @@
+"""Plans improved by trials that are measured on the quantised model."""

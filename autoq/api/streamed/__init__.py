@@ -1,0 +1,1 @@
+"""Searching models that no memory holds, a block at a time."""
