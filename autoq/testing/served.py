@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import uvicorn
 
 from autoq.service.settings import ServiceSettings
 from autoq.service.web.app import create_app
+from autoq.service.web.server import listening_socket
 
 _START_SECONDS = 120.0  # only there to end a broken test
 
@@ -22,7 +22,7 @@ def served(settings: ServiceSettings) -> Iterator[str]:
 
     Its address is that of the settings' host and a free port.
     """
-    with socket.create_server((settings.host, 0)) as listening:
+    with listening_socket(settings.host, 0) as listening:
         port = listening.getsockname()[1]
         config = uvicorn.Config(create_app(settings), log_level="warning", ws="none")
         server = uvicorn.Server(config)

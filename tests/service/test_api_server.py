@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
+from autoq.service.web.server import listening_socket
 from autoq.studies import StudyStore
 from autoq.testing.synthetic_study import add_synthetic_study
 
@@ -117,6 +118,15 @@ def test_it_says_where_it_is_and_ends_when_told(tmp_path: Path) -> None:
     assert "topsecret" not in said  # queries are not logged
     assert "Traceback" not in said
     assert said.strip().splitlines()[-1].startswith("the service has ended")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_bodies_do_not_wait_for_acknowledgements_of_headers(host: str) -> None:
+    with listening_socket(host, 0) as listening:
+        with socket.create_connection(listening.getsockname()[:2]):
+            connection, _ = listening.accept()
+            with connection:
+                assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_streams_end_with_the_server_and_go_on_with_the_next(tmp_path: Path) -> None:
