@@ -122,11 +122,12 @@ def test_it_says_where_it_is_and_ends_when_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_bodies_do_not_wait_for_acknowledgements_of_headers(host: str) -> None:
-    with listening_socket(host, 0) as listening:
-        with socket.create_connection(listening.getsockname()[:2]):
-            connection, _ = listening.accept()
-            with connection:
-                assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    with (
+        listening_socket(host, 0) as listening,
+        socket.create_connection(listening.getsockname()[:2]),
+        listening.accept()[0] as connection,
+    ):
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_streams_end_with_the_server_and_go_on_with_the_next(tmp_path: Path) -> None:
