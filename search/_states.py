@@ -248,12 +248,17 @@ def _hopeful(changes: _Changes, step: int, states: _States, below: float) -> NDA
     kept = np.flatnonzero(changes.least(step, states.more, states.losses) < below)
     # Bits that are not taken are worth their price: a state of fewer bits beats another unless that
     # has lost less by more than the bits between are worth.
-    worth = states.losses[kept] - changes.price * states.more[kept]
-    order = np.lexsort((worth, states.more[kept]))
-    in_order = worth[order]
+    # The lists that states came from are in order of bits, so that this sorting is a merge.
+    more = states.more[kept]
+    order = np.argsort(more, kind="stable")
+    worth = (states.losses[kept] - changes.price * more)[order]
     unbeaten = np.ones(len(order), dtype=np.bool_)
-    unbeaten[1:] = in_order[1:] < np.minimum.accumulate(in_order)[:-1]
-    return np.asarray(kept[order[unbeaten]], dtype=np.int64)
+    unbeaten[1:] = worth[1:] < np.minimum.accumulate(worth)[:-1]
+    order = order[unbeaten]
+    # Of equally many bits the last has lost least.
+    is_last = np.ones(len(order), dtype=np.bool_)
+    is_last[:-1] = more[order[1:]] != more[order[:-1]]
+    return np.asarray(kept[order[is_last]], dtype=np.int64)
 
 
 def _most_promising(
