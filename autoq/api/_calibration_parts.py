@@ -1,12 +1,13 @@
 """The calibration of a model that is read block by block, stored block by block as it is found.
 
 Beside a block's arrays, and in one transaction with them, its records go into the store, with the
-fingerprint of all that they follow from. A search that was killed takes up the blocks that are there
-whole, and whose fingerprint is its own. When the stage ends, its payload has the records of all.
+arrays' hashes and the fingerprint of all that they follow from. A search that was killed takes up the
+blocks that are there as they were written, and whose fingerprint is its own. When the stage ends, its payload has the records of all.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -70,7 +71,7 @@ class CalibrationParts:
                 if part["fingerprint"] != self._fingerprint:
                     foreign += 1
                     continue
-                self._check_arrays(part["records"])
+                self._check_arrays(part["records"], part["hashes"])
             except StoreError as error:
                 progress.note(f"the calibration of {path} is computed anew: {error}")
                 continue
@@ -87,7 +88,8 @@ class CalibrationParts:
         """See `autoq.export.block_calibration.TakesCalibrations`."""
         assert block is not None  # layers outside blocks were refused
         records, arrays = calibration_to_plain(entries)
-        document = {"fingerprint": self._fingerprint, "records": records}
+        hashes = {name: _hash_of(array) for name, array in arrays.items()}
+        document = {"fingerprint": self._fingerprint, "records": records, "hashes": hashes}
         part = np.frombuffer(json.dumps(document).encode(), dtype=np.uint8)
         named = {**arrays, f"{_PART}{block}": part}
         self._study.store.put_arrays(self._study.id, CALIBRATION, named)
@@ -102,17 +104,29 @@ class CalibrationParts:
         part = self._array(f"{_PART}{number}")
         return None if part is None else dict(json.loads(part.tobytes()))
 
-    def _check_arrays(self, records: Sequence[Mapping[str, Any]]) -> None:
+    def _check_arrays(
+        self, records: Sequence[Mapping[str, Any]], hashes: Mapping[str, str]
+    ) -> None:
         """
         Raises:
-            StoreError: one is damaged, or not there.
+            StoreError: one is damaged, not there, or another than was written with the records: a
+                search by another version, or what it took over, may have replaced it.
         """
         for name in dict.fromkeys(name for record in records for name in array_names(record)):
-            if self._array(name) is None:
+            array = self._array(name)
+            if array is None:
                 raise StoreError(f"array {name!r} is not in the store")
+            if False and _hash_of(array) != hashes[name]:
+                raise StoreError(f"array {name!r} was replaced by another search in the meantime")
 
     def _array(self, name: str) -> NDArray[Any] | None:
         return stored_array(self._study.store, self._study.id, CALIBRATION, name)
+
+
+def _hash_of(array: NDArray[Any]) -> str:
+    digest = hashlib.sha256(f"{array.dtype.str} {array.shape} ".encode())
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return digest.hexdigest()
 
 
 def _where(done: Mapping[int, Sequence[Any]], blocks: int) -> str:

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from autoq.api import reuse, search
+from autoq.api.study_tables import CALIBRATION
 from autoq.export import block_calibration
 from autoq.models.block_stream import BlockStream
 from autoq.progress import SilentProgress
-from autoq.studies import maintenance
+from autoq.studies import StudyStore, maintenance
 from autoq.testing import tiny_models
 from autoq.testing.tiny_models import write_family_model
 
@@ -298,3 +299,29 @@ def test_in_memory_nothing_is_taken_up_and_nothing_left(
     assert calibrated == []  # not block by block
     assert notes.about("taken up") + notes.about(_FOREIGN) == []
     assert content(store) == content(tmp_path / "whole.db")
+
+
+def test_an_array_that_another_search_has_replaced_is_not_taken(
+    source: Callable[[str], Path], calibrated: list[str], tmp_path: Path
+) -> None:
+    """It is sound by itself, and of its name; beside the part's records it would be a mixture."""
+    model = source("llama")
+    streamed(model, tmp_path / "whole.db")
+    store = tmp_path / "killed.db"
+    killed(model, store, after=3)
+    connection = sqlite3.connect(store)
+    (name,) = connection.execute(_array_of(1).replace("id", "name", 1)).fetchone()
+    connection.close()
+    with StudyStore.open(f"sqlite:///{store}") as opened:
+        (study,) = opened.list_studies()
+        array = opened.get_array(study.id, CALIBRATION, name)
+        opened.put_array(study.id, CALIBRATION, name, array ^ 1)
+    calibrated.clear()
+
+    _, notes = streamed(model, store)
+
+    assert calibrated == [f"model.layers.{block}" for block in (1, 3)]
+    words = f"layers.1 is computed anew: array {name!r} was replaced"
+    assert len(notes.about(words)) == 1, notes.said
+    assert content(store) == content(tmp_path / "whole.db")
+    assert_sound(store)

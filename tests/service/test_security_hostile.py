@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -690,6 +692,35 @@ class TestConnections:
         request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
         assert b"done" in asyncio.run(_until_closed(request, seconds=0.5))
 
+    @pytest.mark.parametrize(
+        ("unread", "is_cut"),
+        [
+            (itertools.repeat(9_000), True),
+            (itertools.chain(range(900, 0, -100), itertools.repeat(0)), False),
+        ],
+        ids=["nobody reads", "read slowly"],
+    )
+    def test_replies_that_nobody_reads_end_and_slow_readers_get_them_whole(
+        self, monkeypatch: pytest.MonkeyPatch, unread: Iterator[int], is_cut: bool
+    ) -> None:
+        monkeypatch.setattr(server, "_IDLE_SECONDS", 0.01)
+
+        async def answered() -> Wire:
+            wire = Wire()
+            wire.unread = unread
+            await _close_of(wire, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", seconds=0.0)
+            return wire
+
+        wire = asyncio.run(answered())
+        assert wire.aborted == is_cut
+        assert next(unread) == (9_000 if is_cut else 0)  # only then it was closed
+
+    def test_what_tls_has_not_sent_is_unread_too(self) -> None:
+        above, below = Wire(), Wire()
+        above.unread, below.unread = itertools.repeat(3), itertools.repeat(40)
+        above._ssl_protocol = SimpleNamespace(_transport=below)  # type: ignore[attr-defined]
+        assert server._unread_bytes(above) == 43
+
 
 class Wire(asyncio.Transport):
     """What a connection writes to; no socket, so that nothing comes late."""
@@ -698,6 +729,15 @@ class Wire(asyncio.Transport):
         super().__init__()
         self.written = b""
         self.closed = asyncio.Event()
+        self.aborted = False
+        self.unread: Iterator[int] = itertools.repeat(0)
+
+    def get_write_buffer_size(self) -> int:
+        return next(self.unread)
+
+    def abort(self) -> None:
+        self.aborted = True
+        self.closed.set()
 
     def write(self, data: Any) -> None:
         self.written += data
@@ -721,7 +761,12 @@ async def _until_closed(sent: bytes, seconds: float) -> bytes:
     Args:
         seconds: that a reply takes.
     """
+    wire = Wire()
+    await _close_of(wire, sent, seconds)
+    return wire.written
 
+
+async def _close_of(wire: Wire, sent: bytes, seconds: float) -> None:
     async def reply(scope: Any, receive: Any, send: Any) -> None:
         await asyncio.sleep(seconds)
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -730,14 +775,12 @@ async def _until_closed(sent: bytes, seconds: float) -> bytes:
     config = uvicorn.Config(
         reply, lifespan="off", ws="none", log_config=None, timeout_keep_alive=3_600
     )
-    wire = Wire()
     connection = server.Connection(config, ServerState(), {})
     connection.connection_made(wire)
     connection.data_received(sent)
     async with asyncio.timeout(60):  # only there to end a broken test
         await wire.closed.wait()
     connection.connection_lost(None)
-    return wire.written
 
 
 def test_the_schema_is_closed_to_what_it_does_not_know(client: TestClient) -> None:

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 _WAITING = 512  # connections that nobody has accepted yet
 _ENDING_SECONDS = 5  # that requests at hand may take once the service is to end
-_IDLE_SECONDS = 75
-"""How long a connection may wait for its next request: longer than proxies (60 s) and clients keep
-theirs, so that it is not ended just when the next request comes."""
+_IDLE_SECONDS = 150
+"""How long a connection may wait for its next request: longer than proxies (60 s; Caddy 120 s) and
+clients keep theirs, so that it is not ended just when the next request comes. Whoever reads nothing of a reply for so long has left."""
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
@@ -109,14 +109,19 @@ def _configuration(app: FastAPI, settings: ServiceSettings) -> uvicorn.Config:
 
 
 class Connection(H11Protocol):
-    """Ends when no request comes: uvicorn waits without end for the first one, and for the rest of
-    one that has begun."""
+    """Ends when no request comes, or nobody reads the reply.
+
+    uvicorn waits without end for the first request, for the rest of one that has begun, and for
+    readers; and where it closes, TLS cuts off what is not read yet. Replies that are still being
+    made are not looked at: event streams see to themselves.
+    """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Called by the loop."""
         super().connection_made(transport)
         self._idle_since = self.loop.time()
-        self._next_look = self.loop.call_later(_IDLE_SECONDS, self._end_if_idle)
+        self._unread = 0
+        self._next_look = self.loop.call_later(_IDLE_SECONDS, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the loop."""
@@ -128,12 +133,28 @@ class Connection(H11Protocol):
         self._idle_since = self.loop.time()
         super().on_response_complete()
 
-    def _end_if_idle(self) -> None:
-        is_idle = self.cycle is None or self.cycle.response_complete
-        if is_idle and self.loop.time() - self._idle_since >= _IDLE_SECONDS:
+    def timeout_keep_alive_handler(self) -> None:
+        """Called some time after a reply; whoever still reads it is left in peace."""
+        if not _unread_bytes(self.transport):
+            super().timeout_keep_alive_handler()
+
+    def _look(self) -> None:
+        unread, before = _unread_bytes(self.transport), self._unread
+        self._unread = unread
+        self._next_look = self.loop.call_later(_IDLE_SECONDS, self._look)
+        if self.cycle is not None and not self.cycle.response_complete:
+            return
+        if unread and unread == before:
+            self.transport.abort()
+        elif self.loop.time() - self._idle_since >= _IDLE_SECONDS:
             self.timeout_keep_alive_handler()
-        else:
-            self._next_look = self.loop.call_later(_IDLE_SECONDS, self._end_if_idle)
+
+
+def _unread_bytes(transport: asyncio.Transport) -> int:
+    """Of what was written, the bytes that the client's side has not taken yet."""
+    # Of TLS, asyncio counts only what is not encrypted yet; the rest is in the transport below.
+    below = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
+    return transport.get_write_buffer_size() + (below.get_write_buffer_size() if below else 0)
 
 
 class _Server(uvicorn.Server):
