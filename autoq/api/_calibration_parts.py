@@ -116,7 +116,7 @@ class CalibrationParts:
             array = self._array(name)
             if array is None:
                 raise StoreError(f"array {name!r} is not in the store")
-            if False and _hash_of(array) != hashes[name]:
+            if _hash_of(array) != hashes[name]:
                 raise StoreError(f"array {name!r} was replaced by another search in the meantime")
 
     def _array(self, name: str) -> NDArray[Any] | None:
@@ -125,7 +125,7 @@ class CalibrationParts:
 
 def _hash_of(array: NDArray[Any]) -> str:
     digest = hashlib.sha256(f"{array.dtype.str} {array.shape} ".encode())
-    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
