@@ -13,8 +13,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from autoq.api import reuse
 from autoq.api._study_batches import stored_array
 from autoq.api.serialize import array_names, calibration_to_plain
 from autoq.api.study_tables import CALIBRATION
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 _PART = "part|"
 """Names of arrays begin so that hold a block's records as JSON; its number follows."""
 
+_STREAMING = ("api.streamed", "export")
+"""Packages that calibrate block by block, beside those that calibrate a model in memory, too."""
+
 _Key = tuple[SlotName, FormatName]
 
 
@@ -44,7 +49,13 @@ class CalibrationParts:
             fingerprint: of its calibration, see `autoq.api.reuse.calibration_fingerprint`.
         """
         self._study = study
-        document = {"calibration": fingerprint, "formats": list(study.config.formats)}
+        document = {
+            "calibration": fingerprint,
+            "formats": list(study.config.formats),
+            # On a CPU factors and sums of whole tensors are added up thread by thread.
+            "threads": torch.get_num_threads(),
+            "code": reuse.code_version(_STREAMING),
+        }
         self._fingerprint = study_key(document, study.record.model_fingerprint)
         self._records: dict[int, list[dict[str, Any]]] = {}
 
@@ -79,7 +90,8 @@ class CalibrationParts:
         if foreign:
             progress.note(
                 f"what a search that was killed has left of the calibration, of {foreign} blocks, is "
-                "computed anew: it is of another version, processor or choice of formats"
+                "computed anew: it is of another version, processor, number of threads or choice of "
+                "formats"
             )
         if self._records:
             progress.note(_where(self._records, len(blocks)))

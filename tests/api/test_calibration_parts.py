@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from autoq.api import reuse, search
 from autoq.api.study_tables import CALIBRATION
@@ -29,7 +30,7 @@ SETTINGS: dict[str, Any] = {
     "measure": False,
     "container": "modelopt",
 }
-_FOREIGN = "is of another version, processor or choice of formats"
+_FOREIGN = "is of another version, processor, number of threads or choice of formats"
 
 
 class Notes(SilentProgress):
@@ -248,6 +249,43 @@ def test_what_another_version_has_left_is_not_taken(
     assert len(notes.about(_FOREIGN)) == 1
     assert notes.about("taken up") == []
     assert content(store) == content(tmp_path / "whole.db")
+
+
+@pytest.mark.parametrize("package", ["api.streamed", "export"])
+def test_what_other_code_that_streams_has_left_is_not_taken(
+    package: str,
+    source: Callable[[str], Path],
+    calibrated: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, store = source("llama"), tmp_path / "killed.db"
+    killed(model, store, after=1)
+    kept = reuse.code_version
+    monkeypatch.setattr(reuse, "code_version", lambda names: kept(names) + "!" * (package in names))
+    calibrated.clear()
+
+    _, notes = streamed(model, store)
+
+    assert len(calibrated) == BLOCKS
+    assert len(notes.about(_FOREIGN)) == 1
+
+
+def test_what_another_number_of_threads_has_left_is_not_taken(
+    source: Callable[[str], Path], calibrated: list[str], tmp_path: Path
+) -> None:
+    model, store = source("llama"), tmp_path / "killed.db"
+    own = torch.get_num_threads()
+    killed(model, store, after=1)
+    calibrated.clear()
+    torch.set_num_threads(own + 1)
+    try:
+        _, notes = streamed(model, store)
+    finally:
+        torch.set_num_threads(own)
+
+    assert len(calibrated) == BLOCKS
+    assert len(notes.about(_FOREIGN)) == 1
 
 
 def test_another_configuration_begins_its_own(
