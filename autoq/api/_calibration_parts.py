@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from autoq.api._study_batches import stored_array
 from autoq.api.serialize import array_names, calibration_to_plain
 from autoq.api.study_tables import CALIBRATION
 from autoq.errors import StoreError
+from autoq.export.block_calibration import blocks_to_calibrate
 from autoq.formats import FormatName
 from autoq.layers import LayerCalibration
 from autoq.models import SlotName
@@ -94,7 +95,8 @@ class CalibrationParts:
                 "formats"
             )
         if self._records:
-            progress.note(_where(self._records, len(blocks)))
+            missing = blocks_to_calibrate(self._study.model_map) - self.done
+            progress.note(_where(self._records, missing, len(blocks)))
 
     def add(self, entries: Mapping[_Key, LayerCalibration], block: int | None) -> None:
         """See `autoq.export.block_calibration.TakesCalibrations`."""
@@ -141,10 +143,10 @@ def _hash_of(array: NDArray[Any]) -> str:
     return digest.hexdigest()
 
 
-def _where(done: Mapping[int, Sequence[Any]], blocks: int) -> str:
-    first = next((number for number in range(blocks) if number not in done), blocks)
-    if first == blocks:
+def _where(done: Collection[int], missing: Collection[int], blocks: int) -> str:
+    if not missing:
         return f"calibration taken up behind block {blocks} of {blocks}, the last"
+    first = min(missing)
     later = sum(number > first for number in done)
     more = f"; {later} behind it are calibrated" if later else ""
     return f"calibration taken up at block {first + 1} of {blocks}{more}"

@@ -111,7 +111,7 @@ class BlockCalibration:
         parts = [_part(model_map, path) for path in model_map.blocks]
         rest = outside_blocks(model_map) if self.takes_outside else None
         _refuse_outside(model_map, parts if rest is None else [*parts, rest])
-        last = max((number for number in range(len(parts)) if number not in done), default=-1)
+        last = max(blocks_to_calibrate(model_map) - set(done), default=-1)
         if rest is not None and rest.groups:
             last = len(parts)
         for number, part in enumerate(parts):
@@ -187,6 +187,12 @@ def outside_blocks(model_map: ModelMap) -> ModelMap:
     }
     groups = tuple(group for group in model_map.groups if slots.keys() >= set(group.slots))
     return replace(model_map, slots=slots, groups=groups, blocks=())
+
+
+def blocks_to_calibrate(model_map: ModelMap) -> frozenset[int]:
+    """Numbers of the blocks that have groups; all of the others may be excluded."""
+    parts = [_part(model_map, path) for path in model_map.blocks]
+    return frozenset(number for number, part in enumerate(parts) if part.groups)
 
 
 def _part(model_map: ModelMap, path: str) -> ModelMap:

@@ -14,6 +14,7 @@ import torch
 from autoq.api import reuse, search
 from autoq.api.study_tables import CALIBRATION
 from autoq.export import block_calibration
+from autoq.export.block_calibration import BlockCalibration
 from autoq.models.block_stream import BlockStream
 from autoq.progress import SilentProgress
 from autoq.studies import StudyStore, maintenance
@@ -103,8 +104,7 @@ def killed(source: Path, store: Path, *, after: int, **settings: Any) -> None:
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(block_calibration, "calibrate", calibrate)
-        if after == BLOCKS:
-            patch.setattr(BlockStream, "check", _interrupt)
+        patch.setattr(BlockStream, "check", _interrupt)  # comes when all are calibrated
         streamed(source, store, **settings)
     assert count == after
 
@@ -180,6 +180,49 @@ def test_a_killed_search_goes_on_at_its_block(
         for name in expected:
             assert found[name] == expected[name], (after, name)
         assert_sound(store)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "after", "where"),
+    [
+        ((0,), 1, "at block 3"),
+        ((1,), 1, "at block 3"),
+        ((3,), 3, "behind block 4"),
+        ((2, 3), 1, "at block 2"),
+    ],
+)
+def test_blocks_that_are_left_out_count_as_done(
+    left_out: tuple[int, ...],
+    after: int,
+    where: str,
+    source: Callable[[str], Path],
+    calibrated: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = source("llama")
+    settings = {"exclude": tuple(f"model.layers.{block}.*" for block in left_out)}
+    streamed(model, tmp_path / "whole.db", **settings)
+    paths, store = list(calibrated), tmp_path / "killed.db"
+    assert len(paths) == BLOCKS - len(left_out)
+    killed(model, store, after=after, **settings)
+    calibrated.clear()
+    run: list[int] = []
+    keep_outputs = BlockCalibration._keep_outputs
+
+    def noted(self: Any, stream: Any, number: int, *rest: Any) -> None:
+        run.append(number)
+        keep_outputs(self, stream, number, *rest)
+
+    monkeypatch.setattr(BlockCalibration, "_keep_outputs", noted)
+    _, notes = streamed(model, store, **settings)
+
+    assert calibrated == paths[after:]
+    assert len(notes.about(f"calibration taken up {where} of {BLOCKS}")) == 1, notes.said
+    # Outputs serve the blocks behind, where any of them is still to be calibrated.
+    last = max((int(path.rsplit(".", 1)[1]) for path in calibrated), default=0)
+    assert run == [block for block in range(last) if f"model.layers.{block}" not in calibrated]
+    assert content(store) == content(tmp_path / "whole.db")
 
 
 def _array_of(block: int) -> str:
