@@ -149,13 +149,17 @@ def _web_address(text: str) -> str:
         InputError: it is none that a browser should be sent to; or it holds a password, which
             everybody would read.
     """
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+    try:
+        parts = urlsplit(text)
+        is_good = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
+    except ValueError:  # brackets that are no address
+        is_good = False
+    if not is_good:
         raise InputError(
             "--dashboard-url must be an http or https address without a password, got "
             f"{without_password(text)!r}; give one as http://127.0.0.1:8080"
         )
-    return text
+    return parts.geturl()
 
 
 def _check_installed() -> None:

@@ -189,7 +189,8 @@ def test_what_cannot_start_says_why_in_one_line(tmp_path: Path) -> None:
     assert "needs tokens" in refusal(tmp_path, "--host", "0.0.0.0")
     assert "in memory" in refusal(tmp_path, "--store", "sqlite:///:memory:")
     assert "give both" in refusal(tmp_path, "--tls-cert", "a.pem")
-    for address in ("javascript:alert(1)", "https://ada:secret@optuna.example"):
+    addresses = ("javascript:alert(1)", "https://ada:secret@optuna.example", "http://[::1")
+    for address in addresses:
         said = refusal(tmp_path, "--dashboard-url", address)
         assert "http or https address" in said
         assert "secret" not in said
@@ -197,7 +198,8 @@ def test_what_cannot_start_says_why_in_one_line(tmp_path: Path) -> None:
 
 def test_the_page_learns_where_the_dashboard_is(tmp_path: Path) -> None:
     address = "http://127.0.0.1:8080"
-    with serving(tmp_path, "--workers", "0", "--dashboard-url", address) as (url, _):
+    shouted = address.replace("http", "HTTP")
+    with serving(tmp_path, "--workers", "0", "--dashboard-url", shouted) as (url, _):
         assert get(f"{url}/v1/me").json()["dashboard"] == address
 
 

@@ -173,7 +173,8 @@ class Line:
     def reply(self, route):
         self.asked_after.append(route.request.headers["last-event-id"])
         if not self.replies:
-            self.job = job("done", finished="2026-01-01T00:01:01Z")
+            result = {"container": "modelopt"}
+            self.job = job("done", finished="2026-01-01T00:01:01Z", result=result)
             body = event(9, "status", status="done")
         else:
             body = self.replies.pop(0)
@@ -235,6 +236,7 @@ def test_a_failed_job_says_why_and_is_resumed(page, url):
     assert page.get_by_role("button", name="Cancel").count() == 0
     page.get_by_role("button", name="Resume").click()
     page.locator(".job-head .badge", has_text="done").wait_for()  # its stream was opened again
+    page.locator("dd", has_text="modelopt").wait_for()  # and what it came to is shown
     assert asked == ["POST"]
 
 
@@ -374,10 +376,11 @@ def test_a_study_without_a_plan_shows_the_job_that_makes_it(page, url):
 
 def test_a_study_s_cancelled_job_can_be_resumed_from_its_page(page, url):
     line = Line(page, [])
-    line.job = job("cancelled", finished="2026-01-01T00:00:09Z")
+    line.job = job("cancelled", study="young", finished="2026-01-01T00:00:09Z")
     page.route("**/v1/studies/young*/**", lambda route: route.fulfill(status=404, json={}))
     page.route("**/v1/studies/young", lambda route: route.fulfill(json=study()))
-    page.route("**/v1/jobs/j/resume", lambda route: route.fulfill(json=job("queued")))
+    resumed = job("queued", study="young")
+    page.route("**/v1/jobs/j/resume", lambda route: route.fulfill(json=resumed))
     page.goto(f"{url}/studies/young")
     page.get_by_role("button", name="Resume").click()
     page.get_by_text("Waits for a worker that is free.").wait_for()
@@ -463,3 +466,13 @@ def test_a_study_that_a_job_has_not_begun_yet_shows_the_job(page, url):
     page.get_by_text("There is no plan yet.").wait_for()
     assert page.get_by_role("button", name="Resume").is_visible()
     assert page.locator("h1").text_content() == "young"
+
+
+def test_a_search_that_goes_on_with_another_study_leads_there(page, url):
+    line = Line(page, [event(1, "status", status="running")])
+    line.job = job("running", study="young")
+    page.route("**/v1/studies/young**", lambda route: route.fulfill(status=404, json={}))
+    listed = {"items": [line.job], "next_cursor": None}
+    page.route("**/v1/jobs?study=young&limit=1", lambda route: route.fulfill(json=listed))
+    page.goto(f"{url}/studies/young")
+    page.wait_for_url("**/studies/a%20study")  # that of the job as it ends

@@ -543,8 +543,8 @@ class TestLimits:
 
     @pytest.mark.parametrize(
         ("path", "begins", "at_once"),
-        [("/v1/slow", False, 8), ("/v1/slow", True, 20), ("/v1/slow/events", False, 20)],
-        ids=["slow", "begun", "listening"],
+        [("/v1/slow", False, 8), ("/v1/slow", True, 20), ("/v1/slow/events", False, 8)],
+        ids=["slow", "begun", "not listening yet"],
     )
     def test_one_client_s_slow_requests_leave_room_for_others(
         self, tmp_path: Path, path: str, begins: bool, at_once: int

@@ -1,8 +1,8 @@
 """What stands between the network and the routes, for every request.
 
-In this order: the `Host` must name this server; a page of another origin may ask for nothing but
-pages; who asks is found out; that one must not ask too fast; a body must be JSON, small, and
-unambiguous. Every reply, of whatever part, gets the security headers, and no exception gets further
+In this order: address and headers are short and tell a body's length in one way; the `Host` must name
+this server; a page of another origin may ask for nothing but pages; who asks is found out; that one
+must not ask too fast, and waits for a turn; a body must be JSON, small, and unambiguous. Every reply, of whatever part, gets the security headers, and no exception gets further
 than here. There are no cookies and no CORS headers: what another site's page sends carries no token.
 """
 
@@ -73,7 +73,6 @@ _CHANGE_COST = 10.0  # of a request that may begin work, in requests that read
 _BURST_SECONDS = 2.0
 _FAILURES_PER_SECOND, _FAILURES_AT_ONCE = 1.0, 20.0
 _LONGEST_TOKEN = 200
-_STREAMS = "/events"  # what the addresses of those end with
 _HEALTH = "/v1/health"
 _TURNS = 8  # requests of one client that are answered at once: half of the threads that read
 
@@ -116,8 +115,8 @@ class Guard:
         return self._streams.take(_caller(scope).key)
 
     def turn(self, scope: Mapping[str, Any]) -> AbstractAsyncContextManager[Callable[[], None]]:
-        """See `Turns.turn`; what listens has a slot instead, and health waits for nobody."""
-        if scope["path"].endswith(_STREAMS) or scope["path"] == _HEALTH:
+        """See `Turns.turn`; streams end theirs as they begin, and health waits for nobody."""
+        if scope["path"] == _HEALTH and scope["method"] in _SAFE:
             return nullcontext(_nothing)
         return self._turns.turn(_caller(scope).key)
 

@@ -150,6 +150,10 @@ export class GridCanvas {
 
   /** In the window's coordinates: what scrolls would cut off what stands out of it. */
   placeTip(cell) {
+    if (!this.canvas.isConnected) {
+      this.showTip(null); // another page is shown: nothing is to listen for this one
+      return;
+    }
     const { left, width, top, height } = this.box(...cell);
     const frame = this.canvas.getBoundingClientRect();
     const room = document.documentElement.clientWidth - this.tip.offsetWidth - 8;

@@ -191,7 +191,7 @@ export class JobView {
     try {
       const wasEnded = hasEnded(this.job);
       this.update(await post(`/v1/jobs/${encodeURIComponent(this.job.id)}/${name}`));
-      if (wasEnded) this.start(this.job); // its stream had ended
+      if (wasEnded) this.listen(); // its stream had ended, or was never asked for
     } catch (error) {
       button.disabled = false;
       fill(this.trouble, problemNote(error));

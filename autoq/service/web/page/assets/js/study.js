@@ -1,6 +1,6 @@
 // The page of one study: its frontier, a budget, the plan for it, and what that rests on.
 
-import { parameters } from "./address.js";
+import { navigate, parameters } from "./address.js";
 import { Problem, download, get, post, queryOf, saveBlob, studyPath } from "./api.js";
 import { BudgetControl } from "./budget.js";
 import { Chart, MARKER, frontierFigure } from "./charts.js";
@@ -62,7 +62,7 @@ class StudyPage {
     if (error.status !== 404) throw error;
     const { items } = await get(`/v1/jobs${queryOf({ study: this.name, limit: 1 })}`, { signal: this.signal });
     if (!items.length || items[0].status === "done") throw error;
-    fill(this.place, el("p.way", {}, link("/", "Studies")), el("h1", {}, this.name), this.jobPlace, emptyNote(NO_PLAN));
+    fill(this.place, el("p.way", {}, link("/", "Studies")), el("h1", {}, this.name), this.jobPlace, this.trouble, emptyNote(NO_PLAN));
     await this.followJob(items[0]);
     return null;
   }
@@ -309,10 +309,17 @@ class StudyPage {
     const view = new JobView({
       signal: AbortSignal.any([this.signal, this.jobSignal.signal]),
       compact: true,
-      onChange: (now) => hasEnded(now) && this.renew(),
+      onChange: (now) => this.takeJob(now),
     });
     fill(this.jobPlace, el("section.live", { "aria-label": "Newest job" }, view.element));
     view.start(job);
+  }
+
+  /** A search may go on with a study that has another name; what has ended has left something. */
+  takeJob(job) {
+    const name = this.detail?.name ?? this.name;
+    if (job.study && job.study !== name) navigate(`/studies/${encodeURIComponent(job.study)}`);
+    else if (hasEnded(job)) this.renew().catch((error) => this.signal.aborted || fill(this.trouble, problemNote(error)));
   }
 
   /** Read again what jobs change. */
