@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,6 @@ def estimate(model: Path, tmp_path: Path, **options: Any) -> Preflight:
 
 def workload(folder: Path, **added: Any) -> Any:
     """Of the small search, with fields of `Workload` on top."""
-    from dataclasses import replace
-
     from autoq.api.config import ScoringConfig
 
     sizes = {key: value for key, value in SMALL.items() if key != "held_out_sequences"}
@@ -238,6 +237,32 @@ def test_trials_are_divided_and_what_is_round_them_is_not(
     two = _seconds(workload(llama_folder, refining=options, trial_workers=Team(2, threads=1)))
     assert round_them + 20 * trial < two["refining"] < one
     assert "refining" not in _seconds(workload(llama_folder))
+
+
+def test_processes_on_one_gpu_share_it(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    options = RefineOptions(trials=40, held_out_sequences=2)
+    gpu = replace(RATES, are_of_a_gpu=True)
+
+    def refining(team: Team) -> float:
+        work = workload(llama_folder, refining=options, trial_workers=team)
+        return seconds_by_stage(work, AllRates(gpu, gpu, gpu))["refining"]
+
+    alone = refining(Team())
+    # As its products take all of the time here, four processes come to the end no sooner.
+    assert refining(Team(4, threads=1, waits_for_start=True)) >= alone
+    # A cluster's workers have a GPU each.
+    elsewhere = refining(Team(4, threads=1, place="the Ray cluster", gpus_each=1))
+    assert elsewhere < alone
+    # Forty trials by four take what they take by one, all of it 5 % longer beside others.
+    work = workload(llama_folder, refining=options)
+    token = 1.5 * (work.searched_weights + work.hidden_width * work.output_width) / 1e6
+    eighty = RefineOptions(trials=80, held_out_sequences=2)
+    team = Team(4, threads=1, waits_for_start=True)
+    longer = workload(llama_folder, refining=eighty, trial_workers=team)
+    more = seconds_by_stage(longer, AllRates(gpu, gpu, gpu))["refining"] - refining(team)
+    # What does not run on the GPU, 0.05 s for a trial, is divided by four.
+    assert more == pytest.approx(40 * (1.05 * 0.4 * token * 8 * 32 + 0.05 / 4))
 
 
 def test_what_trials_keep_is_bounded_by_what_is_free(llama_folder: Path) -> None:

@@ -74,6 +74,7 @@ class Rates:
     multiplications: float  # of float32 matrices, multiply-adds
     projections: float  # the same in the dtype of projections
     values: float  # of float32 that are multiplied, rounded and written
+    are_of_a_gpu: bool = False
 
 
 def measured_rates(work: Workload, device: torch.device, team: Team) -> Rates:
@@ -94,6 +95,7 @@ def _measured(work: Workload, device: torch.device) -> Rates:
         multiplications=_product_rate(rows, sides[0], sides[1], work.dtype, device),
         projections=_product_rate(rows, sides[0], sides[1], lower, device),
         values=_value_rate(device),
+        are_of_a_gpu=device.type == "cuda",
     )
 
 
@@ -198,8 +200,14 @@ def seconds_divided(jobs: int, seconds_each: float, ready: Sequence[float]) -> f
     return end
 
 
-def _multiplied(team: Team) -> float:
-    """Time of a job in a team, beside its time in one process by itself."""
+def _multiplied(team: Team, *, is_on_gpu: bool) -> float:
+    """Time of a job in a team, beside its time in one process by itself.
+
+    One GPU that all of them share is taken to be busy with one of them alone already, so that it
+    gives each its part.
+    """
+    if is_on_gpu and team.others and team.shares_memory:
+        return _BESIDE_OTHERS * team.count
     return _BESIDE_OTHERS / team.share_of_a_core if team.others and team.shares_memory else 1.0
 
 
@@ -240,8 +248,9 @@ def _scoring(work: Workload, rates: Rates, calibrating: float) -> float:
     of_a_token = 3 * _forward_seconds(work, rates)
     projected = sum(slot.weights * work.share_of_tokens(slot) for slot in work.slots)
     of_a_token += formats * projected * _SAMPLED_TOKENS / rates.projections
-    each = of_a_token * work.calibration_tokens / batches * _multiplied(team)
-    rounding = formats * _rounding(work, rates, "nearest") * _multiplied(team)
+    slower = _multiplied(team, is_on_gpu=rates.are_of_a_gpu)
+    each = of_a_token * work.calibration_tokens / batches * slower
+    rounding = formats * _rounding(work, rates, "nearest") * slower
     imports = _IMPORT_SECONDS if team.waits_for_start else max(0, _IMPORT_SECONDS - calibrating)
     others = imports + _loading(work) + work.calibration_bytes / _BYTES_PER_SECOND
     ready = [0.0] * team.owner_works + [others] * team.others
@@ -259,9 +268,10 @@ def _refining(work: Workload, own: Rates, rates: Rates) -> float:
     """Trials are divided; what is measured before and after them is the owner's alone."""
     assert work.refining is not None  # or else there is no such stage
     team = work.trial_workers
-    forward = _forward_seconds(work, rates) * _multiplied(team)
+    slower = _multiplied(team, is_on_gpu=rates.are_of_a_gpu)
+    forward = _forward_seconds(work, rates) * slower
     selection = forward * work.refined_tokens("selection")
-    rounding = len(work.formats) * _rounding(work, rates, "nearest") * _multiplied(team)
+    rounding = len(work.formats) * _rounding(work, rates, "nearest") * slower
     # Every process wants the original's outputs, and meets every weight in every format once.
     others = _IMPORT_SECONDS + _loading(work) + selection + rounding
     ready = [2 * selection + rounding] * team.owner_works + [others] * team.others
