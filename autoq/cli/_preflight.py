@@ -50,7 +50,7 @@ def say_first(options: dict[str, Any]) -> None:
     from autoq.api.preflight import preflight
 
     try:
-        found = preflight(**options, reads_data=False)
+        found = preflight(**options, reads_data=False, cluster_may_grow=True)
     except AutoqError:
         raise
     except Exception as error:  # noqa: BLE001  (see above)

@@ -389,6 +389,27 @@ def test_a_cluster_of_other_machines_takes_nothing_here(
         estimate(llama_folder, tmp_path, ray="head:6379", devices=17, device="cpu")
 
 
+def test_a_cluster_may_grow_until_there_are_trials(
+    llama_folder: Path, tmp_path: Path, room: Any, answering: Any
+) -> None:
+    asked: dict[str, Any] = {"ray": "a:1", "refine": 4, "workers": 10, "device": "cpu"}
+    asked["store"] = "postgresql+psycopg://host/db"
+    answering(_cluster(Machine(cores=4, gpus=0, memory_bytes=1 << 34)))
+    with pytest.raises(InputError, match="4 cores, and 9 workers"):  # as the cluster is now
+        estimate(llama_folder, tmp_path, **asked)
+    found = estimate(llama_folder, tmp_path, cluster_may_grow=True, **asked)
+    assert [note for note in found.notes if "must join" in note and "9 workers" in note]
+    assert [team.count for team in found.workers if team.stage == "refining"] == [9]
+    assert found.fits
+    enough = estimate(llama_folder, tmp_path, cluster_may_grow=True, **{**asked, "workers": 5})
+    assert not [note for note in enough.notes if "must join" in note]
+    # One that the search starts is this machine, and stays it.
+    machine = Machine(cores=4, gpus=0, memory_bytes=1 << 34)
+    answering(Cluster(machines=(machine,), is_this_machine=True, is_to_be_started=True))
+    with pytest.raises(InputError, match="4 cores, and 9 workers"):
+        estimate(llama_folder, tmp_path, cluster_may_grow=True, **asked)
+
+
 def test_a_cluster_with_too_little_memory_is_said(
     llama_folder: Path, tmp_path: Path, room: Any, answering: Any
 ) -> None:

@@ -10,7 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from autoq.api import preflight
+from autoq.api.preflight.cluster import Cluster, Machine
 from autoq.cli import app
+from autoq.cli._preflight import say_first
 from autoq.testing.tiny_models import write_tiny_model
 
 ARGUMENTS = [
@@ -85,3 +87,17 @@ def test_an_estimate_that_cannot_be_made_stops_no_search(
     result = run(*arguments)
     assert result.exit_code == 0, result.stderr
     assert result.stderr.splitlines()[0] == "not estimated: RuntimeError: no shapes"
+
+
+def test_no_search_is_refused_for_machines_that_may_join_later(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    machine = Machine(cores=4, gpus=0, memory_bytes=1 << 34)
+    cluster = Cluster(machines=(machine,), is_this_machine=False)
+    monkeypatch.setattr(preflight.estimating, "cluster_at", lambda _: cluster)
+    options = {"model": str(folder), "ray": "a:1", "refine": 4, "workers": 10, "device": "cpu"}
+    say_first({**options, "store": "postgresql+psycopg://host/db"})
+    assert "note: machines must join the Ray cluster" in capsys.readouterr().err

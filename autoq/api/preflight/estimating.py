@@ -70,6 +70,7 @@ def preflight(
     devices: int | None = None,
     ray: str | None = None,
     reads_data: bool = True,
+    cluster_may_grow: bool = False,
 ) -> Preflight:
     """Estimate a search from the model's configuration and headers; no weight is read.
 
@@ -79,6 +80,8 @@ def preflight(
     Args:
         reads_data: read the calibration data, and that of tasks, too, to refuse at once what is
             too short or cannot be had.
+        cluster_may_grow: note that a cluster has not room for `workers` yet, and do not refuse: the
+            search will want them when it has scored.
     Raises:
         InputError, ModelError, DataError: as the search would raise them: shards that are missing,
             a folder that cannot be read, an unknown format, too few tokens, a bound on memory that
@@ -120,7 +123,9 @@ def preflight(
         _workload(path, config, held_out_sequences if measure else 0, export is not None),
         scorers=scoring_team(devices, cluster, device=device),
         refining=refining,
-        trial_workers=ALONE if refining is None else trials_team(workers, cluster, device=device),
+        trial_workers=ALONE
+        if refining is None
+        else trials_team(workers, cluster, device=device, may_grow=cluster_may_grow),
         scores_cache=wish is not None,
     )
     if reads_data:
@@ -227,6 +232,11 @@ def _notes(work: Workload, cluster: Cluster | None) -> list[str]:
         notes.append("the Ray cluster's machines are taken to be as fast as this one")
         if any(machine.gpus for machine in cluster.machines):
             notes.append("Ray does not know what memory its GPUs have, so that was not looked at")
+    if work.trial_workers.lacks:
+        notes.append(
+            "machines must join the Ray cluster before trials are measured, or the search ends there: "
+            f"{work.trial_workers.lacks}"
+        )
     refining = work.refining
     if refining is not None and not refining.aim.is_divergence:
         notes.append("what --objective measures beside divergences takes time that is not counted")

@@ -99,7 +99,7 @@ def _on_cluster(work: Workload, memory: Memory, cluster: Cluster) -> list[Misfit
     found = []
     for stage, bytes_ in memory_of_workers(work, memory).items():
         team = _team(work, stage)
-        if team.gpus_each:  # whose memory Ray does not know
+        if team.gpus_each or team.lacks:  # Ray does not know GPUs' memory, nor who will join
             continue
         share = Share(team.others, team.gpus_each, team.threads or 1)
 

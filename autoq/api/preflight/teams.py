@@ -11,6 +11,7 @@ from autoq.api.distribution.crew import LocalCrew, crew_of
 from autoq.api.distribution.ray_cluster import Share
 from autoq.api.preflight.cluster import Cluster
 from autoq.api.refinement.process import threads_each
+from autoq.errors import InputError
 
 THIS_MACHINE = "this machine"
 _RAY = "the Ray cluster"
@@ -28,6 +29,7 @@ class Team:
     gpus_each: int = 0  # of a cluster
     waits_for_start: bool = False  # nobody starts the others before there is something to do
     starts_ray: bool = False  # a cluster is started on this machine
+    lacks: str = ""  # of a cluster that has not room for them yet: what it said
 
     @property
     def others(self) -> int:
@@ -76,16 +78,28 @@ def scoring_team(devices: int | None, cluster: Cluster | None, *, device: str) -
     return Team(count=1 + len(crew.devices), threads=crew.threads, devices=gpus)
 
 
-def trials_team(workers: int, cluster: Cluster | None, *, device: str) -> Team:
+def trials_team(
+    workers: int, cluster: Cluster | None, *, device: str, may_grow: bool = False
+) -> Team:
     """Who measures trials.
 
+    Args:
+        may_grow: machines may join a cluster that runs, until there are trials to measure.
     Raises:
         InputError: the cluster has not room for so many.
     """
     if workers == 1:
         return ALONE
     if cluster is not None:
-        share = cluster.share(workers - 1, device=device)
+        try:
+            share = cluster.share(workers - 1, device=device)
+        except InputError as error:
+            if not may_grow or cluster.is_to_be_started:
+                raise
+            one = cluster.share(1, device=device)
+            later = Share(workers - 1, one.gpus, 1)
+            team = _team_of(cluster, later, owner_works=True)
+            return replace(team, place=_RAY, lacks=str(error))
         return _team_of(cluster, share, owner_works=True)
     threads = min(torch.get_num_threads(), threads_each(workers))
     return Team(count=workers, threads=threads, waits_for_start=True)
