@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from autoq.api.preflight import Preflight, cluster, disk, estimating, preflight
+from autoq.api.preflight import Preflight, cluster, disk, estimating, gpus, preflight
 from autoq.api.preflight import memory as memory_module
 from autoq.api.preflight.cluster import Cluster, Machine
 from autoq.api.preflight.memory import Memory, memory_by_stage, memory_of_machine, memory_of_workers
@@ -210,6 +210,68 @@ def test_gpus_hold_one_process_each(llama_folder: Path) -> None:
     assert memory_of_machine(work, on_a_gpu) == memory_by_stage(work, on_a_gpu)
     (scoring,) = memory_of_workers(work, on_a_gpu).values()
     assert scoring == memory_by_stage(workload(llama_folder), on_a_gpu)["scoring"]
+
+
+@pytest.fixture
+def three_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    team = Team(count=3, threads=1, devices=("cuda:1", "cuda:2"))
+    monkeypatch.setattr(estimating, "scoring_team", lambda *_, **__: team)
+
+
+def test_other_gpus_are_asked_elsewhere(
+    llama_folder: Path,
+    tmp_path: Path,
+    room: Any,
+    three_gpus: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("this process would have a context on that GPU")
+
+    free = {"cuda:1": 1 << 40, "cuda:2": 1000}
+
+    def answer(command: list[str], **_: Any) -> Any:
+        assert command[-2:] == ["cuda:1", "cuda:2"]
+        return subprocess.CompletedProcess(command, 0, f"noise\n{json.dumps(free)}\n")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", refuse)
+    monkeypatch.setattr(gpus.subprocess, "run", answer)
+    found = estimate(llama_folder, tmp_path, device="cpu")
+    (misfit,) = found.misfits
+    assert (misfit.place, misfit.free_bytes) == ("cuda:2", 950)
+    assert found.notes == ()
+    free["cuda:2"] = 1 << 40
+    assert estimate(llama_folder, tmp_path, device="cpu").fits
+
+
+def _late(command: list[str], *, timeout: float, **_: Any) -> Any:
+    raise subprocess.TimeoutExpired(command, timeout)
+
+
+def _of_one_only(command: list[str], **_: Any) -> Any:
+    return subprocess.CompletedProcess(command, 0, '{"cuda:1": 5}')
+
+
+@pytest.mark.parametrize("answer", [_late, _of_one_only])
+def test_gpus_that_cannot_be_asked_are_said(
+    answer: Any,
+    llama_folder: Path,
+    tmp_path: Path,
+    room: Any,
+    three_gpus: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gpus.subprocess, "run", answer)
+    found = estimate(llama_folder, tmp_path, device="cpu")
+    (note,) = found.notes
+    assert note == "what is free on cuda:1, cuda:2 could not be asked, and was not looked at"
+    assert found.fits
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to be asked")
+def test_the_question_fails_where_there_is_no_gpu() -> None:
+    assert gpus.free_bytes_of_gpus(["cuda:1"]) is None
+    assert gpus.free_bytes_of_gpus([]) == {}
 
 
 # Trials

@@ -15,6 +15,7 @@ from autoq.api.kv_cache import cache_wish
 from autoq.api.preflight.cluster import PATIENCE_SECONDS, Cluster, cluster_at
 from autoq.api.preflight.disk import outputs_bytes, store_bytes
 from autoq.api.preflight.found import Preflight, WorkerNeeds
+from autoq.api.preflight.gpus import free_bytes_of_gpus
 from autoq.api.preflight.memory import (
     Memory,
     memory_by_stage,
@@ -147,6 +148,7 @@ def _estimate(
     memory = Memory(used, shared, available_bytes(device))
     own, machine = memory_by_stage(work, memory), memory_of_machine(work, memory)
     needs, temporary = _needs_of(work, path), 0
+    on_gpus = free_bytes_of_gpus(work.scorers.devices)
     if max_memory is not None:
         bound = parse_bytes(max_memory)
         needs.refuse_less(bound)
@@ -164,10 +166,16 @@ def _estimate(
         free_memory_bytes=memory.free_bytes,
         used_memory_bytes=memory.used_bytes,
         misfits=(),
-        notes=tuple(_notes(work, cluster)),
+        notes=(*_notes(work, cluster), *_notes_of_gpus(work, on_gpus)),
     )
     lacking = memory_misfits(
-        work, memory, found, cluster, device=str(device), streamed_bytes=needs.least
+        work,
+        memory,
+        found,
+        cluster,
+        device=str(device),
+        streamed_bytes=needs.least,
+        free_on_gpus=on_gpus or {},
     )
     return replace(found, misfits=(*lacking, *disk_misfits(found, work, store, export)))
 
@@ -243,6 +251,13 @@ def _notes(work: Workload, cluster: Cluster | None) -> list[str]:
     if refining is not None and refining.constraints:
         notes.append("what --min-task measures takes time that is not counted")
     return notes
+
+
+def _notes_of_gpus(work: Workload, free_bytes: Mapping[str, int] | None) -> list[str]:
+    if free_bytes is not None:
+        return []
+    names = ", ".join(work.scorers.devices)
+    return [f"what is free on {names} could not be asked, and was not looked at"]
 
 
 def _workload(path: Path, config: ScoringConfig, held_out: int, exports: bool) -> Workload:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from autoq.api.preflight.memory import (
 )
 from autoq.api.preflight.teams import ALONE, Team
 from autoq.api.preflight.workload import Workload
-from autoq.memory import available_bytes
 from autoq.studies.maintenance import file_of
 
 _BOUND_STEP = 10**8  # bytes, of a bound that is proposed
@@ -40,15 +39,17 @@ def memory_misfits(
     *,
     device: str,
     streamed_bytes: int,
+    free_on_gpus: Mapping[str, int],
 ) -> list[Misfit]:
     """Places with too little memory: this machine or its GPU, further GPUs, a cluster.
 
     Args:
         memory: of `device`, which the process that owns the study computes on.
         streamed_bytes: the least bound on memory that the search could do with.
+        free_on_gpus: those of other processes; one that is not named is not looked at.
     """
     missing = _on_own_device(work, memory, found.machine_peak_bytes, device, streamed_bytes)
-    missing += _on_other_gpus(work, memory)
+    missing += _on_other_gpus(work, memory, free_on_gpus)
     if cluster is not None and cluster.has_answered and not cluster.is_this_machine:
         missing += _on_cluster(work, memory, cluster)
     return missing
@@ -79,10 +80,12 @@ def _unstreamable(work: Workload) -> Iterator[str]:
         yield "--kv-formats"
 
 
-def _on_other_gpus(work: Workload, memory: Memory) -> list[Misfit]:
+def _on_other_gpus(work: Workload, memory: Memory, free_bytes: Mapping[str, int]) -> list[Misfit]:
     found = []
     for number, name in enumerate(work.scorers.devices, 1):
-        room = int(available_bytes(torch.device(name)) * _SAFE_SHARE)
+        if name not in free_bytes:
+            continue
+        room = int(free_bytes[name] * _SAFE_SHARE)
 
         def fits(tried: Workload, number: int = number, room: int = room) -> bool:
             if len(tried.scorers.devices) < number:
