@@ -521,8 +521,40 @@ def test_a_cluster_that_is_silent_is_said_and_waited_for_no_longer(
     monkeypatch.setattr(cluster.subprocess, "run", silent)
     found = estimate(llama_folder, tmp_path, ray="far:6379", devices=4, device="cpu")
     assert waited == [cluster.PATIENCE_SECONDS]
-    assert any("did not answer" in note for note in found.notes)
+    assert any("did not answer within 6 s: " in note for note in found.notes)
     assert found.workers[0].count == 4
+    assert found.fits
+
+
+def _ends(command: list[str], **_: Any) -> Any:
+    said = "Traceback:\nRuntimeError: another version of Ray\n"
+    raise subprocess.CalledProcessError(1, command, stderr=said)
+
+
+def _babbles(command: list[str], **_: Any) -> Any:
+    return subprocess.CompletedProcess(command, 0, "noise\n")
+
+
+@pytest.mark.parametrize(
+    ("fails", "words"),
+    [
+        (_ends, "could not be asked (RuntimeError: another version of Ray): "),
+        (_babbles, "could not be asked: "),
+    ],
+)
+def test_a_cluster_that_answers_with_an_error_is_not_called_silent(
+    fails: Any,
+    words: str,
+    llama_folder: Path,
+    tmp_path: Path,
+    room: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(cluster.subprocess, "run", fails)
+    found = estimate(llama_folder, tmp_path, ray="far:6379", devices=4, device="cpu")
+    (note,) = found.notes
+    assert note.startswith(f"the Ray cluster {words}")
     assert found.fits
 
 

@@ -39,9 +39,10 @@ class Machine:
 class Cluster:
     """What is known of a cluster."""
 
-    machines: tuple[Machine, ...]  # none: it was asked, and did not answer in time
+    machines: tuple[Machine, ...]  # none: nothing is known
     is_this_machine: bool  # and no other
     is_to_be_started: bool = False  # by the search
+    failure: str = ""  # where nothing is known: what the cluster did
 
     @property
     def has_answered(self) -> bool:
@@ -88,7 +89,7 @@ def cluster_at(address: str, *, patience_seconds: float = PATIENCE_SECONDS) -> C
         address: as `autoq.search` takes it. Where "auto" finds none, the search starts one of this
             machine.
     Returns:
-        One without machines where the answer takes longer than `patience_seconds`.
+        One without machines where the answer takes longer than `patience_seconds`, or asking fails.
     Raises:
         InputError: Ray is not installed, or says that nobody answers at the address.
     """
@@ -106,8 +107,11 @@ def cluster_at(address: str, *, patience_seconds: float = PATIENCE_SECONDS) -> C
             stdin=subprocess.DEVNULL,
         )
         answer: Mapping[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    except (subprocess.SubprocessError, ValueError, IndexError):
-        return Cluster(machines=(), is_this_machine=False)
+    except subprocess.TimeoutExpired:
+        return _unknown(f"did not answer within {patience_seconds:g} s")
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        said = str(getattr(error, "stderr", None) or "").strip().splitlines()
+        return _unknown("could not be asked" + (f" ({said[-1]})" if said else ""))
     if asking.NOBODY not in answer:
         machines = tuple(Machine(**machine) for machine in answer["machines"])
         return Cluster(machines=machines, is_this_machine=answer["is_this_machine"])
@@ -117,6 +121,10 @@ def cluster_at(address: str, *, patience_seconds: float = PATIENCE_SECONDS) -> C
             f"({answer[asking.NOBODY]}); start one with `ray start --head`"
         )
     return _cluster_of_this_machine()
+
+
+def _unknown(failure: str) -> Cluster:
+    return Cluster(machines=(), is_this_machine=False, failure=failure)
 
 
 def _cluster_of_this_machine() -> Cluster:

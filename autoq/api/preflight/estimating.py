@@ -12,7 +12,7 @@ import torch
 
 from autoq.api.config import ScoringConfig, parse_calibration
 from autoq.api.kv_cache import cache_wish
-from autoq.api.preflight.cluster import PATIENCE_SECONDS, Cluster, cluster_at
+from autoq.api.preflight.cluster import Cluster, cluster_at
 from autoq.api.preflight.disk import outputs_bytes, store_bytes
 from autoq.api.preflight.found import Preflight, WorkerNeeds
 from autoq.api.preflight.gpus import free_bytes_of_gpus
@@ -233,8 +233,8 @@ def _notes(work: Workload, cluster: Cluster | None) -> list[str]:
     notes = []
     if cluster is not None and not cluster.has_answered:
         notes.append(
-            f"the Ray cluster did not answer within {PATIENCE_SECONDS:g} s: whether it has room for "
-            f"{work.scorers.others} workers that score is not known"
+            f"the Ray cluster {cluster.failure}: whether it has room for {work.scorers.others} workers "
+            "that score is not known"
         )
     elif cluster is not None and not cluster.is_this_machine:
         notes.append("the Ray cluster's machines are taken to be as fast as this one")
