@@ -23,6 +23,7 @@ from autoq.api.preflight.memory import (
     memory_of_workers,
 )
 from autoq.api.preflight.misfits import disk_misfits, memory_misfits
+from autoq.api.preflight.notes import notes_of_gpus, notes_of_search
 from autoq.api.preflight.seconds import AllRates, seconds_by_stage
 from autoq.api.preflight.teams import ALONE, Team, scoring_team, trials_team
 from autoq.api.preflight.workload import Workload
@@ -166,7 +167,7 @@ def _estimate(
         free_memory_bytes=memory.free_bytes,
         used_memory_bytes=memory.used_bytes,
         misfits=(),
-        notes=(*_notes(work, cluster), *_notes_of_gpus(work, on_gpus)),
+        notes=(*notes_of_search(work, cluster), *notes_of_gpus(work, on_gpus)),
     )
     lacking = memory_misfits(
         work,
@@ -226,38 +227,6 @@ def _workers(work: Workload, memory: Memory) -> tuple[WorkerNeeds, ...]:
 
 def _place(team: Team) -> str:
     return ", ".join(team.devices) or team.place
-
-
-def _notes(work: Workload, cluster: Cluster | None) -> list[str]:
-    """What is not counted, or was taken for granted."""
-    notes = []
-    if cluster is not None and not cluster.has_answered:
-        notes.append(
-            f"the Ray cluster {cluster.failure}: whether it has room for {work.scorers.others} workers "
-            "that score is not known"
-        )
-    elif cluster is not None and not cluster.is_this_machine:
-        notes.append("the Ray cluster's machines are taken to be as fast as this one")
-        if any(machine.gpus for machine in cluster.machines):
-            notes.append("Ray does not know what memory its GPUs have, so that was not looked at")
-    if work.trial_workers.lacks:
-        notes.append(
-            "machines must join the Ray cluster before trials are measured, or the search ends there: "
-            f"{work.trial_workers.lacks}"
-        )
-    refining = work.refining
-    if refining is not None and not refining.aim.is_divergence:
-        notes.append("what --objective measures beside divergences takes time that is not counted")
-    if refining is not None and refining.constraints:
-        notes.append("what --min-task measures takes time that is not counted")
-    return notes
-
-
-def _notes_of_gpus(work: Workload, free_bytes: Mapping[str, int] | None) -> list[str]:
-    if free_bytes is not None:
-        return []
-    names = ", ".join(work.scorers.devices)
-    return [f"what is free on {names} could not be asked, and was not looked at"]
 
 
 def _workload(path: Path, config: ScoringConfig, held_out: int, exports: bool) -> Workload:
